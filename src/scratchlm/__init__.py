@@ -1,0 +1,24 @@
+"""scratchlm: the whole life of a language model, every component written from scratch.
+
+text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> generation -> report
+
+    registry      families of exchangeable parts, chosen by name
+    config        TOML or JSON and key=value -> frozen, checked settings
+    runtime       device, precision, threads, seeds: decided here, never at import
+    tokenizer/    text -> ids: byte-level BPE (plain twin and fast version), characters
+    data/         ids -> batches: corpora, the embedded stories, preparation, shards, loaders
+    model/        the transformer and its parts, the bigram baseline, accounting
+    kernels/      attention, written out and tiled
+    loss          cross-entropy, bits per byte
+    optim/        SGD, AdamW, learning-rate schedules, clipping
+    checkpoint    safetensors and a manifest with checksums, written atomically
+    generate/     sampling, the engine with its key-value cache
+    evaluate/     likelihood over a whole split
+    train/        run settings, assembly, the training loop, metrics, the plan
+    study/        the report with its plots
+    cs336/        the course's adapter functions over this library
+    recipes/      one TOML file per named run
+    cli/          the command line
+"""
+
+__version__ = "0.1.0"

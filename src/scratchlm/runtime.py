@@ -1,0 +1,210 @@
+"""The machine: device, precision, threads, seeds and safe writing are decided here, and never at import.
+
+A write is atomic when a reader sees the old content or the new, never a part: everything goes to a temporary name in
+the same folder, is flushed to the disk, then renamed; the folder is flushed last so that the rename survives a power cut.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("scratchlm")
+
+PrecisionName = Literal["auto", "float32", "bfloat16"]
+
+
+class Precision(NamedTuple):
+    """A number format for matrix products and why it was chosen; parameters stay float32."""
+
+    name: Literal["float32", "bfloat16"]
+    reason: str
+
+
+def choose_device(name: str = "auto") -> "torch.device":
+    """Return the device called `name`; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name}: not on this machine ({str(error).splitlines()[0]}); use auto or cpu."
+        ) from None
+    return device
+
+
+def choose_precision(name: PrecisionName, device: "torch.device") -> Precision:
+    """Return the number format for matrix products: "auto" takes bfloat16 where the hardware multiplies it natively."""
+    import torch
+
+    if name != "auto":
+        return Precision(name, "as configured")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bfloat16", "this GPU multiplies bfloat16 natively")
+        return Precision("float32", "this GPU has no bfloat16 units")
+    if device.type == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+        return Precision("bfloat16", "this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX)")
+    return Precision("float32", f"no native bfloat16 known on this {device.type.upper()}")
+
+
+def autocast(device: "torch.device", precision: str) -> AbstractContextManager[None]:
+    """Run matrix products in `precision` inside this context; everything stays float32 when it is "float32"."""
+    import torch
+
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device_type=device.type, dtype=getattr(torch, precision))
+
+
+def cpu_flags() -> set[str]:
+    """The instruction-set flags that the operating system reports for the first core; empty where it reports none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return set(line.partition(":")[2].split())
+
+
+def num_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(num_threads: int | None = None) -> int:
+    """Pin torch's threads (all cores by default) and flush denormal numbers; return the number of threads.
+
+    The number is recorded with each run: one and two threads differ in the last bits.
+    """
+    import torch
+
+    count = num_threads or num_cores()
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)
+    return count
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators: initial weights and dropout draw from torch's."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def has_compiler() -> str | None:
+    """Path of a C++ compiler that torch.compile can use on the CPU, or None."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def environment() -> dict[str, object]:
+    """What a run was made with: versions, hardware, threads, commit; saved with every run."""
+    import numpy as np
+    import psutil
+    import torch
+
+    from scratchlm import __version__
+
+    return {
+        "scratchlm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "cores": num_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": _commit(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name as the operating system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+@contextlib.contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the name `path`, on an error it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the name `path` (which must not exist)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        for file in temporary.iterdir():
+            _flush(file)
+        _flush(temporary)
+        temporary.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 so that a reader sees the old file or the new one."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

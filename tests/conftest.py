@@ -1,0 +1,27 @@
+"""Fixtures for all tests: the shared real data, seeds, one thread."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real text that may stand beside the checkout; tests that need it skip when it is missing."""
+    candidates = [os.environ.get("SCRATCHLM_SHARED_DATA", ""), Path(__file__).parents[2] / "shared" / "data"]
+    for candidate in candidates:
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate)
+    pytest.skip("real data is not here; set SCRATCHLM_SHARED_DATA to its folder")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    """The same random numbers for every test, and one torch thread: bits do not depend on the order of tests."""
+    import torch
+
+    from scratchlm import runtime
+
+    runtime.set_seed(0)
+    torch.set_num_threads(1)
