@@ -2,11 +2,11 @@
 
     load(RunConfig, path, ["optimizer.lr=3e-4", "model.norm.name=layernorm"])
 
-Three rules make a run's settings trustworthy. Keys are strict: a mistyped one is an error that names the nearest known
-key. A part is chosen by `name` and carries its own settings, all of
+Three rules make a run's settings trustworthy. Keys are strict: a mistyped one is an error that names the
+nearest known key. A part is chosen by `name` and carries its own settings, all of
 them once it is loaded (see registry.py); choosing another `name` on the command
-line drops the settings of the part that it replaces. The resolved configuration is saved with the run as JSON and loads
-back equal.
+line drops the settings of the part that it replaces. The resolved configuration is saved with the run as
+JSON and loads back equal.
 """
 
 import json
@@ -53,7 +53,8 @@ class Part(Config):
 def part_of(family: Family[Any]) -> type[Part]:
     """A `Part` type whose name and settings are checked against `family` while the configuration loads.
 
-    Annotate a field with it: `norm: part_of(NORMS) = Part(name="rmsnorm")`. A bare string is short for a name alone.
+    Annotate a field with it: `norm: part_of(NORMS) = Part(name="rmsnorm")`. A bare string is short for a
+    name alone.
     """
 
     class Checked(Part):
@@ -85,11 +86,13 @@ def load(
     Args:
         kind: The `Config` class to build.
         path: A .toml or .json file, or None.
-        overrides: Words such as "optimizer.lr=1e-3"; values are read as TOML, and as plain text where that fails.
+        overrides: Words such as "optimizer.lr=1e-3"; values are read as TOML, and as plain text where that
+            fails.
         base: Settings underneath the file.
 
     Raises:
-        ValueError: A file that cannot be read, an unknown key, a value of the wrong type; the message says which.
+        ValueError: A file that cannot be read, an unknown key, a value of the wrong type; the message says
+            which.
     """
     tree = _merge(_defaults(kind), base or {})
     if path is not None:
@@ -138,7 +141,8 @@ def read_tree(path: Path) -> Tree:
 def parse_override(word: str) -> tuple[list[str], Any]:
     """Split "a.b=1" into (["a", "b"], 1).
 
-    Examples: "lr=1e-3" -> 0.001, "tied=true" -> True, "name=lion" -> "lion", "betas=[0.9, 0.99]" -> [0.9, 0.99].
+    Examples: "lr=1e-3" -> 0.001, "tied=true" -> True, "name=lion" -> "lion", "betas=[0.9, 0.99]" -> [0.9,
+    0.99].
 
     Raises:
         ValueError: No "=", or an empty key.

@@ -6,10 +6,10 @@
     class Lion(Optimizer):
         def __init__(self, params, *, lr: float = 1e-4, weight_decay: float = 0.1): ...
 
-A part's *settings* are the keyword-only arguments of its constructor: names, types and defaults have one home, the
-signature. Positional arguments are what the code supplies (`params` above) and are never settings; neither are the
-keyword-only arguments in `SUPPLIED`. The modules of `package` are imported on the first look-up, so a new file with
-one decorated class is found without editing another file.
+A part's *settings* are the keyword-only arguments of its constructor: names, types and defaults have one
+home, the signature. Positional arguments are what the code supplies (`params` above) and are never settings;
+neither are the keyword-only arguments in `SUPPLIED`. The modules of `package` are imported on the first
+look-up, so a new file with one decorated class is found without editing another file.
 """
 
 import difflib
@@ -79,7 +79,8 @@ class Family(Generic[Part]):
                 part.__qualname__,
             ):
                 raise ValueError(
-                    f"{self.role} {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another name."
+                    f"{self.role} {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another
+                    name."
                 )
             self._parts[name] = part
             return part
@@ -151,7 +152,8 @@ class Family(Generic[Part]):
         checked = self.check(name, settings)
         return {key: checked.get(key, setting.default) for key, setting in self.settings(name).items()}
 
-    def build(self, part_name: str, /, *supplied: Any, **settings: Any) -> Part:  # noqa: ANN401 - any part, any setting
+    def build(self, part_name: str, /, *supplied: Any, **settings: Any) -> Part:  # noqa: ANN401 - any part,
+    any setting
         """Build part `part_name` from what the code supplies and what somebody set."""
         extra = {key: settings.pop(key) for key in SUPPLIED & settings.keys()}
         return self.get(part_name)(*supplied, **extra, **self.check(part_name, settings))

@@ -1,7 +1,8 @@
 """The machine: device, precision, threads, seeds and safe writing are decided here, and never at import.
 
-A write is atomic when a reader sees the old content or the new, never a part: everything goes to a temporary name in
-the same folder, is flushed to the disk, then renamed; the folder is flushed last so that the rename survives a power cut.
+A write is atomic when a reader sees the old content or the new, never a part: everything goes to a temporary
+name in the same folder, is flushed to the disk, then renamed; the folder is flushed last so that the rename
+survives a power cut.
 """
 
 import contextlib

@@ -1,0 +1,57 @@
+# Each target makes .venv when it is missing. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
+CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,scratchlm.cs336,beartype.beartype
+
+.PHONY: demo test test-slow lint format bench docs clean
+
+demo: $(VENV)/.installed
+	$(BIN)/scratchlm demo
+
+test: lint
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile" --jaxtyping-packages=$(CHECKED)
+	$(BIN)/python -m pytest -q -m "compile and not slow and not gpu"
+
+test-slow: $(VENV)/.development
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/lint-imports
+
+format: $(VENV)/.development
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: $(VENV)/.development
+	$(BIN)/python benchmarks/bench_train.py
+
+docs: $(VENV)/.documentation
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch is named alone and exactly first: a range would fetch the newest build with its CUDA packages.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scratchlm needs Python 3.11 or newer: make PYTHON=python3.12")'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt numpy torch==2.13.0
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.development: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+$(VENV)/.documentation: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	touch $@
