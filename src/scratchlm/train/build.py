@@ -1,0 +1,66 @@
+"""Assembly: settings come in, built parts go out. The only file that knows all families."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from scratchlm.data import CORPORA, LOADERS
+from scratchlm.data.corpora import Corpus
+from scratchlm.data.loader import Loader
+from scratchlm.data.shards import TokenDataset
+from scratchlm.model import MODELS
+from scratchlm.model.config import ModelConfig
+from scratchlm.optim import OPTIMIZERS, SCHEDULES
+from scratchlm.optim.groups import decay_groups
+from scratchlm.runtime import set_seed
+from scratchlm.tokenizer import TOKENIZERS, Tokenizer
+from scratchlm.train.config import RunConfig
+
+
+def build_corpus(config: RunConfig) -> Corpus:
+    """The corpus that the run reads."""
+    return CORPORA.build(config.corpus.name, **config.corpus.settings)
+
+
+def train_tokenizer(config: RunConfig, corpus: Corpus, progress: Callable[[str, int, int], None]) -> Tokenizer:
+    """Learn the run's tokenizer from the training split."""
+    recipe = TOKENIZERS.build(config.tokenizer.name, **config.tokenizer.settings)
+    return recipe.train((chunk.text for chunk in corpus.chunks("train")), progress=progress)
+
+
+def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
+    """The model's settings with the tokenizer's vocabulary size filled in.
+
+    Raises:
+        ValueError: The settings name a smaller vocabulary than the tokenizer has.
+    """
+    asked = config.model.vocab_size
+    if asked and asked < vocab_size:
+        raise ValueError(
+            f"model.vocab_size={asked} is smaller than the tokenizer's {vocab_size}; leave it at 0 to follow it."
+        )
+    return config.model.model_copy(update={"vocab_size": asked or vocab_size})
+
+
+def build_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
+    """The model with its initial weights, which `config.seed` decides."""
+    set_seed(config.seed)
+    settings = model_config(config, tokenizer.vocab_size)
+    return MODELS.get(settings.name)(settings)
+
+
+def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the model's parameters; only matrices decay."""
+    return OPTIMIZERS.build(config.optimizer.name, decay_groups(model), **config.optimizer.settings)
+
+
+def build_schedule(config: RunConfig) -> Callable[[int], float]:
+    """The schedule: step -> multiplier of the learning rate."""
+    return SCHEDULES.build(config.schedule.name, config.train.steps, **config.schedule.settings)
+
+
+def build_loader(config: RunConfig, dataset: TokenDataset) -> Loader:
+    """The loader over the training shards."""
+    supplied: tuple[Any, ...] = (dataset, config.rows_per_step, config.model.context_length, config.seed)
+    return LOADERS.build(config.batches.name, *supplied, **config.batches.settings)

@@ -1,0 +1,121 @@
+"""All settings of a run, in one frozen tree: what a recipe file holds and what config.json records.
+
+Batch sizes are in tokens. A step is always `batch_tokens` tokens, on any machine: what does not fit into memory at
+once is computed in micro-batches whose gradients add up.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from scratchlm.config import Config, Part, part_of
+from scratchlm.data import CORPORA, LOADERS
+from scratchlm.generate.sampling import SamplingConfig
+from scratchlm.model.config import ModelConfig
+from scratchlm.optim import OPTIMIZERS, SCHEDULES
+from scratchlm.runtime import PrecisionName
+from scratchlm.tokenizer import TOKENIZERS
+
+
+class RunModel(ModelConfig):
+    """The model's settings; the vocabulary's size comes from the tokenizer."""
+
+    vocab_size: int = Field(default=0, ge=0)
+    """0: as many entries as the tokenizer has."""
+
+
+class DataConfig(Config):
+    """How documents become token shards."""
+
+    workers: int = Field(default=2, ge=1)
+    """Threads that encode; the shards are the same for any number."""
+    chunk_size: int = Field(default=256 * 1024, ge=1024)
+    """Bytes of text handed to a worker at once."""
+    queue_size: int = Field(default=16, ge=1)
+    """Chunks that may wait for a worker: bounds the memory."""
+
+
+class TrainConfig(Config):
+    """How long, how much at once, and what happens along the way."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_tokens: int = Field(ge=1)
+    """Tokens per optimizer step; a multiple of the model's context_length."""
+    micro_batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens computed at once; "auto" chooses by memory and device."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: PrecisionName = "auto"
+    """Number format of matrix products; parameters and optimizer state stay float32."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile; "auto" compiles runs long enough to win the compilation time back."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    eval_every: int = Field(default=250, ge=1)
+    """Steps between validations; the last step is always validated."""
+    eval_tokens: int | None = None
+    """Tokens of the validation split measured each time; all of it by default. The last time it is always all."""
+    sample_every: int = Field(default=250, ge=1)
+    """Steps between sample texts."""
+    first_sample: int | None = None
+    """A first sample after this many steps, however early."""
+    save_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay; the best one stays too."""
+
+
+class RunConfig(Config):
+    """Everything that decides what a run computes."""
+
+    name: str
+    """The run's name in tables."""
+    description: str = ""
+    """One line for people."""
+    seed: int = 0
+    """Decides initial weights, sample order, dropout and sample texts."""
+    corpus: part_of(CORPORA)  # type: ignore[valid-type]
+    """Where the text comes from."""
+    tokenizer: part_of(TOKENIZERS)  # type: ignore[valid-type]
+    """How text becomes ids."""
+    data: DataConfig = DataConfig()
+    """How documents become shards."""
+    model: RunModel
+    """What is trained."""
+    batches: part_of(LOADERS) = Part(name="epochs")  # type: ignore[valid-type]
+    """Which rows make a batch."""
+    optimizer: part_of(OPTIMIZERS) = Part(name="adamw")  # type: ignore[valid-type]
+    """How gradients become updates."""
+    schedule: part_of(SCHEDULES) = Part(name="cosine")  # type: ignore[valid-type]
+    """How the learning rate moves."""
+    train: TrainConfig
+    """How long and how much at once."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How sample texts are drawn."""
+    prompt: str = ""
+    """What sample texts begin with; empty: the beginning of a document."""
+
+    @model_validator(mode="after")
+    def _rows_are_whole(self) -> "RunConfig":
+        context, tokens = self.model.context_length, self.train.batch_tokens
+        if tokens % context:
+            nearest = max(context, round(tokens / context) * context)
+            raise ValueError(
+                f"train.batch_tokens={tokens} is no multiple of model.context_length={context}; "
+                f"the nearest is {nearest}."
+            )
+        micro = self.train.micro_batch_tokens
+        if micro != "auto" and (micro % context or tokens % micro):
+            raise ValueError(
+                f"train.micro_batch_tokens={micro} must be a multiple of model.context_length={context} and "
+                f"divide train.batch_tokens={tokens}; or say auto."
+            )
+        return self
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of context_length tokens in one optimizer step."""
+        return self.train.batch_tokens // self.model.context_length

@@ -1,0 +1,116 @@
+"""The run folder: one home for the names of its files, and reading a finished or stopped run back.
+
+    config.json  environment.json  tokenizer.scratchlm.json  data/train/  data/valid/  checkpoints/step-0000100/
+    metrics.jsonl  samples.jsonl  summary.json  report.html         and results.md beside the run folders
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scratchlm.checkpoint import Checkpoint, CheckpointError, latest, load_checkpoint
+from scratchlm.config import load
+from scratchlm.model.transformer import TransformerLM
+from scratchlm.runtime import choose_device
+from scratchlm.tokenizer import Tokenizer, load_tokenizer
+from scratchlm.train.build import build_model
+from scratchlm.train.config import RunConfig
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware."""
+        return self.path / "environment.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of the run."""
+        return self.path / "tokenizer.scratchlm.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: training and validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """One JSON object a line: texts the model wrote."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The run's result."""
+        return self.path / "summary.json"
+
+    def shards(self, split: str) -> Path:
+        """Token shards of one split."""
+        return self.path / "data" / split
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run read back: its settings, model (ready to generate) and tokenizer."""
+
+    folder: RunFolder
+    config: RunConfig
+    model: TransformerLM
+    tokenizer: Tokenizer
+    step: int
+    summary: dict[str, Any]
+
+
+def load_run(path: Path, *, device: str = "auto") -> LoadedRun:
+    """Read the newest valid checkpoint of a run.
+
+    Raises:
+        ValueError: `path` is no run folder, or it holds no checkpoint that verifies.
+    """
+    folder = RunFolder(path)
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder.tokenizer)
+    checkpoint = read_checkpoint(folder)
+    model = build_model(config, tokenizer).to(choose_device(device))
+    model.load_state_dict(checkpoint.tensors["model"])
+    model.eval()
+    summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
+    return LoadedRun(folder, config, model, tokenizer, checkpoint.step, summary)
+
+
+def read_config(folder: RunFolder) -> RunConfig:
+    """The settings a run was started with.
+
+    Raises:
+        ValueError: `folder` is no run folder.
+    """
+    if not folder.config.is_file():
+        raise ValueError(f"{folder.path}: no run folder (config.json is missing); give the folder of a finished run.")
+    return load(RunConfig, folder.config)
+
+
+def read_checkpoint(folder: RunFolder) -> Checkpoint:
+    """The newest checkpoint that verifies.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = latest(folder.checkpoints)
+    if path is None:
+        raise CheckpointError(f"{folder.checkpoints}: holds no complete checkpoint; train the run first.")
+    return load_checkpoint(path)
