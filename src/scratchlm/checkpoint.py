@@ -6,8 +6,9 @@
         state.json              everything that is no tensor
         manifest.json           size and sha256 of each file above, written last
 
-The folder is written under a temporary name, flushed and renamed, so it exists whole or not at all. What is newest is
-never read from a name alone: `latest` checks sizes and checksums and passes over a damaged folder. No pickle anywhere.
+The folder is written under a temporary name, flushed and renamed, so it exists whole or not at all. What is
+newest is never read from a name alone: `latest` checks sizes and checksums and passes over a damaged folder.
+No pickle anywhere.
 """
 
 import hashlib
@@ -75,7 +76,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint folder after checking every file against the manifest.
 
     Raises:
-        CheckpointError: A file is missing, has another size or checksum, or the format is newer than this program.
+        CheckpointError: A file is missing, has another size or checksum, or the format is newer than this
+            program.
     """
     manifest = verify(path)
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -83,7 +85,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         tensors = {group: load_file(path / f"{group}.safetensors") for group in groups}
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); remove the folder.") from None
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}); remove the folder."
+        ) from None
     return Checkpoint(int(manifest["step"]), tensors, state)
 
 
@@ -97,9 +101,13 @@ def verify(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         version, files = manifest["format"], dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: no readable manifest.json ({error}); this checkpoint is incomplete.") from None
+        raise CheckpointError(
+            f"{path}: no readable manifest.json ({error}); this checkpoint is incomplete."
+        ) from None
     if version > FORMAT:
-        raise CheckpointError(f"{path}: format {version} is newer than {FORMAT}; update scratchlm to read it.")
+        raise CheckpointError(
+            f"{path}: format {version} is newer than {FORMAT}; update scratchlm to read it."
+        )
     for name, expected in files.items():
         file = path / name
         if not file.is_file():

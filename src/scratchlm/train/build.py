@@ -23,7 +23,9 @@ def build_corpus(config: RunConfig) -> Corpus:
     return CORPORA.build(config.corpus.name, **config.corpus.settings)
 
 
-def train_tokenizer(config: RunConfig, corpus: Corpus, progress: Callable[[str, int, int], None]) -> Tokenizer:
+def train_tokenizer(
+    config: RunConfig, corpus: Corpus, progress: Callable[[str, int, int], None]
+) -> Tokenizer:
     """Learn the run's tokenizer from the training split."""
     recipe = TOKENIZERS.build(config.tokenizer.name, **config.tokenizer.settings)
     return recipe.train((chunk.text for chunk in corpus.chunks("train")), progress=progress)
@@ -38,7 +40,8 @@ def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
     asked = config.model.vocab_size
     if asked and asked < vocab_size:
         raise ValueError(
-            f"model.vocab_size={asked} is smaller than the tokenizer's {vocab_size}; leave it at 0 to follow it."
+            f"model.vocab_size={asked} is smaller than the tokenizer's {vocab_size}; leave it at 0 to "
+            "follow it."
         )
     return config.model.model_copy(update={"vocab_size": asked or vocab_size})
 

@@ -1,7 +1,7 @@
 """All settings of a run, in one frozen tree: what a recipe file holds and what config.json records.
 
-Batch sizes are in tokens. A step is always `batch_tokens` tokens, on any machine: what does not fit into memory at
-once is computed in micro-batches whose gradients add up.
+Batch sizes are in tokens. A step is always `batch_tokens` tokens, on any machine: what does not fit into
+memory at once is computed in micro-batches whose gradients add up.
 """
 
 from typing import Literal
@@ -57,7 +57,7 @@ class TrainConfig(Config):
     eval_every: int = Field(default=250, ge=1)
     """Steps between validations; the last step is always validated."""
     eval_tokens: int | None = None
-    """Tokens of the validation split measured each time; all of it by default. The last time it is always all."""
+    """Tokens of the validation split measured each time; all by default, and always all at the end."""
     sample_every: int = Field(default=250, ge=1)
     """Steps between sample texts."""
     first_sample: int | None = None

@@ -1,6 +1,7 @@
 """What a run tells whoever watches it: small frozen records, in the order in which things happen.
 
-The run calls `on_event(event)` and knows nothing of terminals; the command line draws them, a test collects them.
+The run calls `on_event(event)` and knows nothing of terminals; the command line draws them, a test collects
+them.
 """
 
 from collections.abc import Callable
@@ -94,7 +95,9 @@ class Finished:
     summary: dict[str, Any]
 
 
-Event = PhaseStarted | PhaseProgress | PhaseEnded | StepEnded | Validated | Sampled | Saved | Message | Finished
+Event = (
+    PhaseStarted | PhaseProgress | PhaseEnded | StepEnded | Validated | Sampled | Saved | Message | Finished
+)
 OnEvent = Callable[[Event], None]
 
 

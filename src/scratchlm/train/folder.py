@@ -1,7 +1,7 @@
 """The run folder: one home for the names of its files, and reading a finished or stopped run back.
 
-    config.json  environment.json  tokenizer.scratchlm.json  data/train/  data/valid/  checkpoints/step-0000100/
-    metrics.jsonl  samples.jsonl  summary.json  report.html         and results.md beside the run folders
+config.json  environment.json  tokenizer.scratchlm.json  data/train/  data/valid/  checkpoints/step-0000100/
+metrics.jsonl  samples.jsonl  summary.json  report.html         and results.md beside the run folders
 """
 
 import json
@@ -100,7 +100,9 @@ def read_config(folder: RunFolder) -> RunConfig:
         ValueError: `folder` is no run folder.
     """
     if not folder.config.is_file():
-        raise ValueError(f"{folder.path}: no run folder (config.json is missing); give the folder of a finished run.")
+        raise ValueError(
+            f"{folder.path}: no run folder (config.json is missing); give the folder of a finished run."
+        )
     return load(RunConfig, folder.config)
 
 

@@ -1,0 +1,43 @@
+"""The record of a run: rows go in, lines of metrics.jsonl and samples.jsonl come out, in order.
+
+A row is one JSON object on one line, written with a single call and flushed, so that a killed run leaves at
+most one torn line at the end. `truncate_after` drops that line and every row past the step that a resumed run
+starts from.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scratchlm.runtime import write_text_atomically
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, that grows."""
+
+    def __init__(self, path: Path) -> None:
+        """Use the file at `path`; it is made with the first row."""
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows; a torn last line is left out."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # only the last line of a killed run can be torn
+        return rows
+
+    def truncate_after(self, step: int) -> None:
+        """Keep the rows up to and including `step`."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        write_text_atomically(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
