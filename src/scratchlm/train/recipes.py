@@ -1,4 +1,4 @@
-"""Recipes: a name or a path comes in, a file of settings comes out; and settings fitted to somebody's own text.
+"""Recipes: a name or a path comes in, a file of settings comes out; also settings fitted to somebody's text.
 
 Recipes are TOML files in the package's recipes/ folder, one a named run. `for_text` starts from the recipe
 "quick" and fits vocabulary, model and length to the amount of text, so that a run takes minutes on two CPU

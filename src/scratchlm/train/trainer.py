@@ -120,7 +120,7 @@ class Trainer:
         return StepResult(step + 1, loss, lr, grad_norm, time.perf_counter() - started)
 
     def _gradients(self, step: int) -> float:
-        """Leave the batch's gradient in the parameters; return its loss. Out of memory halves the micro-batch."""
+        """Leave the batch's gradient in the parameters and return its loss; out of memory halves the rows."""
         while True:
             try:
                 return self._accumulate(step)
