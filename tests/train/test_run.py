@@ -1,0 +1,203 @@
+"""A whole run at tiny size: it learns, it is recorded, it stops and goes on bit for bit."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from scratchlm.checkpoint import latest, load_checkpoint
+from scratchlm.train import recipes
+from scratchlm.train.events import Sampled, StepEnded, Validated
+from scratchlm.train.folder import load_run
+from scratchlm.train.metrics import JsonLines
+from scratchlm.train.plan import make_plan
+from scratchlm.train.run import run
+from scratchlm.train.trainer import NonFiniteLossError, largest_divisor
+
+TINY = [
+    "corpus.num_train=120",
+    "corpus.num_valid=10",
+    "tokenizer.vocab_size=400",
+    "model.context_length=64",
+    "model.d_model=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "train.steps=12",
+    "train.batch_tokens=512",
+    "train.eval_every=4",
+    "train.sample_every=6",
+    "train.first_sample=2",
+    "train.save_every=4",
+    "train.log_every=1",
+    "train.compile=false",
+    "train.precision=float32",
+    "sampling.max_new_tokens=20",
+]
+
+
+def tiny(*overrides: str):
+    return recipes.read("demo", [*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    torch.set_num_threads(1)
+    run(tiny(), path)
+    return path
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    newest = latest(path / "checkpoints")
+    assert newest is not None
+    return load_checkpoint(newest).tensors["model"]
+
+
+def losses(path: Path) -> list[tuple[str, int, float]]:
+    return [(row["kind"], row["step"], row["loss"]) for row in JsonLines(path / "metrics.jsonl").rows()]
+
+
+def test_the_run_folder_holds_the_whole_record(finished):
+    names = {"config.json", "environment.json", "metrics.jsonl", "samples.jsonl", "summary.json"}
+    assert names <= {file.name for file in finished.iterdir()}
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    rows = losses(finished)
+    assert [step for kind, step, _ in rows if kind == "train"] == list(range(1, 13))
+    assert [step for kind, step, _ in rows if kind == "valid"] == [4, 8, 12]
+    assert summary["best_valid_loss"] == min(loss for kind, _, loss in rows if kind == "valid")
+    assert summary["floor_loss"] < summary["best_valid_loss"]
+    assert summary["tokens"] == 12 * 512
+
+
+def test_it_learns(finished):
+    train = [loss for kind, _, loss in losses(finished) if kind == "train"]
+    assert train[-1] < train[0] - 0.3
+
+
+def test_samples_carry_each_tokens_probability(finished):
+    rows = JsonLines(finished / "samples.jsonl").rows()
+    assert [row["step"] for row in rows] == [2, 6, 12]
+    for row in rows:
+        assert "".join(token["text"] for token in row["tokens"]) == row["text"]
+        assert all(0 <= token["probability"] <= 1 for token in row["tokens"])
+
+
+def test_a_finished_run_loads_and_generates_what_it_learned(finished):
+    loaded = load_run(finished, device="cpu")
+    assert loaded.step == 12
+    assert all(
+        torch.equal(tensor, loaded.model.state_dict()[name]) for name, tensor in weights(finished).items()
+    )
+
+
+@pytest.mark.parametrize("stop_at", [1, 6, 11])
+def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(finished, tmp_path, stop_at):
+    def stop(event: object) -> None:
+        if isinstance(event, StepEnded) and event.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    path = tmp_path / "stopped"
+    summary = run(tiny("model.dropout=0.0"), path, on_event=stop)
+    assert summary["stopped_early"]
+    assert summary["steps"] == stop_at
+    torch.manual_seed(12345)
+    run(tiny(), path, resume=True)
+    expected = weights(finished)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(path).items())
+    assert [row for row in losses(path) if row[0] == "train"] == [
+        row for row in losses(finished) if row[0] == "train"
+    ]
+
+
+def test_resume_is_bit_identical_with_dropout_and_accumulation(tmp_path):
+    settings = ("model.dropout=0.2", "train.micro_batch_tokens=128")
+    run(tiny(*settings), tmp_path / "whole")
+
+    def stop(event: object) -> None:
+        if isinstance(event, StepEnded) and event.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run(tiny(*settings), tmp_path / "parts", on_event=stop)
+    run(tiny(*settings), tmp_path / "parts", resume=True)
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "parts").items())
+
+
+def test_micro_batches_change_the_arithmetic_only_by_rounding(finished, tmp_path):
+    run(tiny("train.micro_batch_tokens=64", "train.steps=4"), tmp_path / "small")
+    run(tiny("train.micro_batch_tokens=512", "train.steps=4"), tmp_path / "large")
+    small, large = losses(tmp_path / "small"), losses(tmp_path / "large")
+    assert [row[2] for row in small] == pytest.approx([row[2] for row in large], rel=1e-4)
+
+
+def test_events_tell_the_whole_story(tmp_path):
+    events: list[object] = []
+    run(tiny("train.steps=4"), tmp_path / "run", on_event=events.append)
+    assert [event.step for event in events if isinstance(event, StepEnded)] == [1, 2, 3, 4]
+    validated = [event for event in events if isinstance(event, Validated)]
+    assert validated[-1].floor_loss is not None
+    assert validated[-1].best
+    assert len([event for event in events if isinstance(event, Sampled)]) == 2
+
+
+def test_an_occupied_folder_is_not_overwritten(finished):
+    before = (finished / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
+        run(tiny(), finished)
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_resume_refuses_settings_that_change_the_meaning(finished):
+    with pytest.raises(ValueError, match=r"model: .*start a new folder"):
+        run(tiny("model.d_model=64"), finished, resume=True)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        run(tiny(), finished / "nowhere", resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_parameters_are_touched(tmp_path):
+    with pytest.raises(NonFiniteLossError, match="parameters are those of the step before"):
+        run(tiny("optimizer.lr=1e30", "train.grad_clip=0.0", "schedule=constant"), tmp_path / "wild")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_shipped_recipe_loads_and_can_be_planned(name):
+    config = recipes.read(name)
+    plan = make_plan(config)
+    assert plan.tokens == config.train.steps * config.train.batch_tokens
+    assert plan.micro_batch_tokens * plan.accumulation == config.train.batch_tokens
+
+
+def test_somebodys_own_text_becomes_a_model(tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("The cat sat on the mat. The dog sat on the log.\n" * 400, encoding="utf-8")
+    config = recipes.for_text([text], ["train.steps=5", "train.compile=false"])
+    summary = run(config, tmp_path / "run")
+    assert summary["corpus"] == "files"
+    assert summary["floor_loss"] is None
+
+
+def test_own_text_that_is_not_there_or_empty_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        recipes.for_text([tmp_path / "nothing.txt"])
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"empty\.txt: empty"):
+        recipes.for_text([tmp_path / "empty.txt"])
+
+
+def test_a_mistyped_recipe_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown recipe 'demoo'\. Did you mean 'demo'"):
+        recipes.read("demoo")
+
+
+def test_batches_that_are_no_whole_rows_are_refused():
+    with pytest.raises(ValueError, match=r"is no multiple of model\.context_length=64; the nearest is 512"):
+        tiny("train.batch_tokens=500")
+
+
+def test_largest_divisor():
+    assert largest_divisor(24, 10) == 8
+    assert largest_divisor(7, 3) == 1
+    assert largest_divisor(6, 100) == 6
