@@ -1,0 +1,96 @@
+r"""Queries, keys, values in, weighted means of the values out: attention written out as the paper has it.
+
+    scores = q k^T / sqrt(d_head)                      how well each query fits each key
+    scores = softcap * tanh(scores / softcap)          if asked for: no score beyond +-softcap
+    scores = scores + bias,  -inf where not allowed    the future, and what lies before the window
+    out    = softmax(scores) v
+
+The naive twin of every faster attention: it holds all B * H * T * S scores at once. Grouped queries need no
+copies of the keys: the R heads that share a key head stand below each other as R * T rows of one matrix
+product.
+
+Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1; grouped queries: Ainslie et al. 2023,
+https://arxiv.org/abs/2305.13245; window: Beltagy et al. 2020, https://arxiv.org/abs/2004.05150; soft-cap:
+Gemma 2, https://arxiv.org/abs/2408.00118, section 2.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def attention(
+    q_BHTK: Float[Tensor, "batch heads time d_head"],
+    k_BGSK: Float[Tensor, "batch kv_heads keys d_head"],
+    v_BGSK: Float[Tensor, "batch kv_heads keys d_value"],
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+) -> Float[Tensor, "batch heads time d_value"]:
+    """Return causal attention; the last query stands at the last key's position.
+
+    Args:
+        q_BHTK: Queries.
+        k_BGSK: Keys; key head g serves query heads g * R ... g * R + R - 1 with R = heads / kv_heads.
+        v_BGSK: Values.
+        window: How many keys a query sees, itself included; None for all before it.
+        softcap: Bound for the scores before the bias.
+        bias_HTS: Added to the scores (ALiBi).
+    """
+    mask_TS = causal_mask(q_BHTK.shape[2], k_BGSK.shape[2], window=window, device=q_BHTK.device)
+    return masked_attention(q_BHTK, k_BGSK, v_BGSK, mask_TS=mask_TS, softcap=softcap, bias_HTS=bias_HTS)
+
+
+def masked_attention(
+    q_BHTK: Float[Tensor, "batch heads time d_head"],
+    k_BGSK: Float[Tensor, "batch kv_heads keys d_head"],
+    v_BGSK: Float[Tensor, "batch kv_heads keys d_value"],
+    *,
+    mask_TS: Bool[Tensor, "*#batch_heads time keys"] | None = None,
+    softcap: float | None = None,
+    bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+) -> Float[Tensor, "batch heads time d_value"]:
+    """Return attention under any mask; True where a query may see a key. Arguments as in `attention`."""
+    num_heads, num_kv_heads = q_BHTK.shape[1], k_BGSK.shape[1]
+    # scaling q instead of the scores: T * K numbers, not T * S
+    q_BGRK = rearrange(q_BHTK * q_BHTK.shape[-1] ** -0.5, "B (G R) T K -> B G (R T) K", G=num_kv_heads)
+    scores_BHTS = rearrange(
+        q_BGRK @ rearrange(k_BGSK, "B G S K -> B G K S"),
+        "B G (R T) S -> B (G R) T S",
+        R=num_heads // num_kv_heads,
+    )
+    if softcap is not None:
+        scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
+    if bias_HTS is not None:
+        scores_BHTS = scores_BHTS + bias_HTS.to(scores_BHTS.dtype)
+    if mask_TS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask_TS, -torch.inf)
+    weights_BHTS = softmax(scores_BHTS, dim=-1)
+    out_BGRK = rearrange(weights_BHTS, "B (G R) T S -> B G (R T) S", G=num_kv_heads) @ v_BGSK
+    return rearrange(out_BGRK, "B G (R T) K -> B (G R) T K", R=num_heads // num_kv_heads)
+
+
+def causal_mask(
+    num_queries: int, num_keys: int, *, window: int | None = None, device: torch.device | str | None = None
+) -> Bool[Tensor, "time keys"]:
+    """Return True where a query may see a key: not in the future, and no further back than the window.
+
+    Example: 2 queries, 3 keys -> [[True, True, False], [True, True, True]]; with window=2 the last row
+    begins False.
+    """
+    keys = torch.arange(num_keys, device=device)
+    distance_TS = keys[num_keys - num_queries :, None] - keys[None, :]
+    mask_TS = distance_TS >= 0
+    return mask_TS if window is None else mask_TS & (distance_TS < window)
+
+
+def softmax(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
+    """Return exp(x) divided by its sum along `dim`, in float32 inside, safe for any size of x.
+
+    The largest x is subtracted first: it cancels, and exp never overflows.
+    """
+    x_f32 = x.float()
+    exp = torch.exp(x_f32 - x_f32.amax(dim=dim, keepdim=True).detach())
+    return (exp / exp.sum(dim=dim, keepdim=True)).to(x.dtype)

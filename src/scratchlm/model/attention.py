@@ -1,0 +1,86 @@
+r"""Vectors in, vectors out: each token gathers from those before it (multi-head, grouped-query attention).
+
+    q, k, v = Wq x, Wk x, Wv x       split into num_heads (q) and num_kv_heads (k, v) heads
+    q, k    = norm(q), norm(k)       if qk_norm: RMSNorm over each head, one gain for all heads
+    q, k    = rotate(q), rotate(k)   if the position part acts here (RoPE)
+    y       = Wo attention(q, k, v)  kernels/attention_*.py
+
+The three input projections run as one matrix product; their weights stay apart in the state dict.
+
+Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2; grouped queries: Ainslie et al.
+2023, https://arxiv.org/abs/2305.13245; QK-norm: Henry et al. 2020, https://arxiv.org/abs/2010.04245, with
+RMSNorm and a gain as in Qwen 3.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import Module
+
+from scratchlm.kernels import choose
+from scratchlm.model.config import ModelConfig
+from scratchlm.model.kv_cache import KVCache
+from scratchlm.model.linear import Linear, linear
+from scratchlm.model.norm import RMSNorm
+from scratchlm.model.position import Position
+
+
+class CausalSelfAttention(Module):
+    """Attention over the past, with as many key heads as the configuration says."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.kv_heads
+        self.window, self.softcap = config.window, config.softcap
+        width, kv_width = config.num_heads * config.d_head, config.kv_heads * config.d_head
+        self.q_proj = Linear(config.d_model, width, bias=config.bias)
+        self.k_proj = Linear(config.d_model, kv_width, bias=config.bias)
+        self.v_proj = Linear(config.d_model, kv_width, bias=config.bias)
+        self.output_proj = Linear(width, config.d_model, bias=config.bias)
+        self.q_norm = RMSNorm(config.d_head) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.d_head) if config.qk_norm else None
+        self.attention = choose("attention", config.implementation).function
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time d_model"],
+        position: Position,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "batch time d_model"]:
+        """Return what each token gathers; with a cache, also from the tokens stored there.
+
+        Args:
+            x: The new tokens' vectors.
+            position: The model's position part.
+            cache: Keys and values of earlier tokens; the new ones are added.
+            layer: This layer's number in the cache.
+        """
+        start = cache.length if cache is not None else 0
+        q_BHTK, k_BGTK, v_BGTK = self._project(x)
+        q_BHTK, k_BGSK, v_BGSK = position.rotate(q_BHTK, start), position.rotate(k_BGTK, start), v_BGTK
+        if cache is not None:
+            k_BGSK, v_BGSK = cache.append(layer, k_BGSK, v_BGSK)
+        y_BHTK = self.attention(
+            q_BHTK,
+            k_BGSK,
+            v_BGSK,
+            window=self.window,
+            softcap=self.softcap,
+            bias_HTS=position.bias(q_BHTK.shape[2], k_BGSK.shape[2]),
+        )
+        return self.output_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
+
+    def _project(self, x: Float[Tensor, "batch time d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if self.q_proj.bias is None else torch.cat([part.bias for part in parts])
+        heads_BNTK = rearrange(
+            linear(x, weight, bias), "B T (N K) -> B N T K", N=self.num_heads + 2 * self.num_kv_heads
+        )
+        q, k, v = heads_BNTK.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v

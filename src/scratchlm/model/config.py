@@ -1,0 +1,121 @@
+"""The settings of a model: what a recipe says, checked, with the derived sizes as properties.
+
+`ModelSettings` is what a person writes; `ModelConfig` adds the vocabulary size, which the tokenizer decides.
+Names are those of Stanford CS336.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from scratchlm.config import Config, Part, part_of
+from scratchlm.model.feedforward import FEEDFORWARDS
+from scratchlm.model.norm import NORMS
+from scratchlm.model.position import POSITIONS
+from scratchlm.registry import Family, unknown
+
+MODELS: Family["object"] = Family("model", package="scratchlm.model")
+"""Language models: built from a `ModelConfig`."""
+
+
+class ModelSettings(Config):
+    """Everything about a model but its vocabulary size; the bigram uses the context length only."""
+
+    name: str = "transformer"
+    """Which model: transformer, or the bigram baseline."""
+    context_length: int = Field(256, ge=1)
+    """The most tokens that the model sees at once."""
+    d_model: int = Field(256, ge=1)
+    """Width of the residual stream."""
+    num_layers: int = Field(4, ge=1)
+    """How many blocks."""
+    num_heads: int = Field(8, ge=1)
+    """Query heads of each attention; d_model must be divisible by it."""
+    num_kv_heads: int | None = Field(None, ge=1)
+    """Key and value heads; fewer than num_heads is grouped-query attention. None: as many as num_heads."""
+    d_ff: int | None = Field(None, ge=1)
+    """Inner width of the feed-forward. None: 8/3 d_model for swiglu, 4 d_model for the others."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of numbers set to 0 in training: on the embeddings and on each branch before it is added."""
+    tied: bool = False
+    """Whether the head uses the embedding table as its weight."""
+    bias: bool = False
+    """Whether attention's and feed-forward's projections have offsets."""
+    placement: Literal["pre", "post", "none"] = "pre"
+    """Where the norms stand: before each branch, after each addition, nowhere."""
+    norm: part_of(NORMS) = Field(Part(name="rmsnorm"), validate_default=True)
+    """Normalisation."""
+    position: part_of(POSITIONS) = Field(Part(name="rope"), validate_default=True)
+    """Position encoding."""
+    feedforward: part_of(FEEDFORWARDS) = Field(Part(name="swiglu"), validate_default=True)
+    """Feed-forward half of each block."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised in each head."""
+    window: int | None = Field(None, ge=1)
+    """How many tokens a token sees, itself included (sliding window). None: all before it."""
+    softcap: float | None = Field(None, gt=0.0)
+    """Bound for attention scores, softcap * tanh(score / softcap). None: no bound."""
+    logit_softcap: float | None = Field(None, gt=0.0)
+    """Bound for the head's logits, in the same form. None: no bound."""
+    implementation: Literal["auto", "reference", "sdpa"] = "auto"
+    """Which attention runs; auto is our own, sdpa is torch's."""
+    zero_init_projections: bool = False
+    """Whether each branch's last matrix starts at 0, so that every block starts as the identity."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.name not in MODELS.names():
+            raise ValueError(f"model.name: {unknown('model', self.name, MODELS.names())}")
+        if self.d_model % self.num_heads:
+            allowed = ", ".join(str(n) for n in divisors(self.d_model, 64))
+            raise ValueError(
+                f"model: d_model={self.d_model} is not divisible by num_heads={self.num_heads}; "
+                f"choose num_heads from {allowed}."
+            )
+        if self.num_heads % self.kv_heads:
+            allowed = ", ".join(str(n) for n in divisors(self.num_heads, 64))
+            raise ValueError(
+                f"model: num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}; "
+                f"choose num_kv_heads from {allowed}."
+            )
+        if self.position.name == "rope" and self.d_head % 2:
+            raise ValueError(
+                f"model: position=rope turns pairs, so d_model / num_heads must be even, not {self.d_head} "
+                f"(d_model={self.d_model}, num_heads={self.num_heads}); choose another num_heads."
+            )
+        if self.implementation == "sdpa" and self.softcap is not None:
+            raise ValueError(
+                "model: implementation=sdpa cannot cap scores; drop softcap or use implementation=auto."
+            )
+        return self
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, with None resolved."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def inner_width(self) -> int:
+        """d_ff, with None resolved."""
+        return self.d_ff or FEEDFORWARDS.get(self.feedforward.name).default_d_ff(self.d_model)
+
+    def with_vocabulary(self, vocab_size: int) -> "ModelConfig":
+        """Return the complete configuration of a model over `vocab_size` tokens."""
+        return ModelConfig(vocab_size=vocab_size, **self.model_dump())
+
+
+class ModelConfig(ModelSettings):
+    """A model's complete configuration: it can be built from this alone."""
+
+    vocab_size: int = Field(ge=1)
+    """How many different tokens: the tokenizer's vocabulary, special tokens included."""
+
+
+def divisors(number: int, largest: int) -> list[int]:
+    """Return the divisors of `number` up to `largest`. Example: 12, 64 -> [1, 2, 3, 4, 6, 12]."""
+    return [n for n in range(1, min(number, largest) + 1) if number % n == 0]

@@ -1,0 +1,111 @@
+r"""Token ids in, logits over the vocabulary out: the decoder-only transformer.
+
+    x      = token_embeddings[ids] (+ positions)
+    x      = block(x)                               num_layers times
+    logits = lm_head(ln_final(x))                   tied: lm_head's weight is the embedding table
+
+Logits at position t depend on tokens 0..t only. State-dict keys are those of Stanford CS336:
+token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
+layers.{i}.ffn.{w1,w2,w3}.weight, layers.{i}.ln2.weight, ln_final.weight, lm_head.weight.
+
+Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; decoder only, pre-norm: Radford et al. 2019
+(GPT-2); the defaults (RMSNorm, RoPE, SwiGLU) as in Touvron et al. 2023, https://arxiv.org/abs/2302.13971.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import Module, ModuleList
+
+from scratchlm.model.block import Block, dropout, make_norm
+from scratchlm.model.config import MODELS, ModelConfig
+from scratchlm.model.kv_cache import KVCache
+from scratchlm.model.linear import Embedding, Linear, linear
+from scratchlm.model.norm import NoNorm
+from scratchlm.model.position import POSITIONS
+
+
+@MODELS.register("transformer")
+class TransformerLM(Module):
+    """A decoder-only transformer, its parts chosen by name."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        # A tied table is also the head: at variance 1 its logits would start with a spread of sqrt(d_model)
+        std = config.d_model**-0.5 if config.tied else 1.0
+        self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=std)
+        self.position_embeddings = POSITIONS.build(
+            config.position.name,
+            config.d_model,
+            config.num_heads,
+            config.d_head,
+            config.context_length,
+            **config.position.settings,
+        )
+        self.layers = ModuleList(Block(config) for _ in range(config.num_layers))
+        # post-norm blocks end with a norm already
+        self.ln_final = make_norm(config) if config.placement == "pre" else NoNorm(config.d_model)
+        self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size)
+        if config.zero_init_projections:
+            zero_projections_(self)
+
+    def forward(
+        self, token_ids: Int[Tensor, "batch time"], *, cache: KVCache | None = None
+    ) -> Float[Tensor, "batch time vocab"]:
+        """Return the logits of the next token at every position; with a cache, ids are the new tokens only.
+
+        Raises:
+            ValueError: More tokens than context_length.
+        """
+        return self.head(self.hidden(token_ids, cache=cache))
+
+    def hidden(
+        self, token_ids: Int[Tensor, "batch time"], *, cache: KVCache | None = None
+    ) -> Float[Tensor, "batch time d_model"]:
+        """Return the vectors that the head turns into logits.
+
+        Raises:
+            ValueError: More tokens than context_length.
+        """
+        start = cache.length if cache is not None else 0
+        num_tokens = token_ids.shape[1]
+        if start + num_tokens > self.config.context_length:
+            raise ValueError(
+                f"{start + num_tokens} tokens are more than context_length={self.config.context_length}; "
+                "give the model the last ones only."
+            )
+        x = self.position_embeddings.add(self.token_embeddings(token_ids), start)
+        if self.training:
+            x = dropout(x, self.config.dropout)
+        for layer, block in enumerate(self.layers):
+            x = block(x, self.position_embeddings, cache=cache, layer=layer)
+        if cache is not None:
+            cache.advance(num_tokens)
+        return self.ln_final(x)
+
+    def head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+        """Return the logits of vectors from `hidden`."""
+        logits = linear(hidden, self.head_weight)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The head's matrix: its own, or the embedding table when tied."""
+        return self.token_embeddings.weight if self.lm_head is None else self.lm_head.weight
+
+    def make_cache(self, capacity: int | None = None) -> KVCache:
+        """Return an empty cache for this model, for context_length tokens unless `capacity` says less."""
+        return KVCache(self.config.num_layers, capacity or self.config.context_length)
+
+
+@torch.no_grad()
+def zero_projections_(model: TransformerLM) -> None:
+    """Set the last matrix of every branch to 0: each block starts as the identity.
+
+    Source: Zhang et al. 2019 (Fixup), https://arxiv.org/abs/1901.09321, section 3.
+    """
+    for block in model.layers:
+        block.attn.output_proj.weight.zero_()
+        block.ffn.w2.weight.zero_()
