@@ -1,0 +1,25 @@
+"""Gradients come in, better parameters go out: optimizers, learning-rate schedules, clipping, decay groups.
+
+    groups = decay_groups(model.named_parameters())               groups.py
+    optimizer = OPTIMIZERS.build("adamw", groups, lr=1e-3)        adamw.py (twin beside it), sgd.py
+    schedule = SCHEDULES.build("cosine", total_steps, warmup=0.05)  schedule.py
+
+    set_learning_rate(optimizer, schedule(step))                  before every update
+    norm = clip_gradients_(model.parameters(), 1.0)               clip.py
+    optimizer.step()
+
+This folder does not know the model: an optimizer sees parameters and gradients, nothing else.
+"""
+
+from collections.abc import Callable
+
+from scratchlm.registry import Family
+
+Schedule = Callable[[int], float]
+"""From the number of updates already made to a multiplier of the learning rate in [0, 1]."""
+
+OPTIMIZERS: Family = Family("optimizer", package="scratchlm.optim")
+"""Built with `OPTIMIZERS.build(name, params, **settings)`; `params` as torch's optimizers take them."""
+
+SCHEDULES: Family[Schedule] = Family("schedule", package="scratchlm.optim.schedule")
+"""Built with `SCHEDULES.build(name, total_steps, **settings)`; the result maps a step to a multiplier."""

@@ -1,0 +1,168 @@
+r"""AdamW: parameters and gradients come in, each parameter moves by about `lr` per step in its own scale.
+
+    p = p - lr * weight_decay * p                       decay first, by itself: "decoupled"
+    m = beta1 * m + (1 - beta1) * g                     mean of the gradients
+    v = beta2 * v + (1 - beta2) * g^2                   mean of their squares
+    p = p - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+Both means start at zero and are too small at first; dividing by 1 - beta^t makes up for that exactly (t = 1,
+2, ...). m / sqrt(v) has no unit, so every coordinate moves by about `lr` whatever the size of its gradient.
+Weight decay does not pass through m and v: added to the gradient it would be divided by sqrt(v), and large
+gradients would switch it off.
+
+`AdamWReference` is the formula, one tensor at a time: read it first. `AdamW` computes the same with one call
+per operation for all tensors (torch._foreach_*), and folds the corrections into two numbers:
+
+    p = p - lr * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2))       c1 = 1 - beta1^t, c2 = 1 - beta2^t
+
+Source: Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1; Loshchilov & Hutter 2019,
+https://arxiv.org/abs/1711.05101, algorithm 2. Decay multiplies by the scheduled `lr`, as in
+torch.optim.AdamW and CS336 (the paper has a separate schedule for it).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from scratchlm.optim import OPTIMIZERS
+
+TensorLists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+"""Parameters, gradients, means, means of squares: four lists in the same order."""
+
+
+@OPTIMIZERS.register("adamw_reference")
+class AdamWReference(Optimizer):
+    """AdamW one tensor at a time: the formula to read, and what the fast one is tested against."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        """Keep the settings; state is made at the first step. See `AdamW` for the arguments."""
+        super().__init__(params, adamw_settings(lr, betas, eps, weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient; return what `closure` returns."""
+        loss = evaluate_closure(closure)
+        for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = adamw_state(self.state[p], p)
+                t = state["step"] = state["step"] + 1
+                m, v, g = state["mean"], state["square"], p.grad
+                p.mul_(1 - lr * group["weight_decay"])  # before the step: decoupled
+                m.copy_(beta1 * m + (1 - beta1) * g)
+                v.copy_(beta2 * v + (1 - beta2) * g * g)
+                m_corrected = m / (1 - beta1**t)
+                v_corrected = v / (1 - beta2**t)
+                p.sub_(lr * m_corrected / (v_corrected.sqrt() + group["eps"]))
+        return loss
+
+
+@OPTIMIZERS.register("adamw")
+class AdamW(Optimizer):
+    """AdamW: adaptive steps with decoupled weight decay, a few calls per step for all tensors together."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        """Keep the settings; state is made at the first step.
+
+        Args:
+            params: Parameters, or groups that override settings: [{"params": [...], "weight_decay": 0.0}].
+            lr: Step size: about how far every coordinate moves per step. At least 0.
+            betas: How much of the means of g and of g^2 is kept per step; each in [0, 1).
+            eps: Added to sqrt(v); gradients much smaller than this hardly move their parameter. Above 0.
+            weight_decay: Each step shrinks the parameter by lr * weight_decay of itself. At least 0.
+        """
+        super().__init__(params, adamw_settings(lr, betas, eps, weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient; return what `closure` returns."""
+        loss = evaluate_closure(closure)
+        for group in self.param_groups:
+            for t, lists in self._by_step(group).items():
+                _update(lists, t, group)
+        return loss
+
+    def _by_step(self, group: dict[str, Any]) -> dict[int, TensorLists]:
+        """Count the step of each parameter with a gradient; group by it: the corrections depend on it."""
+        lists: dict[int, TensorLists] = defaultdict(lambda: ([], [], [], []))
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = adamw_state(self.state[p], p)
+            state["step"] += 1
+            params, grads, means, squares = lists[state["step"]]
+            params.append(p)
+            grads.append(p.grad)
+            means.append(state["mean"])
+            squares.append(state["square"])
+        return lists
+
+
+def _update(lists: TensorLists, t: int, group: dict[str, Any]) -> None:
+    params, grads, means, squares = lists
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    correction1, root_correction2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
+    if group["weight_decay"]:
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+    torch._foreach_lerp_(means, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    denominators = torch._foreach_sqrt(squares)
+    torch._foreach_add_(denominators, group["eps"] * root_correction2)
+    torch._foreach_addcdiv_(params, means, denominators, -lr * root_correction2 / correction1)
+
+
+def adamw_settings(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> dict[str, Any]:
+    """Check AdamW's settings and return them as an optimizer's defaults.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+    if not lr >= 0:
+        raise ValueError(f"lr={lr}: the learning rate must be at least 0; 1e-3 suits small models.")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas={tuple(betas)}: both must lie in [0, 1); (0.9, 0.95) suits language models.")
+    if not eps > 0:
+        raise ValueError(f"eps={eps}: must be above 0, or a zero gradient divides 0 by 0; use 1e-8.")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay={weight_decay}: must be at least 0; 0.1 is usual, 0 switches it off.")
+    return {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+
+
+def adamw_state(state: dict[str, Any], p: Tensor) -> dict[str, Any]:
+    """Return `state`, filled when it is empty. `step` is an int: it needs no device and no sync."""
+    if not state:
+        state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+    return state
+
+
+def evaluate_closure(closure: Callable[[], Any] | None) -> Any:
+    """Call `closure`, which computes the loss and its gradients, with gradients on."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

@@ -1,0 +1,56 @@
+r"""Clipping: gradients come in, the same direction with a bounded length goes out.
+
+    norm = sqrt(sum over all gradients of g^2)
+    g = g * min(1, max_norm / (norm + 1e-6))
+
+One bad batch can give a gradient many times longer than usual, and one step along it undoes hours of
+training. The length is taken over all parameters together, so their gradients keep their proportions.
+Everything stays on the device: comparing the norm in Python would make the CPU wait for the GPU at every
+step.
+
+Source: Pascanu et al. 2013, https://arxiv.org/abs/1211.5063, algorithm 1; the 1e-6 as in
+torch.nn.utils.clip_grad_norm_ and CS336.
+"""
+
+import functools
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EPS = 1e-6
+"""Keeps 0 / 0 away; the same value as torch's and CS336's, so that results agree."""
+
+
+@torch.no_grad()
+def clip_gradients_(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
+    """Scale all gradients in place so that their common length is at most `max_norm`.
+
+    Args:
+        parameters: Those without a gradient are skipped; all gradients are on one device.
+        max_norm: The longest length allowed, above 0; `float("inf")` only measures.
+
+    Returns:
+        The length before clipping, as a tensor on the gradients' device (0 when there are none).
+
+    Raises:
+        ValueError: `max_norm` is not above 0.
+
+    Example: gradients [3] and [4] have norm 5; with max_norm=1 they become [0.6] and [0.8].
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm={max_norm}: must be above 0; use inf to measure without clipping.")
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = gradient_norm(grads)
+    if grads and max_norm != float("inf"):
+        torch._foreach_mul_(grads, (max_norm / (norm + EPS)).clamp(max=1.0))
+    return norm
+
+
+def gradient_norm(grads: list[Tensor]) -> Float[Tensor, ""]:
+    """Return the length of all of `grads` taken as one vector, in float32 or wider."""
+    if not grads:
+        return torch.zeros(())
+    dtype = functools.reduce(torch.promote_types, {grad.dtype for grad in grads}, torch.float32)
+    return torch.stack(torch._foreach_norm(grads, 2.0, dtype)).square().sum().sqrt()
