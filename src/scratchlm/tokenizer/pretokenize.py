@@ -1,0 +1,145 @@
+r"""Text -> pieces that no token may cross: the split patterns of GPT-2 and others; safe places to cut.
+
+    "Hello world's   end" -> "Hello", " world", "'s", "  ", " end"        (gpt2)
+
+The patterns are ordered alternatives. Two subtleties decide whether ids equal those of other programs.
+`\s+(?!\S)` takes a run of blanks without its last character, which then opens the next word; at the end of
+the text it takes the whole run. Contractions ('s, 're) come before punctuation, so "'store" starts with
+"'s". We split with these patterns only, because llama.cpp and Hugging Face must be able to split the same
+way.
+
+Sources: gpt2, https://github.com/openai/gpt-2/blob/master/src/encoder.py; cl100k and o200k,
+https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py (cl100k in its original form,
+whose ids are the same); llama3 and qwen2, the models' tokenizer.json.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import regex
+from jaxtyping import Int64, UInt8
+
+from scratchlm.tokenizer.base import check_name
+from scratchlm.tokenizer.bpe_numba import LETTER, NUMBER, OTHER, SPACE, split_gpt2
+
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k": _CL100K,
+    "o200k": _O200K,
+    "llama3": _CL100K,
+    "qwen2": _CL100K.replace(r"\p{N}{1,3}", r"\p{N}"),
+}
+"""Name -> regular expression; every character of a text belongs to exactly one match."""
+
+CUT_CHARACTERS = 1 << 18
+"""Long texts are split and encoded in parts of about this size, which bounds the memory beside the text."""
+
+_UNSETTLED_PIECES = 3
+"""More text can change the last two pieces: "x", "'", "r" + "e" -> "x", "'re"; one more is spare."""
+
+# After a letter or a number no pattern continues with a blank, or with a character that is neither letter,
+# number, mark, blank nor apostrophe ("don't" is one piece in o200k); and none begins before such a place
+# and reaches over it.
+_SAFE_PLACE = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?:(?= \p{L})|(?=[^\s\p{L}\p{N}\p{M}']))")
+
+
+@functools.cache
+def compiled(pattern: str) -> regex.Pattern:
+    """The compiled split pattern called `pattern`.
+
+    Raises:
+        ValueError: There is no such pattern.
+    """
+    return regex.compile(PATTERNS[check_name(pattern, PATTERNS, "pattern")])
+
+
+def pretokenize(text: str, pattern: str = "gpt2") -> list[str]:
+    """Split `text` into pieces whose concatenation is the text: the plain version, the expression itself."""
+    return compiled(pattern).findall(text)
+
+
+def stable_prefix(text: str, pattern: str = "gpt2") -> int:
+    """Number of leading characters whose pieces stay the same whatever follows `text`; 0 when none is.
+
+    Example: "one two" -> 3 (the next piece starts at " two", which may go on). Found by a place where no
+    pattern reaches over, else by splitting and giving up the last pieces.
+    """
+    place = _SAFE_PLACE.search(text)
+    if place is not None and place.start() > len(text) // 2:
+        return place.start()
+    pieces = pretokenize(text, pattern)
+    return max(
+        len(text) - sum(map(len, pieces[-_UNSETTLED_PIECES:])), place.start() if place is not None else 0
+    )
+
+
+def parts(text: str, pattern: str = "gpt2", *, num_characters: int = CUT_CHARACTERS) -> Iterator[str]:
+    """Cut a text where no piece crosses, in parts of about `num_characters`; a longer piece stays whole."""
+    start, size = 0, num_characters
+    while len(text) - start > size:
+        settled = stable_prefix(text[start : start + size], pattern)
+        if settled == 0:
+            size *= 2
+            continue
+        yield text[start : start + settled]
+        start, size = start + settled, num_characters
+    yield text[start:] if start else text
+
+
+def split_to_bytes(
+    texts: list[str], pattern: str = "gpt2"
+) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " pieces"]]:
+    """Split several texts, each for itself.
+
+    Example: ["a b", "c"] -> the bytes "a bc" and the ends [1, 3, 4].
+
+    Returns:
+        The UTF-8 of all texts, joined, and the end of every piece in it.
+    """
+    joined = "".join(texts)
+    encoded = joined.encode("utf-8")
+    buffer = np.frombuffer(encoded, np.uint8)
+    if pattern != "gpt2":
+        return buffer, _ends_by_pattern(texts, buffer, pattern)
+    if len(encoded) == len(joined):
+        lengths, classes = [len(text) for text in texts], character_classes(128)
+    else:
+        lengths, classes = [len(text.encode("utf-8")) for text in texts], character_classes(0x110000)
+    ends = np.empty(len(buffer), np.int64)
+    count = split_gpt2(buffer, np.cumsum(lengths, dtype=np.int64), classes, ends)
+    return buffer, ends[:count]
+
+
+def _ends_by_pattern(
+    texts: list[str], buffer: UInt8[np.ndarray, " bytes"], pattern: str
+) -> Int64[np.ndarray, " pieces"]:
+    find = compiled(pattern).findall
+    lengths = [len(piece) for text in texts for piece in find(text)]
+    character_ends = np.cumsum(lengths, dtype=np.int64)
+    if not len(character_ends) or character_ends[-1] == len(buffer):
+        return character_ends
+    character_starts = np.flatnonzero((buffer & 0xC0) != 0x80)
+    return np.append(character_starts, len(buffer))[character_ends]
+
+
+@functools.cache
+def character_classes(num_characters: int) -> UInt8[np.ndarray, " characters"]:
+    """Class of each code point below `num_characters`: letter, number, blank, other; as `regex` says."""
+    classes = np.full(num_characters, OTHER, np.uint8)
+    surrogates = range(0xD800, 0xE000)
+    text = "".join("\0" if code in surrogates else chr(code) for code in range(num_characters))
+    for expression, kind in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", SPACE)):
+        for match in regex.finditer(expression, text):
+            classes[match.start() : match.end()] = kind
+    return classes

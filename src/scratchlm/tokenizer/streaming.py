@@ -1,0 +1,116 @@
+r"""Text in chunks is cut where no token can cross; ids that leave one at a time become whole characters.
+
+A cut is safe when the ids before it are the same whatever comes later. Two things can reach over an edge: a
+special token that has only begun, and a piece of the split pattern (`\s+(?!\S)` looks at the character
+after it). So the last characters, fewer than the longest special token, are held back; before them the
+tokenizer says how far its pieces are settled. The text in front of a special token is settled up to the
+token itself.
+"""
+
+import codecs
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple
+
+import regex
+
+HELD_CHARACTERS = 8192
+"""Text is cut once this much is held: small enough to be lazy, large enough that a call costs little."""
+
+
+class SpecialsPattern(NamedTuple):
+    """Finds special tokens, the longest first; None in place of the pattern when there are none."""
+
+    pattern: regex.Pattern | None
+    longest: int
+
+
+def specials_pattern(specials: Collection[str]) -> SpecialsPattern:
+    """Compile the search for `specials`: at one place the longest that matches wins."""
+    if not specials:
+        return SpecialsPattern(None, 1)
+    ordered = sorted(specials, key=lambda name: (-len(name), name))
+    return SpecialsPattern(regex.compile("|".join(map(regex.escape, ordered))), len(ordered[0]))
+
+
+def repair_surrogates(text: str) -> str:
+    """Return `text` as UTF-8 can hold it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def cut_stream(
+    chunks: Iterable[str],
+    *,
+    specials: SpecialsPattern,
+    stable_prefix: Callable[[str], int],
+    held_characters: int = HELD_CHARACTERS,
+) -> Iterator[tuple[str, str | None]]:
+    """Cut a stream of text into settled parts, each with the special token that follows it, if one does.
+
+    Example: chunks ["a<|en", "doftext|>b"] -> ("a", "<|endoftext|>"), ("b", None).
+
+    Args:
+        chunks: The text, cut anywhere, also inside a surrogate pair.
+        specials: The special tokens to cut out.
+        stable_prefix: Text -> number of leading characters that are settled whatever follows.
+        held_characters: Least number of new characters before a cut is tried.
+    """
+    held, incoming, size = "", [], 0
+    wait = held_characters
+    for chunk in chunks:
+        incoming.append(chunk)
+        size += len(chunk)
+        if size < wait:
+            continue
+        text = held + "".join(incoming)
+        broken = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        text = repair_surrogates(text[: len(text) - len(broken)])
+        rest = yield from _cut_specials(text, specials, last_start=len(text) - specials.longest)
+        settled = stable_prefix(rest[: len(rest) - specials.longest + 1])
+        if settled > 0:
+            yield rest[:settled], None
+        # A piece that does not end is looked at again only after it has doubled: linear time in all.
+        held, incoming, size = rest[settled:], [broken], 0
+        wait = max(held_characters, len(held))
+    text = repair_surrogates(held + "".join(incoming))
+    rest = yield from _cut_specials(text, specials, last_start=len(text))
+    if rest:
+        yield rest, None
+
+
+def _cut_specials(
+    text: str, specials: SpecialsPattern, *, last_start: int
+) -> Iterator[tuple[str, str | None]]:
+    """Yield the parts that end with a special token starting by `last_start`; return what is left."""
+    start = 0
+    if specials.pattern is not None:
+        for match in specials.pattern.finditer(text):
+            if match.start() > last_start:
+                break
+            yield text[start : match.start()], match.group()
+            start = match.end()
+    return text[start:]
+
+
+class StreamDecoder:
+    """Ids one at a time -> text; bytes of an unfinished character wait for the next id.
+
+    The concatenation of everything that `push` and the final `flush` return equals `decode` of all ids.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id: int) -> str:
+        """Return the characters that `id` completes, possibly none."""
+        return self._decoder.decode(self._token_bytes(id))
+
+    def flush(self) -> str:
+        """Return what is left, U+FFFD for an unfinished character, and start anew."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
