@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real text that may stand beside the checkout; tests that need it skip when it is missing."""
+    """The folder of real text that may stand beside the checkout; tests skip when it is missing."""
     candidates = [os.environ.get("SCRATCHLM_SHARED_DATA", ""), Path(__file__).parents[2] / "shared" / "data"]
     for candidate in candidates:
         if candidate and Path(candidate).is_dir():
@@ -18,7 +18,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
-    """The same random numbers for every test, and one torch thread: bits do not depend on the order of tests."""
+    """The same random numbers and one torch thread for every test: their order changes no bit."""
     import torch
 
     from scratchlm import runtime

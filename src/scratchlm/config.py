@@ -3,10 +3,9 @@
     load(RunConfig, path, ["optimizer.lr=3e-4", "model.norm.name=layernorm"])
 
 Three rules make a run's settings trustworthy. Keys are strict: a mistyped one is an error that names the
-nearest known key. A part is chosen by `name` and carries its own settings, all of
-them once it is loaded (see registry.py); choosing another `name` on the command
-line drops the settings of the part that it replaces. The resolved configuration is saved with the run as
-JSON and loads back equal.
+nearest known key. A part is chosen by `name` and carries its own settings, all of them once it is loaded
+(see registry.py); choosing another `name` on the command line drops the settings of the part that it
+replaces. The resolved configuration is saved with the run as JSON and loads back equal.
 """
 
 import json

@@ -79,8 +79,8 @@ class Family(Generic[Part]):
                 part.__qualname__,
             ):
                 raise ValueError(
-                    f"{self.role} {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another
-                    name."
+                    f"{self.role} {name!r} is already {taken.__module__}.{taken.__qualname__}; "
+                    "choose another name."
                 )
             self._parts[name] = part
             return part
@@ -148,12 +148,11 @@ class Family(Generic[Part]):
         return checked
 
     def resolve(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Like `check`, with the signature's defaults filled in: every setting of part `name`, in its order."""
+        """Like `check`, with defaults filled in: every setting of part `name`, in the signature's order."""
         checked = self.check(name, settings)
         return {key: checked.get(key, setting.default) for key, setting in self.settings(name).items()}
 
-    def build(self, part_name: str, /, *supplied: Any, **settings: Any) -> Part:  # noqa: ANN401 - any part,
-    any setting
+    def build(self, part_name: str, /, *supplied: Any, **settings: Any) -> Part:
         """Build part `part_name` from what the code supplies and what somebody set."""
         extra = {key: settings.pop(key) for key in SUPPLIED & settings.keys()}
         return self.get(part_name)(*supplied, **extra, **self.check(part_name, settings))
@@ -183,7 +182,8 @@ def load_plugin(path: Path) -> None:
             f"--plugin {path}: no such Python file; give the path of a .py file that registers parts."
         )
     spec = importlib.util.spec_from_file_location(f"scratchlm_plugin_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, path
+    assert spec is not None, path
+    assert spec.loader is not None, path
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
@@ -199,7 +199,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}.{hint} Known: {', '.join(names) or '(none)'}."
 
 
-def _adapter(annotation: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - an annotation is any object
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation)
 
 

@@ -56,7 +56,7 @@ def choose_device(name: str = "auto") -> "torch.device":
 
 
 def choose_precision(name: PrecisionName, device: "torch.device") -> Precision:
-    """Return the number format for matrix products: "auto" takes bfloat16 where the hardware multiplies it natively."""
+    """Return the number format for matrix products: "auto" takes bfloat16 where the hardware has it."""
     import torch
 
     if name != "auto":
@@ -71,7 +71,7 @@ def choose_precision(name: PrecisionName, device: "torch.device") -> Precision:
 
 
 def autocast(device: "torch.device", precision: str) -> AbstractContextManager[None]:
-    """Run matrix products in `precision` inside this context; everything stays float32 when it is "float32"."""
+    """Run matrix products in `precision` inside this context; "float32" changes nothing."""
     import torch
 
     if precision == "float32":
@@ -80,7 +80,7 @@ def autocast(device: "torch.device", precision: str) -> AbstractContextManager[N
 
 
 def cpu_flags() -> set[str]:
-    """The instruction-set flags that the operating system reports for the first core; empty where it reports none."""
+    """The instruction-set flags of the first core; empty where the operating system reports none."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -165,7 +165,7 @@ def _commit() -> str | None:
 
 @contextlib.contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the name `path`, on an error it is removed."""
+    """Yield a temporary path beside `path`; success gives it the name `path`, an error removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)

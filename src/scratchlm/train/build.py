@@ -10,7 +10,6 @@ from scratchlm.data.corpora import Corpus
 from scratchlm.data.loader import Loader
 from scratchlm.data.shards import TokenDataset
 from scratchlm.model import MODELS
-from scratchlm.model.config import ModelConfig
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
 from scratchlm.optim.groups import decay_groups
 from scratchlm.runtime import set_seed
@@ -31,31 +30,18 @@ def train_tokenizer(
     return recipe.train((chunk.text for chunk in corpus.chunks("train")), progress=progress)
 
 
-def model_config(config: RunConfig, vocab_size: int) -> ModelConfig:
-    """The model's settings with the tokenizer's vocabulary size filled in.
-
-    Raises:
-        ValueError: The settings name a smaller vocabulary than the tokenizer has.
-    """
-    asked = config.model.vocab_size
-    if asked and asked < vocab_size:
-        raise ValueError(
-            f"model.vocab_size={asked} is smaller than the tokenizer's {vocab_size}; leave it at 0 to "
-            "follow it."
-        )
-    return config.model.model_copy(update={"vocab_size": asked or vocab_size})
-
-
 def build_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
     """The model with its initial weights, which `config.seed` decides."""
     set_seed(config.seed)
-    settings = model_config(config, tokenizer.vocab_size)
+    settings = config.model.with_vocabulary(tokenizer.vocab_size)
     return MODELS.get(settings.name)(settings)
 
 
 def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer over the model's parameters; only matrices decay."""
-    return OPTIMIZERS.build(config.optimizer.name, decay_groups(model), **config.optimizer.settings)
+    return OPTIMIZERS.build(
+        config.optimizer.name, decay_groups(model.named_parameters()), **config.optimizer.settings
+    )
 
 
 def build_schedule(config: RunConfig) -> Callable[[int], float]:

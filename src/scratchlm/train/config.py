@@ -11,17 +11,10 @@ from pydantic import Field, model_validator
 from scratchlm.config import Config, Part, part_of
 from scratchlm.data import CORPORA, LOADERS
 from scratchlm.generate.sampling import SamplingConfig
-from scratchlm.model.config import ModelConfig
+from scratchlm.model import ModelSettings
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
 from scratchlm.runtime import PrecisionName
 from scratchlm.tokenizer import TOKENIZERS
-
-
-class RunModel(ModelConfig):
-    """The model's settings; the vocabulary's size comes from the tokenizer."""
-
-    vocab_size: int = Field(default=0, ge=0)
-    """0: as many entries as the tokenizer has."""
 
 
 class DataConfig(Config):
@@ -30,7 +23,7 @@ class DataConfig(Config):
     workers: int = Field(default=2, ge=1)
     """Threads that encode; the shards are the same for any number."""
     chunk_size: int = Field(default=256 * 1024, ge=1024)
-    """Bytes of text handed to a worker at once."""
+    """Characters of text handed to a worker at once."""
     queue_size: int = Field(default=16, ge=1)
     """Chunks that may wait for a worker: bounds the memory."""
 
@@ -83,7 +76,7 @@ class RunConfig(Config):
     """How text becomes ids."""
     data: DataConfig = DataConfig()
     """How documents become shards."""
-    model: RunModel
+    model: ModelSettings = ModelSettings()
     """What is trained."""
     batches: part_of(LOADERS) = Part(name="epochs")  # type: ignore[valid-type]
     """Which rows make a batch."""

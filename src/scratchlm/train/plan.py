@@ -17,7 +17,6 @@ import torch
 
 from scratchlm.model import accounting
 from scratchlm.runtime import choose_device, choose_precision, has_compiler
-from scratchlm.train.build import model_config
 from scratchlm.train.config import RunConfig
 from scratchlm.train.trainer import Execution, largest_divisor
 
@@ -61,7 +60,9 @@ def make_plan(config: RunConfig, *, vocab_size: int | None = None) -> Plan:
     """
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    settings = model_config(config, vocab_size or int(config.tokenizer.settings.get("vocab_size", 256)))
+    settings = config.model.with_vocabulary(
+        vocab_size or int(config.tokenizer.settings.get("vocab_size", 256))
+    )
     context = settings.context_length
     tokens = config.train.steps * config.train.batch_tokens
     flops = accounting.flops_per_token(settings, context) * tokens
@@ -104,7 +105,7 @@ def choose_micro_rows(config: RunConfig, vocab_size: int, device: torch.device) 
     asked, context = config.train.micro_batch_tokens, config.model.context_length
     if asked != "auto":
         return asked // context
-    settings = model_config(config, vocab_size)
+    settings = config.model.with_vocabulary(vocab_size)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     rows = config.rows_per_step
     if device.type == "cpu":

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -148,7 +149,7 @@ class Session:
             self.valid_set,
             context_length=self.config.model.context_length,
             device=self.device,
-            autocast=self.trainer.execution.precision,
+            autocast=partial(runtime.autocast, self.device, self.plan.precision),
             max_tokens=None if everything else train.eval_tokens,
         )
         self.model.train()
@@ -168,9 +169,10 @@ class Session:
         self.model.train()
         text = self.config.prompt + "".join(piece.text for piece in pieces)
         score = self.corpus.consistency(text)
+        consistency = score and {"num_facts": score[0], "num_consistent": score[1]}
         tokens = [{"text": piece.text, "probability": piece.probability} for piece in pieces]
         row = {"step": self.done_steps, "prompt": self.config.prompt, "text": text, "tokens": tokens}
-        self.samples.append({**row, "consistency": score})
+        self.samples.append({**row, "consistency": consistency})
         shown = tuple((piece.text, piece.probability) for piece in pieces)
         self.on_event(Sampled(self.done_steps, self.config.prompt, text, shown))
 
@@ -253,7 +255,7 @@ class Session:
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "steps": self.done_steps,
             "tokens": self.done_steps * config.train.batch_tokens,
-            "parameters": accounting.num_parameters(build.model_config(config, self.tokenizer.vocab_size)),
+            "parameters": accounting.num_parameters(config.model.with_vocabulary(self.tokenizer.vocab_size)),
             "valid_loss": final.loss,
             "best_valid_loss": best,
             "perplexity": final.perplexity,

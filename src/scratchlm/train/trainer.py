@@ -23,6 +23,7 @@ from torch import Tensor
 from scratchlm import loss as losses
 from scratchlm.data.loader import Batch, Loader
 from scratchlm.optim.clip import clip_gradients_
+from scratchlm.optim.schedule import set_learning_rate
 from scratchlm.runtime import autocast, log
 
 
@@ -78,8 +79,6 @@ class Trainer:
         self.model, self.optimizer, self.schedule, self.loader = model, optimizer, schedule, loader
         self.rows_per_step, self.grad_clip, self.execution = rows_per_step, grad_clip, execution
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
         self._loss = torch.compile(self._eager_loss, dynamic=False) if execution.compile else self._eager_loss
         self.micro_rows = execution.micro_rows
 
@@ -103,9 +102,7 @@ class Trainer:
     def step(self, step: int) -> StepResult:
         """Run optimizer step number `step` (the first is 0)."""
         started = time.perf_counter()
-        multiplier = self.schedule(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * multiplier
+        lr = set_learning_rate(self.optimizer, self.schedule(step))
         loss = self._gradients(step)
         norm = clip_gradients_(self._parameters, self.grad_clip or math.inf)
         grad_norm = float(norm)
@@ -116,7 +113,6 @@ class Trainer:
                 "Lower optimizer.lr, lengthen the schedule's warm-up, or lower train.grad_clip."
             )
         self.optimizer.step()
-        lr = self.optimizer.param_groups[0]["lr"]
         return StepResult(step + 1, loss, lr, grad_norm, time.perf_counter() - started)
 
     def _gradients(self, step: int) -> float:

@@ -1,0 +1,58 @@
+"""Paired measurements: candidates take turns in one process; medians and ratios come out, as a table and JSON.
+
+Machines are shared and noisy. So the candidates run in turns (a, b, c, a, b, c, ...), each round gives one
+ratio to the first candidate, and what is reported is the median of the rounds.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from scratchlm import runtime
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(candidates: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
+    """Call each candidate once a round; a candidate returns a rate (more is better)."""
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, measure in candidates.items():
+            rates[name].append(measure())
+    return rates
+
+
+def report(what: str, unit: str, rates: dict[str, list[float]], **setup: object) -> Path:
+    """Print the table, and append a row per candidate to results/<what>_<cpu>_<yyyy-mm>.jsonl."""
+    baseline = next(iter(rates))
+    table = Table(title=f"{what} ({unit}, median of {len(rates[baseline])} rounds)")
+    for column in ("candidate", unit, f"ratio to {baseline}", "lowest", "highest"):
+        table.add_column(column, justify="left" if column == "candidate" else "right")
+    environment = runtime.environment()
+    processor = "".join(c if c.isalnum() else "-" for c in str(environment["processor"]).lower()).strip("-")
+    path = RESULTS / f"{what}_{processor}_{time.strftime('%Y-%m')}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        for name, values in rates.items():
+            ratio = statistics.median(a / b for a, b in zip(values, rates[baseline], strict=True))
+            middle = statistics.median(values)
+            table.add_row(
+                name, f"{middle:,.0f}", f"{ratio:.2f}x", f"{min(values):,.0f}", f"{max(values):,.0f}"
+            )
+            row = {
+                "what": what,
+                "candidate": name,
+                "unit": unit,
+                "median": middle,
+                "ratio": ratio,
+                "baseline": baseline,
+            }
+            row |= {"rounds": len(values), "setup": setup, "date": time.strftime("%Y-%m-%d")}
+            stream.write(json.dumps(row | {"environment": environment}) + "\n")
+    Console().print(table)
+    return path
