@@ -1,0 +1,125 @@
+"""Corpora: a name and settings come in, a stream of documents goes out, in pieces of bounded size.
+
+    CORPORA.build("stories", num_train=20_000).chunks("train")  ->  Chunk(text, ends_document), ...
+
+A document of up to `reading.MAX_CHUNK` characters is one chunk; a longer one arrives in several, cut where no
+tokenizer would have joined the two sides, so that memory stays bounded whatever the corpus is. The
+end-of-text token is not part of the text: whoever writes the ids adds it after a chunk that ends a document.
+
+This file holds the base class and the embedded corpus; files.py reads your own text, remote.py the known
+downloads.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from scratchlm.data import CORPORA
+
+Split = Literal["train", "valid"]
+
+FIRST_VALID = 2**40
+"""Index of the first validation story: no training set grows so large that it would reach it."""
+
+
+class Chunk(NamedTuple):
+    """A piece of a document, or all of it."""
+
+    text: str
+    ends_document: bool
+
+
+class Corpus(ABC):
+    """A source of documents in two splits."""
+
+    name: str
+    licence: str
+
+    @abstractmethod
+    def chunks(self, split: Split) -> Iterator[Chunk]:
+        """Yield the documents of `split`, in the same order and cut at the same places on every call.
+
+        Raises:
+            ValueError: The text is missing, empty, or no text; the message names the file and the place.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identify the text of both splits: another text or another setting, another sha256."""
+
+    def num_bytes(self, split: Split) -> int | None:
+        """About how many bytes of text `split` holds, for progress bars; None where nobody knows."""
+        return None
+
+    def log_probability(self, text: str) -> float | None:
+        """The exact log-probability of a document in nats where the distribution is known, else None."""
+        return None
+
+    def consistency(self, text: str) -> tuple[int, int] | None:
+        """How many checkable facts a text holds and how many of them agree; None where nobody can tell."""
+        return None
+
+
+@CORPORA.register("stories")
+class StoriesCorpus(Corpus):
+    """The embedded children's stories: a seeded grammar whose every document has a known probability."""
+
+    name = "stories"
+    licence = "MIT (written by this package)"
+
+    def __init__(self, *, num_train: int = 20_000, num_valid: int = 1_000, seed: int = 0) -> None:
+        """Choose how many stories and which.
+
+        Args:
+            num_train: Training stories, at least 1.
+            num_valid: Validation stories, at least 1; never the same draws as training stories.
+            seed: Another seed, other stories.
+
+        Raises:
+            ValueError: A number is not positive.
+        """
+        for setting, value in (("num_train", num_train), ("num_valid", num_valid)):
+            if not 1 <= value <= FIRST_VALID:
+                raise ValueError(f"stories: {setting}={value} must be between 1 and {FIRST_VALID}.")
+        self.num_train, self.num_valid, self.seed = num_train, num_valid, seed
+
+    def chunks(self, split: Split) -> Iterator[Chunk]:
+        """Yield one chunk per story."""
+        from scratchlm.data.stories import generate_story
+
+        first, count = (0, self.num_train) if split == "train" else (FIRST_VALID, self.num_valid)
+        for index in range(first, first + count):
+            yield Chunk(generate_story(self.seed, index), ends_document=True)
+
+    def fingerprint(self) -> str:
+        """Hash the settings and a few stories, so that a changed grammar is another corpus."""
+        from scratchlm.data.stories import generate_story
+
+        sample = [
+            generate_story(self.seed, index) for index in (*range(16), *range(FIRST_VALID, FIRST_VALID + 16))
+        ]
+        return hash_of("stories", self.num_train, self.num_valid, self.seed, sample)
+
+    def log_probability(self, text: str) -> float:
+        """The story's log-probability in nats.
+
+        Raises:
+            ValueError: The grammar cannot write this text.
+        """
+        from scratchlm.data.stories import log_probability
+
+        return log_probability(text)
+
+    def consistency(self, text: str) -> tuple[int, int]:
+        """How many facts a story holds and how many of them agree, also for a text that is no story."""
+        from scratchlm.data.stories import check_consistency
+
+        found = check_consistency(text)
+        return found.num_facts, found.num_consistent
+
+
+def hash_of(*values: object) -> str:
+    """sha256 of plain values written as JSON."""
+    return hashlib.sha256(json.dumps(values, ensure_ascii=True).encode()).hexdigest()
