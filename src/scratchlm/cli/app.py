@@ -1,0 +1,50 @@
+"""The tree of commands: which words exist and which file answers to them."""
+
+from typing import Annotated
+
+import typer
+
+PREPARE = "The way of a model"
+LOOK = "Look inside"
+GROUPS = "Single stages"
+
+
+def build_app() -> typer.Typer:
+    """The command line with all its commands."""
+    from scratchlm.cli import corpus, data, doctor, evaluate, generate, help, plan, report, run, tokenizer
+
+    app = typer.Typer(
+        name="scratchlm",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for command in (run.demo, run.run, run.train):
+        app.command(rich_help_panel=PREPARE)(command)
+    for command in (generate.generate, evaluate.evaluate, report.report):
+        app.command(rich_help_panel=PREPARE)(command)
+    for command in (plan.plan, doctor.doctor):
+        app.command(rich_help_panel=LOOK)(command)
+    app.command(name="help", rich_help_panel=LOOK)(help.help_part)
+    app.add_typer(corpus.app, name="corpus", rich_help_panel=GROUPS)
+    app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=GROUPS)
+    app.add_typer(data.app, name="data", rich_help_panel=GROUPS)
+    return app
+
+
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
+) -> None:
+    """The whole life of a small language model, from scratch: raw text to a trained, measured, talking model.
+
+    Start with [bold]scratchlm demo[/bold].
+    """
+    del debug  # taken out of the words by main(), which also finds it behind the command
+    if version:
+        from scratchlm import __version__
+
+        typer.echo(f"scratchlm {__version__}")
+        raise typer.Exit

@@ -1,0 +1,98 @@
+"""`scratchlm data`: turn text into token shards, look at shards."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from scratchlm.cli.sources import TOKENIZER_HELP, Plugin, load_plugins, open_corpus, open_tokenizer
+
+if TYPE_CHECKING:
+    from scratchlm.data.prepare import PrepareStats
+
+app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, look at shards.")
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        list[str], typer.Argument(help="A corpus name or files and folders, then key=value settings.")
+    ],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help=TOKENIZER_HELP)],
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Folder for the shards.")],
+    split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "train",
+    workers: Annotated[int, typer.Option(min=1, help="Threads that encode.")] = 2,
+    chunk_size: Annotated[int, typer.Option(min=1, help="Characters that one thread encodes at a time.")] = 2
+    ** 20,
+    queue_size: Annotated[int, typer.Option(min=1, help="Pieces that may wait; bounds the memory.")] = 8,
+    plugin: Plugin = None,
+) -> None:
+    """Encode a text into shards of token ids; goes on where an interrupted call stopped."""
+    from scratchlm.cli.progress import Bar
+    from scratchlm.data.prepare import prepare as prepare_shards
+
+    load_plugins(plugin)
+    loaded, corpus = open_tokenizer(tokenizer), open_corpus(source)
+    with Bar(split, is_bytes=True) as bar:
+        stats = prepare_shards(
+            corpus,
+            loaded,
+            folder,
+            split=split,
+            workers=workers,
+            chunk_size=chunk_size,
+            queue_size=queue_size,
+            progress=lambda done, total, documents, tokens: bar.update(done, total),
+        )
+    _print_stats(folder, stats)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A folder of shards, or a run folder.")],
+    number: Annotated[int, typer.Option("-n", min=0, help="How many documents to show.")] = 1,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", "-t", help="To read the documents as text.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
+) -> None:
+    """Show what shards hold: counts, tokenizer, first documents."""
+    from scratchlm.cli.console import out, size, write_text
+    from scratchlm.data.shards import TokenDataset
+
+    places = (
+        [folder / "data" / "train", folder / "data" / "valid"] if (folder / "data").is_dir() else [folder]
+    )
+    if tokenizer is None and (folder / "data").is_dir():
+        tokenizer = folder
+    loaded = open_tokenizer(tokenizer) if tokenizer is not None else None
+    fingerprint = loaded.fingerprint if loaded else None
+    for place in places:
+        data = TokenDataset.open(place, tokenizer_fingerprint=fingerprint, verify=verify)
+        console = out()
+        console.print(f"{place}", style="bold")
+        console.print(
+            f"{data.num_documents:,} documents, {data.num_tokens:,} tokens of {data.dtype}, "
+            f"{size(data.num_bytes)} of text: {data.num_bytes / max(1, data.num_tokens):.2f} bytes per token"
+        )
+        console.print(
+            f"tokenizer {data.manifest.tokenizer_fingerprint[:12]}, {data.manifest.vocab_size:,} entries"
+        )
+        for index in range(min(number, data.num_documents)):
+            ids = data.document(index).tolist()
+            console.print(f"\ndocument {index}, {len(ids):,} tokens", style="dim")
+            write_text((loaded.decode(ids) if loaded else " ".join(map(str, ids))) + "\n")
+    if verify:
+        out().print("every checksum is right.", style="green")
+
+
+def _print_stats(folder: Path, stats: "PrepareStats") -> None:
+    from scratchlm.cli.console import duration, out, size
+
+    console = out()
+    speed = f", {size(stats.bytes / stats.seconds)}/s" if stats.seconds > 0 else ""
+    counts = f"{stats.documents:,} documents, {stats.tokens:,} tokens"
+    console.print(f"{folder}: {counts} from {size(stats.bytes)} of text")
+    console.print(f"{stats.bytes_per_token:.2f} bytes per token; {duration(stats.seconds)}{speed}")
+    console.print(f"first ids  {' '.join(map(str, stats.first_ids))}")
+    console.print(f"last ids   {' '.join(map(str, stats.last_ids))}")

@@ -1,0 +1,153 @@
+"""`scratchlm doctor`: what this machine offers, what will be chosen here, and why."""
+
+import contextlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One thing about this machine."""
+
+    what: str
+    found: str
+    meaning: str
+    """What follows from it for a run."""
+    good: bool = True
+
+
+def doctor() -> None:
+    """Show what this machine offers, what will be chosen and why."""
+    from rich.text import Text
+
+    from scratchlm.cli.console import err, print_table, table
+
+    with err().status("looking") if err().is_terminal else _nothing():
+        parts = {"machine": machine(), "software": software(), "a run here takes": choices()}
+    rows = table("", "", "")
+    for title, findings in parts.items():
+        rows.add_row(Text(title, "bold"))
+        for finding in findings:
+            style = "green" if finding.good else "yellow"
+            rows.add_row(f"  {finding.what}", Text(finding.found, style), Text(finding.meaning, "dim"))
+    print_table(rows)
+
+
+def machine() -> list[Finding]:
+    """Cores, number formats, accelerator, memory and disk."""
+    import shutil
+
+    import psutil
+    import torch
+
+    from scratchlm import runtime
+    from scratchlm.cli.console import size
+
+    flags = runtime.cpu_flags()
+    wide = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "neon", "asimd") if name in flags]
+    native = bool(flags & {"amx_bf16", "avx512_bf16"})
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    gpu = torch.cuda.get_device_name() if cuda else "Apple GPU (MPS)" if mps else "none"
+    return [
+        Finding("processor", runtime.processor_name(), ", ".join(wide)),
+        Finding("cores", str(runtime.num_cores()), "threads for matrix products and for encoding"),
+        Finding(
+            "bfloat16",
+            "native" if native else "not native",
+            "halves the time of matrix products" if native else "matrix products on the CPU stay in float32",
+            good=native,
+        ),
+        Finding(
+            "GPU",
+            gpu,
+            _gpu_meaning() if cuda else "the CPU trains; small models are fine" if not mps else "trains",
+        ),
+        Finding(
+            "memory",
+            f"{size(memory.available)} free of {size(memory.total)}",
+            "micro-batches are sized to fit into half of what is free",
+            good=memory.available > 2e9,
+        ),
+        Finding(
+            "disk here",
+            f"{size(disk.free)} free",
+            "enough for any small run" if disk.free > 2e9 else "little: checkpoints may not fit",
+            good=disk.free > 2e9,
+        ),
+    ]
+
+
+def software() -> list[Finding]:
+    """Versions, compiler, Triton."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from scratchlm import __version__, runtime
+
+    compiler = runtime.has_compiler()
+    triton = find_spec("triton") is not None
+    found = [Finding("scratchlm", __version__, ""), Finding("Python", platform.python_version(), "")]
+    for name in ("torch", "numpy", "numba", "pyarrow"):
+        try:
+            found.append(Finding(name, version(name), ""))
+        except PackageNotFoundError:
+            found.append(Finding(name, "missing", f"install it: pip install {name}", good=False))
+    found.append(
+        Finding(
+            "C++ compiler",
+            compiler or "none",
+            "torch.compile works on the CPU"
+            if compiler
+            else "no torch.compile on the CPU; install g++ for more speed",
+            good=compiler is not None,
+        )
+    )
+    found.append(
+        Finding(
+            "Triton",
+            "installed" if triton else "none",
+            "compiles for GPUs" if triton else "only needed with a GPU",
+        )
+    )
+    return found
+
+
+def choices() -> list[Finding]:
+    """What "auto" means here, with the reason."""
+    from scratchlm import runtime
+
+    device = runtime.choose_device("auto")
+    precision = runtime.choose_precision("auto", device)
+    reasons = {
+        "cuda": "CUDA works here",
+        "mps": "an Apple GPU works here",
+        "cpu": "there is no GPU that torch can use",
+    }
+    can_compile = device.type == "cuda" or (device.type == "cpu" and runtime.has_compiler() is not None)
+    return [
+        Finding("device", str(device), reasons.get(device.type, "")),
+        Finding("precision", precision.name, precision.reason),
+        Finding("threads", str(runtime.num_cores()), "all cores that this process may use"),
+        Finding(
+            "torch.compile",
+            "when it pays" if can_compile else "no",
+            "runs long enough to win the compilation time back"
+            if can_compile
+            else "no compiler for this device",
+        ),
+        Finding("attention", "our own", "implementation=sdpa takes torch's"),
+    ]
+
+
+def _gpu_meaning() -> str:
+    import torch
+
+    from scratchlm.cli.console import size
+
+    properties = torch.cuda.get_device_properties(0)
+    return f"{size(properties.total_memory)}, compute capability {properties.major}.{properties.minor}"
+
+
+def _nothing() -> "contextlib.AbstractContextManager[None]":
+    return contextlib.nullcontext()

@@ -1,0 +1,95 @@
+"""`scratchlm evaluate`: how well a trained model predicts a split, or a text of yours."""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from scratchlm.cli.sources import Plugin, load_plugins, open_corpus
+
+if TYPE_CHECKING:
+    from scratchlm.data.shards import TokenDataset
+    from scratchlm.train.folder import LoadedRun
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CORPUS|FILES... key=value ...]",
+            help="Other text to measure on; the run's own by default.",
+        ),
+    ] = None,
+    split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "valid",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after about this many tokens.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows computed at once.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    plugin: Plugin = None,
+) -> None:
+    """Measure loss, perplexity and bits per byte over a whole split; the same numbers every time."""
+    from functools import partial
+
+    from scratchlm import runtime
+    from scratchlm.cli.console import out, print_table, table
+    from scratchlm.evaluate.likelihood import evaluate_split
+    from scratchlm.train.folder import load_run
+
+    load_plugins(plugin)
+    run = load_run(folder, device=device)
+    where = next(run.model.parameters()).device
+    precision = runtime.choose_precision(run.config.train.precision, where)
+    runtime.set_threads()
+    with _dataset(run, source, split) as dataset:
+        found = evaluate_split(
+            run.model,
+            dataset,
+            context_length=run.config.model.context_length,
+            rows_per_batch=rows,
+            device=where,
+            autocast=partial(runtime.autocast, where, precision.name),
+            max_tokens=max_tokens,
+        )
+    of_run = not source and split == "valid"
+    floor = run.summary.get("floor_loss") if of_run else None
+    floor_bits = run.summary.get("floor_bits_per_byte") if of_run else None
+    name = " ".join(source) if source else split
+    out().print(f"{folder} at step {run.step:,} on {name}: {found.num_tokens:,} tokens", style="bold")
+    shown = table("", "model", *(["floor", "above it"] if floor is not None else []))
+    for label, value, least in (
+        ("  loss, nats per token", found.loss, floor),
+        ("  perplexity", found.perplexity, None if floor is None else math.exp(floor)),
+        ("  bits per byte", found.bits_per_byte, floor_bits),
+    ):
+        more = (
+            []
+            if floor is None
+            else [f"{least:.4f}", f"{value - least:.4f}"]
+            if least is not None
+            else ["", ""]
+        )
+        shown.add_row(label, f"{value:.4f}", *more)
+    print_table(shown)
+
+
+@contextmanager
+def _dataset(
+    run: "LoadedRun", source: list[str] | None, split: Literal["train", "valid"]
+) -> "Iterator[TokenDataset]":
+    """The run's own shards, or shards of another text in a folder that goes away."""
+    from scratchlm.data.prepare import prepare
+    from scratchlm.data.shards import TokenDataset
+
+    if not source:
+        yield TokenDataset.open(run.folder.shards(split), tokenizer_fingerprint=run.tokenizer.fingerprint)
+        return
+    files = all(Path(word).exists() for word in source)
+    extra = {"valid_paths": tuple(source)} if files and split == "valid" else {}  # all of it is measured
+    with tempfile.TemporaryDirectory(prefix="scratchlm-evaluate-") as place:
+        target = Path(place) / split
+        prepare(open_corpus(source, **extra), run.tokenizer, target, split=split)
+        yield TokenDataset.open(target, tokenizer_fingerprint=run.tokenizer.fingerprint)

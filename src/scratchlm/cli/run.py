@@ -1,0 +1,221 @@
+"""`scratchlm demo`, `run` and `train`: the whole way from text to a model, watched live."""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scratchlm.cli.sources import Plugin, load_plugins, split_settings
+
+if TYPE_CHECKING:
+    from scratchlm.train.config import RunConfig
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value ...]", help="Settings over the recipe's, such as train.steps=200."),
+]
+Folder = Annotated[Path | None, typer.Option("--folder", "-o", help="Run folder.", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """Complete the names of the shipped recipes in the shell, without importing them."""
+    folder = Path(__file__).parents[1] / "recipes"
+    return [path.stem for path in sorted(folder.glob("*.toml")) if path.stem.startswith(incomplete)]
+
+
+def demo(settings: Settings = None, folder: Folder = None, resume: Resume = False) -> None:
+    """Make a small model in front of your eyes: the embedded stories, a few minutes on two CPU cores."""
+    from scratchlm.cli.console import out
+    from scratchlm.train import recipes
+
+    base = folder or Path("demo")
+    chosen = choose_folder(base, resume=resume, command=_command("demo", [], folder, settings))
+    config = _saved(chosen, settings) if resume else recipes.read("demo", settings or ())
+    _follow(config, chosen, resume=resume, command=_command("demo", [], chosen, settings))
+    report = _write_report(chosen)
+    console = out()
+    console.print()
+    console.print(f"The report: {report}", style="bold")
+    console.print("What to try next:")
+    for command in (
+        f'scratchlm generate {chosen} "Once upon a time"',
+        "scratchlm run YOUR-OWN-TEXT.txt",
+        "scratchlm train demo model.num_layers=4 train.steps=900",
+    ):
+        console.print(f"  {command}", style="cyan")
+
+
+def run(
+    text: Annotated[
+        list[str],
+        typer.Argument(metavar="TEXT... [key=value ...]", help="Your files and folders, then settings."),
+    ],
+    folder: Folder = None,
+    resume: Resume = False,
+    plugin: Plugin = None,
+) -> None:
+    """Train on your own files and folders; sizes follow the amount of text."""
+    from scratchlm.cli.console import out
+    from scratchlm.train import recipes
+
+    load_plugins(plugin)
+    names, _ = split_settings(text)
+    settings = [word for word in text if word not in names]
+    if not names:
+        raise ValueError("no text named; give files or folders: scratchlm run book.txt notes/")
+    config = recipes.for_text([Path(name) for name in names], settings)
+    chosen = choose_folder(
+        folder or Path("runs") / config.name, resume=resume, command=_command("run", names, folder, settings)
+    )
+    if resume:
+        config = _saved(chosen, settings)
+    _follow(config, chosen, resume=resume, command=_command("run", names, chosen, settings))
+    _print_end(chosen)
+    out().print(f"  scratchlm generate {shlex.quote(str(chosen))}", style="cyan")
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped recipe, a .toml or .json file, or a run folder.", autocompletion=_recipe_names
+        ),
+    ],
+    settings: Settings = None,
+    folder: Folder = None,
+    resume: Resume = False,
+    plugin: Plugin = None,
+) -> None:
+    """Train as a recipe says, with key=value settings over it."""
+    from scratchlm.cli.console import out
+
+    load_plugins(plugin)
+    config = read_recipe(recipe, settings)
+    base = folder or (Path(recipe) if resume and Path(recipe).is_dir() else Path("runs") / config.name)
+    chosen = choose_folder(base, resume=resume, command=_command("train", [recipe], folder, settings))
+    if resume:
+        config = _saved(chosen, settings)
+    _follow(config, chosen, resume=resume, command=_command("train", [recipe], chosen, settings))
+    _print_end(chosen)
+    out().print(f"  scratchlm generate {shlex.quote(str(chosen))}", style="cyan")
+
+
+def read_recipe(recipe: str, settings: list[str] | None) -> "RunConfig":
+    """The settings of a recipe by name, of a file, or of an earlier run's folder.
+
+    Raises:
+        ValueError: There is no such recipe, or a setting is wrong.
+    """
+    from scratchlm.train import recipes
+
+    saved = Path(recipe) / "config.json"
+    return _saved(Path(recipe), settings) if saved.is_file() else recipes.read(recipe, settings or ())
+
+
+def choose_folder(base: Path, *, resume: bool, command: str) -> Path:
+    """The folder of a run: a finished run is kept and a new one gets a number, an interrupted one is resumed.
+
+    Args:
+        base: The folder asked for; its numbered relatives are base-2, base-3, ...
+        resume: Choose the interrupted run instead.
+        command: What the user typed, for the advice.
+
+    Raises:
+        ValueError: Nothing to resume; an interrupted run in the way; a folder that holds something else.
+    """
+    number = 1
+    while True:
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        state = state_of(folder)
+        if state == "free":
+            break
+        if state == "other":
+            raise ValueError(
+                f"{folder}: is there already and is no run folder; choose another with --folder."
+            )
+        if state == "interrupted":
+            if resume:
+                return folder
+            raise ValueError(
+                f"{folder}: holds an interrupted run; go on with `{command} --resume`, "
+                "or start anew in another --folder."
+            )
+        number += 1
+    if not resume:
+        return folder
+    if number == 1:
+        raise ValueError(f"{base}: there is no run to resume; leave --resume out.")
+    raise ValueError(f"{base}: this run is finished; leave --resume out to start a new one.")
+
+
+def state_of(folder: Path) -> str:
+    """What stands under a name: "free", "finished", "interrupted" or "other"."""
+    import json
+
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return "free"
+    if not (folder / "config.json").is_file():
+        return "other"
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "interrupted"
+    return "interrupted" if summary.get("stopped_early") else "finished"
+
+
+def _saved(folder: Path, settings: list[str] | None) -> "RunConfig":
+    from scratchlm.config import load
+    from scratchlm.train.config import RunConfig
+
+    return load(RunConfig, folder / "config.json", settings or ())
+
+
+def _follow(config: "RunConfig", folder: Path, *, resume: bool, command: str) -> dict[str, Any]:
+    """Run and draw; then add the row to results.md.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint is there.
+    """
+    from scratchlm.cli.errors import Interrupted
+    from scratchlm.cli.live import watch
+    from scratchlm.study.results import append_result, result_of
+    from scratchlm.train.run import run as run_all
+
+    fresh = not resume and state_of(folder) == "free"
+    try:
+        with watch(f"{config.name} -> {folder}") as on_event:
+            summary = run_all(config, folder, resume=resume, on_event=on_event)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; go on with: {command} --resume") from None
+    except ValueError:
+        if fresh and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # ours, and of no use: nothing was trained
+        raise
+    if summary.get("stopped_early"):
+        raise Interrupted(f"stopped after step {summary['steps']:,}; go on with: {command} --resume")
+    append_result(folder.parent / "results.md", result_of(folder))
+    return summary
+
+
+def _print_end(folder: Path) -> None:
+    from scratchlm.cli.console import out
+
+    console = out()
+    console.print()
+    console.print(f"The report: {_write_report(folder)}", style="bold")
+    console.print("What to try next:")
+
+
+def _write_report(folder: Path) -> Path:
+    from scratchlm.study.report import write_report
+
+    return write_report(folder)
+
+
+def _command(name: str, words: list[str], folder: Path | None, settings: list[str] | None) -> str:
+    """The command line that was typed, to be repeated with --resume."""
+    where = ["--folder", str(folder)] if folder is not None and str(folder) != "demo" else []
+    return shlex.join(["scratchlm", name, *words, *(settings or []), *where])

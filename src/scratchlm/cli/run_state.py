@@ -1,0 +1,134 @@
+"""What is known about a run while it runs: events come in, the figures that are drawn come out."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from scratchlm.train import events
+
+MAX_POINTS = 400
+"""Training losses kept for the curve; when there are more, every second one goes."""
+CHARACTERS_PER_SECOND = 160
+"""Speed at which a sample appears: fast reading."""
+BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+"""Eighths of a character cell, from low to full."""
+PLAIN_BLOCKS = "_.-=+*#@"
+"""The same where the terminal has only ASCII."""
+
+
+@dataclass
+class Phase:
+    """One line of the checklist."""
+
+    name: str
+    detail: str = ""
+    done: int = 0
+    total: int | None = None
+    seconds: float | None = None
+    """How long it took; None while it runs."""
+
+
+@dataclass
+class RunState:
+    """Everything that the live view shows."""
+
+    title: str
+    phases: list[Phase] = field(default_factory=list)
+    message: str = ""
+    step: events.StepEnded | None = None
+    losses: list[float] = field(default_factory=list)
+    stride: int = 1
+    """Only every stride-th step's loss is kept."""
+    speed: float = 0.0
+    """Tokens per second, smoothed."""
+    valid: events.Validated | None = None
+    sample: events.Sampled | None = None
+    sample_since: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    summary: dict[str, Any] | None = None
+
+    def take(self, event: events.Event) -> None:
+        """Remember what `event` says."""
+        match event:
+            case events.PhaseStarted():
+                self.phases.append(Phase(event.name, event.detail))
+            case events.PhaseProgress():
+                phase = self._phase(event.name)
+                phase.done, phase.total = event.done, event.total
+                phase.detail = event.detail or event.unit
+            case events.PhaseEnded():
+                phase = self._phase(event.name)
+                phase.seconds = event.seconds
+                phase.detail = figures(event.summary) or phase.detail
+            case events.StepEnded():
+                self._take_step(event)
+            case events.Validated():
+                self.valid = event
+            case events.Sampled():
+                self.sample, self.sample_since = event, time.monotonic()
+            case events.Message():
+                self.message = event.text
+            case events.Finished():
+                self.summary = event.summary
+
+    def sample_text(self, *, everything: bool) -> str:
+        """As much of the latest sample as has been "typed" by now."""
+        if self.sample is None:
+            return ""
+        shown = int((time.monotonic() - self.sample_since) * CHARACTERS_PER_SECOND)
+        return self.sample.text if everything else self.sample.text[:shown]
+
+    def _phase(self, name: str) -> Phase:
+        for phase in reversed(self.phases):
+            if phase.name == name:
+                return phase
+        self.phases.append(Phase(name))
+        return self.phases[-1]
+
+    def _take_step(self, event: events.StepEnded) -> None:
+        self.step = event
+        self.speed = (
+            event.tokens_per_second if not self.speed else 0.9 * self.speed + 0.1 * event.tokens_per_second
+        )
+        if event.step % self.stride == 0:
+            self.losses.append(event.loss)
+        if len(self.losses) > MAX_POINTS:
+            self.losses, self.stride = self.losses[1::2], self.stride * 2
+
+
+def sparkline(values: list[float], width: int, *, floor: float | None = None, blocks: str = BLOCKS) -> str:
+    """A curve of `width` characters; the bottom is `floor` or the least value.
+
+    Example: sparkline([3.0, 2.0, 1.0], 3) -> full, half, lowest block.
+    """
+    if not values or width < 1:
+        return ""
+    width = min(width, len(values))
+    means = []
+    for column in range(width):
+        part = values[column * len(values) // width : (column + 1) * len(values) // width]
+        means.append(sum(part) / len(part))
+    low = min(means) if floor is None else min(floor, *means, means[0])
+    span = max(means) - low
+    top = len(blocks) - 1
+    return "".join(blocks[round((value - low) / span * top) if span > 0 else 0] for value in means)
+
+
+def figures(summary: dict[str, Any]) -> str:
+    """A phase's figures in words. Example: {"documents": 200} -> "200 documents"."""
+    words = {
+        "vocab_size": "{:,} entries",
+        "documents": "{:,} documents",
+        "tokens": "{:,} tokens",
+        "bytes_per_token": "{:.2f} bytes per token",
+    }
+    return ", ".join(
+        words.get(key, key.replace("_", " ") + " {}").format(value) for key, value in summary.items()
+    )
+
+
+def distance(valid: events.Validated) -> str:
+    """How far from the floor a validation loss is, in words; empty where there is no floor."""
+    if valid.floor_loss is None:
+        return ""
+    return f"{valid.loss - valid.floor_loss:.3f} above the floor of {valid.floor_loss:.3f}"

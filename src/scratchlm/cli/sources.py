@@ -1,0 +1,116 @@
+"""Words on the command line come in, opened things go out: corpora, tokenizers, plugins."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from scratchlm.data.corpora import Corpus
+    from scratchlm.tokenizer import Tokenizer
+
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin", metavar="FILE.py", help="Python file whose registered parts can be used by name."
+    ),
+]
+"""The option of every command in which a part of somebody's own may be named."""
+
+TOKENIZER_HELP = "A saved tokenizer, a run folder, or a folder with vocab.json and merges.txt."
+
+
+def load_plugins(paths: Iterable[Path] | None) -> None:
+    """Run the plugin files so that their parts have names.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if not paths:
+        return
+    from scratchlm.registry import load_plugin
+
+    for path in paths:
+        load_plugin(path)
+
+
+def split_settings(words: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+    """Separate names and paths from `key=value` words; what exists as a file is a path.
+
+    Example: ["stories", "seed=3"] -> (["stories"], {"seed": 3}).
+    """
+    from scratchlm.config import parse_override
+
+    names: list[str] = []
+    settings: dict[str, Any] = {}
+    for word in words:
+        if "=" in word and not Path(word).exists():
+            keys, value = parse_override(word)
+            settings[".".join(keys)] = value
+        else:
+            names.append(word)
+    return names, settings
+
+
+def open_corpus(words: Iterable[str], **extra: Any) -> "Corpus":
+    """Open a corpus by its name, or files and folders, with settings after it.
+
+    Args:
+        words: "stories" and "seed=3", or "book.txt" and "notes/"; a name wins over a folder of that name.
+        **extra: More settings.
+
+    Raises:
+        ValueError: Neither a name nor a path, or a setting is wrong.
+    """
+    from scratchlm.data import CORPORA
+    from scratchlm.registry import unknown
+
+    names, settings = split_settings(words)
+    settings |= extra
+    if len(names) == 1 and names[0] in CORPORA.names() and names[0] != "files":
+        return CORPORA.build(names[0], **settings)
+    if "paths" in settings:
+        return CORPORA.build("files", **settings)
+    for name in names:
+        if not Path(name).exists():
+            if "/" in name or "." in name:
+                raise ValueError(f"{name}: no such file or folder; check the path.")
+            raise ValueError(f"{unknown('corpus', name, CORPORA.names())} Or give files and folders of text.")
+    if not names or names == ["files"]:
+        raise ValueError(f"no text named; give files and folders, or one of {', '.join(CORPORA.names())}.")
+    return CORPORA.build("files", paths=tuple(names), **settings)
+
+
+def open_tokenizer(path: Path) -> "Tokenizer":
+    """Load a tokenizer from our file, a run folder, or a folder with GPT-2's two files.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from scratchlm.tokenizer import load_tokenizer
+
+    if path.is_dir() and (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        from scratchlm.tokenizer.formats import load_gpt2
+
+        return load_gpt2(path / "vocab.json", path / "merges.txt")
+    if not path.exists():
+        raise ValueError(f"{path}: no such tokenizer; make one with: scratchlm tokenizer train TEXT {path}")
+    return load_tokenizer(path)
+
+
+def read_text(path: Path) -> str:
+    """Read a whole UTF-8 file; "-" reads what comes in through a pipe.
+
+    Raises:
+        ValueError: The file is missing or not UTF-8; the message names it and the place.
+    """
+    import sys
+
+    data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: byte {error.start} is not valid UTF-8 ({error.reason}); convert it to UTF-8 first."
+        ) from None
