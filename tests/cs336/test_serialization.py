@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scratchlm.cs336 import basics
+from scratchlm.cs336.serialization import load_training_state, save_training_state
 from scratchlm.optim.sgd import SGD
 
 
@@ -57,7 +58,7 @@ KINDS = [
 def test_model_and_optimizer_come_back_exactly(kind, settings, place, tmp_path):
     model, optimizer = trained(kind, 1, **settings)
     path = tmp_path / "checkpoint.pt"
-    out = {"path": path, "text path": str(path), "file": io.BytesIO()}[place]
+    out = path.open("w+b") if place == "file" else {"path": path, "text path": str(path)}[place]
     basics.run_save_checkpoint(model, optimizer, 10, out)
     if place == "file":
         out.seek(0)
@@ -70,6 +71,15 @@ def test_model_and_optimizer_come_back_exactly(kind, settings, place, tmp_path):
     for pair in ((model, optimizer), (other, other_optimizer)):
         step(*pair)
     assert torch.equal(model.fc1.weight, other.fc1.weight)
+    assert_same_optimizer(optimizer, other_optimizer)
+
+
+def test_a_file_object_in_memory_will_do():
+    model, optimizer = trained(basics.get_adamw_cls(), 1)
+    out = io.BytesIO()
+    save_training_state(model, optimizer, 7, out)
+    other, other_optimizer = trained(basics.get_adamw_cls(), 2)
+    assert load_training_state(io.BytesIO(out.getvalue()), other, other_optimizer) == 7
     assert_same_optimizer(optimizer, other_optimizer)
 
 

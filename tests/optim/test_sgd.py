@@ -64,7 +64,7 @@ def test_closure_runs_with_gradients_on_and_its_loss_is_returned():
         loss.backward()
         return loss
 
-    assert float(optimizer.step(closure)) == 9.0
+    assert optimizer.step(closure).item() == 9.0
     torch.testing.assert_close(p.detach(), torch.tensor([2.4]))
 
 

@@ -8,6 +8,7 @@ The course needs one path or one binary file object per checkpoint; the trainer'
 with checksums (checkpoint.py). Neither holds pickled objects, so loading a stranger's file runs no code.
 """
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from scratchlm.runtime import replace_atomically
 FORMAT = "scratchlm.cs336/1"
 """Written into every file; a file without it is refused."""
 
-Place = str | os.PathLike | BinaryIO | IO[bytes]
+Place = str | os.PathLike | BinaryIO | IO[bytes] | io.BytesIO
 """A path, or a file object opened in binary mode."""
 
 

@@ -16,7 +16,7 @@ Source: Sutskever et al. 2013, https://proceedings.mlr.press/v28/sutskever13.htm
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -91,8 +91,8 @@ class SGD(Optimizer):
                 lists[t].append(p)
         return lists
 
-    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        grads = [p.grad for p in params]
+    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> Sequence[Tensor]:
+        grads: Sequence[Tensor] = [p.grad for p in params]
         momentum = group["momentum"]
         if group["weight_decay"]:
             grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
