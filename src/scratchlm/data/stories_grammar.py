@@ -44,6 +44,14 @@ class Entry:
         self.forms = {"": base, "a": f"{'some' if mass else article(base)} {base}", "cap": capitalised(base)}
         self.forms["A"] = capitalised(self.forms["a"])
         self.forms["A"] = capitalised(self.forms["a"])
+        self.forms["A"] = capitalised(self.forms["a"])
+        self.forms["A"] = capitalised(self.forms["a"])
+        self.forms["of"] = f"{base}'s"
+        self.forms["A"] = capitalised(self.forms["a"])
+        self.forms["of"] = f"{base}'s"
+        self.forms["A"] = capitalised(self.forms["a"])
+        self.forms["of"] = f"{base}'s"
+        self.forms["A"] = capitalised(self.forms["a"])
         self.forms |= dict(zip(("ing", "ed"), others, strict=False))
         if kind in _PRONOUNS:
             he, him, his, himself = _PRONOUNS[kind]

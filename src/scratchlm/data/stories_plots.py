@@ -33,12 +33,12 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     "lost_search": (
         "2| {hero.He} looked {search} and {search2}, but there was no {toy}.",
-        "1| First {hero.he} looked {search}. Then {hero.he} looked {search2}. It was not there, and {hero.he} felt {+sad}.",
+        "1| First {hero.he} looked {search}, then {search2}. It was not there, and {hero.he} felt {+sad}.",
         "1| {friend} came to help, and they looked {search} and {search2}. They found only {+snack.a}.",
     ),
     "lost_found": (
-        "2| They went back and looked {spot}, and there was the {color} {toy}!",
-        '1| "Where did you have it last?" asked {friend}. Then {hero} remembered, and they found the {toy} {spot}.',
+        "2| They {+way} back and looked {spot}, and there was the {color} {toy}!",
+        '1| "Where did you have it last?" asked {friend}. And soon they found the {toy} {spot}.',
         "1| At last, {friend} saw something {color} {spot}. It was the {toy}!",
     ),
     "lost_lesson": (
@@ -66,7 +66,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
     "share_turn": (
         "2| Soon {hero} noticed that playing alone was no fun.",
         '1| {adult} said {+manner}, "{toy.A} is more fun with a friend."',
-        "1| Then {hero} saw that {friend} had brought {+snack.a} and had cut it into two halves, one for each of them.",
+        "1| Then {hero} saw that {friend} had brought {+snack.a} and was saving half of it for {hero.him}.",
     ),
     "share_end": (
         '2| So {hero} went to {friend} and said, "I am sorry. Let us play with the {toy} together."',
@@ -81,9 +81,9 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     # Making a present, and something is missing.
     "make_start": (
-        "2| <time> {hero} wanted to make {made.a} for {adult}.",
-        '1| <time> {hero} said, "Soon it is the {+day} of {adult}. I will make {made.a}!"',
-        "1| <time> {friend} and {hero} planned to surprise {adult} with {made.a}.",
+        "2| <time> {hero} wanted to make {+nice.a} {made} for {adult}.",
+        '1| <time> {hero} said, "Soon it is {adult.of} {+day}. I will make {+nice.a} {made}!"',
+        "1| <time> {friend} and {hero} planned to surprise {adult} with {+nice.a} {made}.",
     ),
     "make_trouble": (
         "2| {hero.He} began to work, but there was no {material}.",
@@ -91,12 +91,12 @@ PLOTS: dict[str, tuple[str, ...]] = {
         "1| But the first {made} fell apart, because there was not enough {material}. {hero} felt {+sad}.",
     ),
     "make_do": (
-        "2| {friend} ran home and came back with the {material}. They {work} until the {made} was done.",
-        "1| They asked a neighbor for {material}. Then they {work} all {+daypart}.",
+        "2| {friend} {+way} home and came back with the {material}. They {work} until the {made} was done.",
+        "1| They asked a neighbor for {material}. Then they {work} the whole {+daypart}.",
         "1| {friend} had some {material} in a bag. Together they {work}, and the {made} looked better than before.",
     ),
     "make_gift": (
-        '2| When {adult} saw the {made}, there was a loud "{+cheer}!"',
+        '2| When {adult} saw the {made}, everybody {+shouted}, "{+cheer}!"',
         '1| They gave the {made} to {adult}. "It is the best gift of all," said {adult}.',
         "1| {adult} loved the {made} and felt {+glad}.",
     ),
@@ -108,13 +108,13 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     # A small animal needs help.
     "pet_start": (
-        "2| <time> {hero} and {friend} saw a small {pet} that was {trap}.",
-        "1| <time> {hero} heard a sad cry. It was {pet.a}, and it was {trap}.",
-        "1| <time> on the way to {+outing}, {hero} found {pet.a} that was {trap}.",
+        "2| <time> {hero} and {friend} saw {pet_look.a} {pet} that was {trap}.",
+        "1| <time> {hero} heard a sad cry. It was {pet_look.a} {pet}, and it was {trap}.",
+        "1| <time> on the way to {+outing}, {hero} found {pet_look.a} {pet} that was {trap}.",
     ),
     "pet_worry": (
-        '2| "{+sigh}! The poor {pet} is {trap}!" cried {hero}.',
-        "1| The little {pet} was shaking and looked {+sad}.",
+        '2| "{+sigh}! The {pet_look} {pet} is {trap}!" cried {hero}.',
+        "1| The {pet_look} {pet} was crying and looked {+sad}.",
         '1| "We must help the {pet}," {hero.he} said, feeling {+sad}.',
     ),
     "pet_fail": (
@@ -128,8 +128,8 @@ PLOTS: dict[str, tuple[str, ...]] = {
         "1| {friend} spoke to the {pet} {+manner} while {hero} used {tool.a}. Soon the {pet} was free.",
     ),
     "pet_end": (
-        "2| They gave the {pet} {+snack.a} and took it back to its mother.",
-        "1| The {pet} was hungry, so {hero} shared {hero.his} {+snack}. Its mother came and was {+glad}.",
+        "2| They gave the {pet} {+nibble.a} and took it back to its mother.",
+        "1| The {pet} was hungry, so {hero} gave it {+nibble.a}. Its mother came and was {+glad}.",
         "1| From then on, the {pet} followed them everywhere and was {+glad}.",
     ),
     "pet_lesson": (
@@ -146,11 +146,11 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     "fear_say": (
         '2| <time> {friend} asked, "Why do you look so {+sad}?" Then {hero} told {friend} about {fear}.',
-        "1| <time> {hero} had to think of {fear}, and {hero.his} knees began to shake.",
+        "1| <time> {hero} began to think of {fear}, and {hero.his} knees began to shake.",
         '1| "I do not like {fear}," {hero.he} told {friend} in a small voice.',
     ),
     "fear_try": (
-        "2| They went together, and first they {step}.",
+        "2| {friend} came along, and first they {step}.",
         "1| The next day, they {step}. It was not so bad.",
         "1| So {hero} and {friend} {step}, again and again.",
     ),
@@ -168,21 +168,21 @@ PLOTS: dict[str, tuple[str, ...]] = {
     # Rain spoils the plan.
     "rain_start": (
         "2| <time> they wanted to go to {outing}, but it began to rain.",
-        "1| <time> dark clouds came, just when {hero} and {friend} were ready for {outing}.",
+        "1| <time> dark clouds came, just when {hero} and {friend} were ready to go to {outing}.",
         "1| <time> {adult} wanted to take them to {outing}, but the rain would not stop.",
     ),
     "rain_sad": (
         '2| "{+sigh}! Now we cannot go to {outing}," said {hero}, and felt {+sad}.',
         "1| {hero} looked out at the rain and felt {+sad}.",
-        "1| {hero.He} watched the drops run down the glass. What a long and {+sad} day!",
+        "1| {hero.He} watched the drops run down the glass and felt {+sad}.",
     ),
     "rain_build": (
-        "2| They took {stuff} and built {shelter.a} in the middle of the room.",
-        "1| {adult} gave them {stuff}, and soon there was {shelter.a}.",
-        '1| "Let us make {shelter.a}!" {friend} said. They only needed {stuff}.',
+        "2| They took {stuff} and built {+cozy.a} {shelter} in the middle of the room.",
+        "1| {adult} gave them {stuff}, and soon there was {+cozy.a} {shelter}.",
+        '1| "Let us make {+cozy.a} {shelter}!" {friend} said. They only needed {stuff}.',
     ),
     "rain_play": (
-        "2| They sat in the {shelter}, ate {+snack.a} each and forgot the rain.",
+        "2| They sat in the {shelter}, ate {+snack.a} and forgot the rain.",
         "1| Inside the {shelter} they {+play} until the sun came out. Then they could go to {outing} after all.",
         "1| All {+daypart} they {+play} in the {shelter}, and {hero} was {+glad}.",
     ),
@@ -213,7 +213,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
         "1| {hero} crossed the line first, tired but {+glad}, and got the {prize}.",
     ),
     "race_say": (
-        '2| "{+cheer}! I will not {stop} next time," said {friend}, and they both laughed.',
+        '2| "Next time I will not {stop}," {+said} {friend}, and they both laughed.',
         '1| "You earned the {prize}," {friend} said {+manner}.',
         "1| {friend} shook hands with {hero}, and {hero} shared {+snack.a} with {friend}.",
     ),
@@ -244,9 +244,9 @@ PLOTS: dict[str, tuple[str, ...]] = {
         "1| But {friend} told {hero.him} to wait a little longer.",
     ),
     "seed_grow": (
-        "2| Then one day, there was a tiny green tip! Soon the {seed} had {grown}.",
-        "1| After another {+daypart} of rain, the {seed} came up. In {+season} it had {grown}.",
-        "1| They waited together, and at last the {seed} grew. It had {grown}!",
+        "2| Then one day, there was a tiny green tip! Soon the {seed} {grown}.",
+        "1| After another {+daypart} of rain, the {seed} came up. In the end it {grown}.",
+        "1| They waited together, and at last the {seed} grew. It {grown}!",
     ),
     "seed_lesson": (
         "good things need time.",
@@ -261,9 +261,9 @@ PLOTS: dict[str, tuple[str, ...]] = {
         '1| <time> {adult} was busy and said, "Please {task} today." {hero} gave {hero.his} word.',
     ),
     "task_lure": (
-        '2| But on the way, {friend} came running. "{+cheer}! There is {lure} in town! Come with me!"',
-        "1| Just then {friend} called from outside, because there was {lure} at the corner.",
-        "1| But {friend} had heard of {lure} and wanted to go there at once.",
+        '2| But on the way, {friend} came running. "{+cheer}! There is {lure.a} in town! Come with me!"',
+        "1| Just then {friend} called from outside, because there was {lure.a} at the corner.",
+        "1| But {friend} had heard of {lure.a} and wanted to go there at once.",
     ),
     "task_think": (
         "2| {hero} wanted to see it so much! But then {hero.he} thought of {hero.his} promise.",
@@ -275,9 +275,9 @@ PLOTS: dict[str, tuple[str, ...]] = {
         '1| "First I will {task}, then I will come," {hero.he} said, and {friend} waited {+manner}.',
     ),
     "task_end": (
-        "2| Afterwards they ran to see {lure}, and they were just in time.",
-        '1| {adult} was {+glad} and said, "You kept your promise. Now go and have fun!" So they went to see {lure}.',
-        "1| Then {adult} took both of them to see {lure}, and everyone was {+glad}.",
+        "2| Afterwards they {+way} to see the {lure}, and they were just in time.",
+        '1| {adult} was {+glad} and said, "You kept your promise. Now go and have fun!" So they went to see the {lure}.',
+        "1| Then {adult} took both of them to see the {lure}, and everyone was {+glad}.",
     ),
     "task_lesson": (
         "a promise is a promise.",
@@ -287,8 +287,8 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     # Something breaks, and the truth comes out.
     "break_start": (
-        "2| <time> {hero} {mishap} and broke the {breakable} of {adult}.",
-        "1| <time> the {breakable} of {adult} fell and broke, because {hero} {mishap}.",
+        "2| <time> {hero} {mishap} and broke {adult.of} {breakable}.",
+        "1| <time> {adult.of} {breakable} fell and broke, because {hero} {mishap}.",
     ),
     "break_hide": (
         '2| "{+sigh}!" {hero.he} said, and hid the pieces {spot}.',
@@ -300,7 +300,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
         '1| "Everybody makes mistakes," {friend} said {+manner}, "but you must not hide them."',
     ),
     "break_tell": (
-        "2| So {hero} took the pieces from where they were {spot} and told {adult} everything.",
+        "2| So {hero} looked {spot}, picked up the pieces and told {adult} everything.",
         '1| At last {hero} went to {adult} and said, "I broke your {breakable}. The pieces are {spot}. I am sorry."',
     ),
     "break_end": (
@@ -316,18 +316,18 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     # Too heavy for one.
     "load_start": (
-        "2| <time> a big {load} was in the way and blocked {blocked}.",
-        "1| <time> {hero} wanted to go to {+outing}, but a heavy {load} blocked {blocked}.",
-        "1| <time> {adult} needed help, because an enormous {load} blocked {blocked}.",
+        "2| <time> {+size.a} {load} was in the way and blocked {blocked}.",
+        "1| <time> {hero} wanted to go to {+outing}, but {+size.a} {load} blocked {blocked}.",
+        "1| <time> {adult} needed help, because {+size.a} {load} blocked {blocked}.",
     ),
     "load_fail": (
         "2| {hero} {push}, but the {load} did not move at all.",
         '1| "I can do it alone!" said {hero}. {hero.He} {push}, but nothing happened, and {hero.he} was {+sad}.',
-        "1| {hero} {push} until {hero.his} face was red. The {load} stayed where it was.",
+        "1| {hero} {push}. {hero.His} face turned red, but the {load} stayed where it was.",
     ),
     "load_push": (
         '2| "One, two, three!" they counted and pushed together. Slowly the {load} began to roll away.',
-        "1| {friend} brought {tool.a}, and with it they moved the {load} together.",
+        "1| {friend} brought {+lever.a}, and with it they moved the {load} together.",
         "1| They called {adult}, and the three of them pushed until the {load} moved.",
     ),
     "load_end": (

@@ -21,10 +21,11 @@ ANIMALS = """rabbit, fox, bear, mouse, squirrel, hedgehog, beaver, owl, otter, b
  elephant, lion, tiger, monkey, panda, koala, deer, raccoon, pony"""
 TRAITS = """falling: little, kind, curious, cheerful, brave, friendly, clever, playful, gentle,
  happy, lively, helpful, young, merry, thoughtful, polite, eager, jolly, busy, honest,
- sweet, quiet, careful, funny, smart, hopeful, energetic, dreamy, bold, neat"""
-HOMES = """river, forest, lake, sea, hill, mountain, meadow, old mill, windmill, lighthouse,
- railway, harbor, castle, apple orchard, village school, church, wooden bridge, bus stop,
- duck pond, post office, fire station, bakery"""
+ sweet, quiet, careful, funny, smart, hopeful, energetic, dreamy, bold, neat,
+ adventurous, small, sleepy, good-natured, chatty, tidy"""
+HOMES = """river, forest, lake, sea, hill, mountain, meadow, mill, windmill, lighthouse, railway,
+ harbor, castle, orchard, school, church, valley, bus stop, duck pond, post office,
+ fire station, bakery, waterfall, village square"""
 TOYS = """falling: ball, kite, teddy bear, drum, doll, toy car, robot, puppet, spinning top,
  toy train, yo-yo, flute, whistle, jump rope, toy boat, picture book, puzzle, trumpet,
  marble, toy truck, toy plane, toy horse, music box, xylophone, magnet, telescope,
@@ -67,13 +68,15 @@ HOBBIES = """falling: draw pictures/drawing pictures/drew pictures,
  hop on one foot/hopping on one foot/hopped on one foot,
  water the plants/watering the plants/watered the plants,
  gather leaves/gathering leaves/gathered leaves"""
-SNACKS = """falling: apple, cookie, banana, sandwich, ~bread, muffin, pear, peach, carrot, pancake,
- ~cheese, ~popcorn, plum, ~soup, cupcake, ~yogurt, orange, ~cereal, waffle, pretzel,
- ~melon, biscuit, ~pudding, egg, ~toast, ~rice, cracker, ~jelly"""
-TREATS = """falling: warm milk, hot chocolate, apple pie, ice cream, lemonade, vegetable soup,
- strawberry jam, chocolate cake, fresh bread, honey tea, blueberry pie, cherry juice,
- noodles, pizza, cinnamon rolls, peanut butter cookies, pumpkin soup, sweet corn,
- fruit salad, mashed potatoes, grapes, raspberries, cold water, tomato soup"""
+SNACKS = """falling: apple, cookie, banana, sandwich, bagel, muffin, pear, peach, carrot, pancake,
+ ~cheese, ~popcorn, plum, cupcake, ~yogurt, orange, ~cereal, waffle, pretzel, ~melon,
+ biscuit, egg, ~toast, ~rice, cracker, ~jelly"""
+DISHES = """falling: apple pie, ice cream, chocolate cake, vegetable soup, strawberry jam,
+ fresh bread, blueberry pie, noodles, pizza, cinnamon rolls, peanut butter cookies,
+ pumpkin soup, sweet corn, fruit salad, mashed potatoes, grapes, raspberries,
+ baked apples, tomato soup, macaroni, rice pudding, meatballs, roasted chestnuts,
+ dumplings"""
+DRINKS = "hot chocolate, warm milk, lemonade, honey tea, cherry juice, cold water"
 RELATIONS = "friend*4, neighbor*2, cousin*2, classmate, playmate"
 PLAY = """played together, laughed together, walked to school, made up games, shared secrets,
  told each other stories, played outside, went exploring, had a picnic, rode their bikes,
@@ -87,23 +90,24 @@ QUIRKS = """had a joke to tell, wore a funny hat, carried a big backpack, hummed
  smiled at everyone, spoke in a soft voice, ran very fast, shared everything,
  wore rubber boots, had time to listen, whistled like a bird, told the truth"""
 WEATHER = """falling: sunny, warm, bright, cool, windy, clear, fine, cloudy, foggy, chilly, breezy,
- frosty, mild, quiet"""
-DAYPARTS = "morning*4, afternoon*3, day*2, evening"
+ mild, quiet, hot, pleasant"""
+DAYPARTS = "morning*4, afternoon*3, evening"
 WEEKDAYS = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday*2, Sunday*2"
 SEASONS = "spring, summer, autumn, winter"
 MEALS = (
     """breakfast*2, lunch*2, school*2, a short nap, a long walk, dinner, the holidays, church, music class"""
 )
-GLAD = """falling: happy, glad, proud, excited, cheerful, delighted, thankful, pleased, joyful,
- relieved, warm inside, peaceful"""
-SAD = "falling: sad, upset, worried, unhappy, sorry, gloomy, lonely, disappointed, miserable, hopeless"
-CHEERS = """falling: Hooray, Yay, Wow, Great, Wonderful, Thank you, Yes, Look, Amazing, Fantastic,
- Well done, Good job, Oh my, Hurray"""
+GLAD = """falling: happy, glad, proud, excited, delighted, thankful, pleased, joyful, relieved,
+ grateful, content, merry"""
+SAD = """falling: sad, upset, worried, unhappy, gloomy, lonely, disappointed, miserable,
+ troubled, downhearted"""
+CHEERS = """falling: Hooray, Yay, Wow, Great, Wonderful, Yes, Look, Amazing, Fantastic, Hurray,
+ Super, Yippee, Oh boy, Goody, Marvelous"""
 SIGHS = "falling: Oh no, Oh dear, Uh-oh, Help, Alas, Goodness, Oh my goodness, Dear me"
 MANNERS = """falling: softly, quietly, kindly, gently, slowly, calmly, sweetly, warmly, politely,
  thoughtfully, patiently, shyly"""
-PETS = """puppy*2, kitten*2, duckling, baby bird, lamb, baby goat, turtle, piglet, chick,
- baby hamster, calf, snail, frog, ladybug, gosling, foal"""
+PETS = """puppy*2, kitten*2, duckling, baby bird, lamb, baby goat, turtle, piglet, chick, hamster,
+ sparrow, snail, frog, ladybug, gosling, lizard"""
 TRAPS = """stuck in a hole, caught in a net, tangled in a string, trapped under a branch,
  stuck in a fence, stuck between two rocks, caught in a thorny bush, stuck in a bucket,
  trapped behind a wall, stuck in wet clay, caught in a wire, tangled in a vine,
@@ -140,28 +144,28 @@ WORK_FOOD = (
 WORK_WOOD = (
     "hammered and sawed, measured and drilled, sanded and polished, carried and nailed, lifted and joined"
 )
-DAYS = "birthday*3, name day, party, first day of work, visit, wedding day, moving day, return home"
+DAYS = "birthday*3, name day, big party, first day of work, moving day, holiday, anniversary"
 SEEDS_FLOWER = "sunflower*2, tulip, daffodil, poppy, rose, violet, pansy, marigold"
 SEEDS_FOOD = "pumpkin*2, bean, pea, tomato, cucumber, radish, potato, cabbage"
-GROWN_FLOWER = """a lovely blossom, the prettiest petals, a sweet smell, a big bright flower,
- a tall flower, a flower as big as a plate"""
-GROWN_FOOD = """enough to eat for a week, a big green leaf, the best vegetable in town, a thick stem,
- more food than anyone could eat, enough for the whole street"""
+GROWN_FLOWER = """bloomed in the sun, opened its soft petals, smelled sweet, stood taller than the fence,
+ was the prettiest flower of all, welcomed the first butterfly, shone like a little star"""
+GROWN_FOOD = """was ready to eat, was bigger than a shoe, tasted better than candy, filled a whole pot,
+ was the best in town, was large enough for everyone, won a prize at the fair"""
 WAITS = """three days, four days, five days, a week, two weeks, three weeks, a month, many days,
  a long time, ten days"""
 RACES = "running race, swimming race, sack race, bike race, boat race, egg race, ski race, obstacle race"
 PRIZES = "medal*2, cup, blue ribbon*2, trophy, bag of candy, gold star, wreath, certificate"
 STOPS = """take a nap, eat a snack, chat with a friend, look at the view, tie a shoe,
- wave at the crowd, drink some juice, rest in the shade, show off, pick some berries"""
+ wave at the crowd, drink juice, rest in the shade, show off, pick berries"""
 TASKS = """feed the cat, water the roses, mail a letter, buy some eggs, sweep the steps,
  bring in the laundry, carry the firewood, wash the dishes, walk the dog,
  fetch the newspaper, set the table, return the library books, lock the gate,
  clean the birdcage, pick up the mail, shake out the rugs"""
-LURES = """a funny clown, a marching band, an ice cream truck, a flower festival, a snowball fight,
- a big parade, a juggler, a soccer game, a treasure hunt, a fair with rides,
- a magic show, a circus tent"""
-BREAKABLES = """vase*2, teapot, plate, mirror, lamp, clock, china dog, flower pot, jar, window, bowl,
- glass, snow globe, pitcher"""
+LURES = """funny clown, marching band, ice cream truck, flower festival, snowball fight,
+ big parade, juggler, soccer game, treasure hunt, fair with rides, magic show,
+ circus tent, sing-along, street dance"""
+BREAKABLES = """vase*2, teapot, plate, mirror, lamp, clock, china dog, flower pot, jar, candlestick,
+ bowl, glass, snow globe, pitcher"""
 MISHAPS = """ran through the room, threw a pillow, kicked a shoe, spun around too fast,
  jumped off a chair, waved a stick, danced too wildly, slipped on a sock, chased a fly,
  stretched too far, swung a bag, played catch indoors"""
@@ -172,9 +176,33 @@ STUFF = """sheets and chairs, pillows and blankets, cardboard boxes, old curtain
  two stools and a quilt, a table and a cloth, sofa cushions, towels and clothespins,
  wooden blocks, brooms and bed covers"""
 OUTINGS = """the zoo, the beach, the park, the playground, the market, the museum, the farm,
- the swimming pool, the island, the garden show, the picnic, the woods"""
+ the swimming pool, the island, the woods, the library, the aquarium, the skating rink,
+ the toy store, the train station, the bookshop"""
 LOADS = """log, cart, rock, wheelbarrow, sled, barrel, snowball, table, trunk, tractor tire, bench,
  hay bale, statue, canoe"""
+LEVERS = "long pole, rope, wooden plank, iron bar, board, shovel, strong stick, ramp, pulley, wheel"
+NIBBLES = "~water*2, ~food*2, crumb, berry, leaf, nut, ~grass, ~seeds, ~hay, ~clover"
+VIEWS = """falling: quiet, pretty, old, little, green, famous, lonely, windy, big, tiny, peaceful,
+ faraway, misty, lovely, ancient, hidden"""
+FEATURES = """falling: a big smile, bright eyes, quick feet, a loud laugh, a soft voice, a good heart,
+ a tiny nose, long legs, a sharp mind, rosy cheeks, strong arms, a cozy room,
+ many friends, big dreams, messy hair, freckles"""
+CLOTHES = """hat*3, scarf*2, coat, sweater, jacket, cap, vest, raincoat, bow tie, belt, apron, shirt,
+ necklace, cape"""
+DREAMS = """falling: stars, pirates, flying, dragons, the moon, snow, tomorrow, mermaids,
+ adventures, fairies, knights, rainbows, rockets, unicorns, treasure, new games,
+ the ocean, candy, elves, a giant, sailing, a magic carpet"""
+SAYS = "said*6, replied, whispered, answered, called"
+SHOUTS = "shouted*3, cried*2, called*2, laughed, yelled, sang, cheered, exclaimed"
+JOYS = """danced around, jumped up and down, clapped, laughed out loud, hugged everyone,
+ sang a little song, ran in circles, hopped up and down, waved both arms,
+ could not stop smiling, turned a somersault, cheered"""
+PET_LOOKS = """small*2, tiny*2, hungry, cold, wet, frightened, muddy, thin, tired, trembling, dusty,
+ helpless"""
+SIZES = "big*2, heavy*2, huge, enormous, giant, massive, thick, rusty, wide, muddy"
+COZY = "cozy*2, secret, tiny, splendid, warm, royal, magic, colorful, comfortable, fine, mysterious"
+NICE = "beautiful*2, special, lovely, perfect, pretty, wonderful, fine, nice, splendid, charming, cute"
+WAYS = "walked, ran, hurried, skipped, marched, strolled, rushed, trotted, jogged, raced"
 BLOCKED = """the path, the road, the garden gate, the front door, the bridge, the driveway,
  the sidewalk, the way to school, the playhouse, the doorway"""
 PUSHES = """pushed and pushed, pulled with both arms, shoved with one shoulder,
@@ -210,13 +238,14 @@ def variables() -> dict[str, Variable]:
     both = names["f"] + names["m"]
     made = _classes(paper=MADE_PAPER, food=MADE_FOOD, wood=MADE_WOOD)
     fears = _classes(dark=FEARS_DARK, loud=FEARS_LOUD, high=FEARS_HIGH, alive=FEARS_ALIVE)
-    hobbies, searches, traits = entries(HOBBIES), entries(SEARCHES), entries(TRAITS)
+    hobbies, searches, weather = entries(HOBBIES), entries(SEARCHES), entries(WEATHER)
     found = {
         "hero": Variable(names | {"": both, "animal": both}, parent="kind"),
         "friend": Variable({"f": names["m"], "m": names["f"]}, parent="hero"),
         "kind": Variable({"": _kinds("girl", "boy"), "f": _kinds("girl"), "m": _kinds("boy")}, parent="hero"),
-        "trait": Variable({"": traits}),
-        "trait2": Variable({"": traits}, avoids=("trait",)),
+        "trait": Variable({"": entries(TRAITS)}),
+        "weather": Variable({"": weather}),
+        "weather2": Variable({"": weather}, avoids=("weather",)),
         "hobby": Variable({"": hobbies}),
         "hobby2": Variable({"": hobbies}, avoids=("hobby",)),
         "search": Variable({"": searches}),
@@ -240,12 +269,12 @@ def variables() -> dict[str, Variable]:
         "spot": SPOTS,
         "adult": ADULTS,
         "snack": SNACKS,
-        "treat": TREATS,
+        "dish": DISHES,
+        "treat": f"{DISHES}, {DRINKS}",
         "relation": RELATIONS,
         "play": PLAY,
         "where": WHERE,
         "quirk": QUIRKS,
-        "weather": WEATHER,
         "daypart": DAYPARTS,
         "weekday": WEEKDAYS,
         "season": SEASONS,
@@ -273,5 +302,19 @@ def variables() -> dict[str, Variable]:
         "load": LOADS,
         "blocked": BLOCKED,
         "push": PUSHES,
+        "lever": LEVERS,
+        "nibble": NIBBLES,
+        "view": VIEWS,
+        "feature": FEATURES,
+        "clothes": CLOTHES,
+        "dream": DREAMS,
+        "said": SAYS,
+        "shouted": SHOUTS,
+        "way": WAYS,
+        "joy": JOYS,
+        "pet_look": PET_LOOKS,
+        "size": SIZES,
+        "cozy": COZY,
+        "nice": NICE,
     }
     return found | {name: Variable({"": entries(spec)}) for name, spec in plain.items()}
