@@ -96,9 +96,11 @@ class Session:
         self.on_event(Message(self._describe_plan()))
         with self._signals():
             self.trainer.train(self.done_steps, self.config.train.steps, self._after_step)
+        if self.stopping:
+            self._save()  # first of all: whoever sent SIGTERM may not wait for more
+            return self._summary(self._validate(everything=False))
         final = self._validate(everything=True)
-        if not self.stopping:
-            self._sample()
+        self._sample()
         self._save()
         return self._summary(final)
 
