@@ -1,0 +1,160 @@
+"""Model and token shards come in; loss, perplexity and bits per byte over the whole split come out.
+
+    loss          = -(1 / N) * sum_i log p(token_i | tokens before it in its row)     nats per token
+    perplexity    = e^loss                             it hesitates among so many equally likely tokens
+    bits per byte = loss * N / (ln 2 * num_bytes)      independent of the tokenizer
+
+Every token of the split is predicted exactly once, in rows of whole documents (data/packing.py), so the
+numbers depend neither on the batch size nor on a seed, and they may be compared with the entropy of a
+corpus. Per-token losses are computed in float32; the sums of the batches are added in float64.
+
+Source: Shannon 1948, "A Mathematical Theory of Communication"; bits per byte as in Gao et al. 2020, "The
+Pile", https://arxiv.org/abs/2101.00027, section 3.1.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from scratchlm.data.packing import evaluation_rows
+from scratchlm.data.shards import TokenDataset
+from scratchlm.loss import IGNORE, bits_per_byte, token_losses
+
+
+class Likelihood(NamedTuple):
+    """How well a model predicted a text."""
+
+    loss: float
+    """Mean negative log-likelihood, nats per token; lower is better."""
+    perplexity: float
+    """e^loss."""
+    bits_per_byte: float
+    """Bits that the model needs for one byte of the text; raw bytes need 8."""
+    num_tokens: int
+    """How many tokens were predicted."""
+    num_bytes: int
+    """How many bytes of text these tokens stand for."""
+
+
+class Rows(NamedTuple):
+    """Some rows of a split, with how many of their positions are scored."""
+
+    inputs: Int[Tensor, "rows time"]
+    targets: Int[Tensor, "rows time"]
+    num_scored: int
+
+
+def evaluate_split(
+    model: torch.nn.Module,
+    dataset: TokenDataset,
+    *,
+    context_length: int,
+    rows_per_batch: int = 16,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[None]] | None = None,
+    max_tokens: int | None = None,
+) -> Likelihood:
+    """Score `model` on a split.
+
+    Args:
+        model: Token ids [rows, time] -> logits [rows, time, vocabulary]; in evaluation mode meanwhile.
+        dataset: The split, as token shards.
+        context_length: Positions in one row, at least 1; the model's own one for a fair number.
+        rows_per_batch: Rows that go through the model together; changes speed and memory, not the result.
+        device: Where the model's parameters are.
+        autocast: Called around each forward pass to lower its precision, or None.
+        max_tokens: For a quick look: stop after the first row that reaches this many tokens. The bytes are
+            then the split's, in proportion to the tokens.
+
+    Raises:
+        ValueError: The split has no tokens, or a number is below 1.
+    """
+    for name, value in {
+        "context_length": context_length,
+        "rows_per_batch": rows_per_batch,
+        "max_tokens": max_tokens,
+    }.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1.")
+    if dataset.num_tokens == 0:
+        raise ValueError(
+            "evaluation: the split has no tokens; prepare it again from a text with at least one document."
+        )
+    total, num_tokens = 0.0, 0
+    rows = _rows(dataset, context_length, max_tokens)
+    with _evaluating(model), torch.no_grad():
+        for batch in _batches(rows, rows_per_batch):
+            inputs, targets = batch.inputs.to(device), batch.targets.to(device)
+            with autocast() if autocast is not None else contextlib.nullcontext():
+                logits = model(inputs)
+            total += float(token_losses(logits, targets).sum())
+            num_tokens += batch.num_scored
+    return likelihood(total, num_tokens, _bytes_of(dataset, num_tokens))
+
+
+def likelihood(total_nats: float, num_tokens: int, num_bytes: int) -> Likelihood:
+    """Express a text's total negative log-likelihood in the three usual units.
+
+    Example: 1,000 tokens for 4,000 bytes at 1,386.3 nats -> loss 1.386, perplexity 4.0, 0.5 bits per byte.
+    """
+    loss = total_nats / num_tokens
+    # e^709 is the largest power that float64 holds; a diverged model is worse than that
+    perplexity = math.exp(loss) if loss < 709 else math.nan if math.isnan(loss) else math.inf
+    bits = bits_per_byte(loss, num_tokens, num_bytes) if num_bytes else math.nan
+    return Likelihood(loss, perplexity, bits, num_tokens, num_bytes)
+
+
+def _rows(dataset: TokenDataset, context_length: int, max_tokens: int | None) -> Iterator[Rows]:
+    num_tokens = 0
+    for batch in evaluation_rows(dataset, context_length):
+        inputs, targets = batch.inputs.reshape(-1, context_length), batch.targets.reshape(-1, context_length)
+        for row_inputs, row_targets in zip(inputs, targets, strict=True):
+            num_scored = int((row_targets != IGNORE).sum())
+            yield Rows(row_inputs[None], row_targets[None], num_scored)
+            num_tokens += num_scored
+            if max_tokens is not None and num_tokens >= max_tokens:
+                return
+
+
+def _batches(rows: Iterator[Rows], rows_per_batch: int) -> Iterator[Rows]:
+    """Join single rows; unscored rows fill up the last batch, so that a compiled model sees one shape."""
+    held: list[Rows] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == rows_per_batch:
+            yield _join(held)
+            held = []
+    if held:
+        filler = Rows(torch.zeros_like(held[0].inputs), torch.full_like(held[0].targets, IGNORE), 0)
+        yield _join(held + [filler] * (rows_per_batch - len(held)))
+
+
+def _join(rows: list[Rows]) -> Rows:
+    return Rows(
+        torch.cat([row.inputs for row in rows]),
+        torch.cat([row.targets for row in rows]),
+        sum(row.num_scored for row in rows),
+    )
+
+
+def _bytes_of(dataset: TokenDataset, num_tokens: int) -> int:
+    if num_tokens == dataset.num_tokens:
+        return dataset.num_bytes
+    return round(dataset.num_bytes * num_tokens / dataset.num_tokens)
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off inside this context; afterwards the model is in the mode in which it came."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,158 @@
+"""A run folder comes in, `report.html` comes out: one page, alone, that tells a newcomer how the run went.
+
+    run folder -> run_record (its files) -> chapters (values for people), plots (SVG) -> templates/ -> page
+
+The page holds its styles and drawings, needs no script and no network, and follows the reader's light or
+dark mode. Texts of the model and of the configuration are untrusted: jinja2 escapes everything but our own
+drawings. A file that is missing costs its chapter and not the page.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scratchlm.runtime import write_text_atomically
+from scratchlm.study import chapters, plots, units
+from scratchlm.study.run_record import Row, RunRecord, column, number, read_run, section
+
+FILE_NAME = "report.html"
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write the report of the run in `run_folder` and return its path.
+
+    Args:
+        run_folder: A run's folder, finished, stopped or still going; see train/folder.py for its files.
+
+    Raises:
+        ValueError: The folder is no run folder.
+    """
+    record = read_run(run_folder)
+    path = run_folder / FILE_NAME
+    write_text_atomically(path, render_report(record))
+    return path
+
+
+def render_report(record: RunRecord) -> str:
+    """The report's HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("scratchlm.study"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=units.count, decimal=units.decimal, percent=units.percent, visible=visible, spaces=_show_spaces
+    )
+    html = environment.get_template("report.html.j2").render(_values(record))
+    # half of a surrogate pair, which JSON can hold, is no character and cannot be written
+    return html.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def visible(text: object) -> str:
+    r"""Replace control characters, which HTML forbids, by their pictures; line breaks and tabs stay.
+
+    Example: "a\x00b" -> "a" U+2400 "b".
+    """
+    return "".join(
+        chr(0x2400 + ord(character)) if ord(character) < 32 and character not in "\n\t"
+        else "\N{SYMBOL FOR DELETE}" if character == "\x7f"
+        else "\N{REPLACEMENT CHARACTER}" if 0x80 <= ord(character) < 0xA0
+        else character
+        for character in str(text)
+    )  # fmt: skip
+
+
+def _show_spaces(text: str) -> str:
+    """Blanks and line breaks of a token as characters that can be seen."""
+    return visible(
+        text.replace(" ", "\N{OPEN BOX}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
+        .replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
+    )  # fmt: skip
+
+
+def _values(record: RunRecord) -> dict[str, Any]:
+    """Everything the template names."""
+    facts = chapters.tokenizer_facts(record)
+    floor = number(record.summary, "floor_loss")
+    return {
+        "record": record,
+        "lead": _lead(record),
+        "headlines": chapters.headlines(record),
+        "progress": chapters.progress_of(record),
+        "loss": chapters.loss_of(record),
+        "floor": floor,
+        "perplexity": number(record.summary, "perplexity"),
+        "learning_plots": _learning_plots(record, floor),
+        "step_plots": _step_plots(record),
+        "num_diverged": _num_not_finite(record.train) + _num_not_finite(record.valid),
+        "levels": [name for _, name in chapters.LEVELS],
+        "samples": chapters.sample_views(record),
+        "tokenizer": section(record.summary, "tokenizer"),
+        "facts": facts,
+        "length_plots": _both(lambda shape: plots.length_bars(facts.lengths, shape)) if facts.lengths else [],
+        "components": chapters.model_components(record),
+        "parameters": number(record.summary, "parameters"),
+        "model": chapters.model_facts(record),
+        "settings": chapters.settings_of(record.config),
+        "environment": chapters.environment_facts(record),
+        "commands": chapters.next_commands(record),
+    }
+
+
+def _lead(record: RunRecord) -> str:
+    """One sentence: what was trained on what."""
+    parameters, tokens = number(record.summary, "parameters"), number(record.summary, "tokens")
+    corpus = record.summary.get("corpus") or section(record.config, "corpus").get("name")
+    words = "A language model"
+    if parameters is not None:
+        words += f" with {units.count(parameters)} parameters"
+    words += f", trained from scratch on {_corpus(str(corpus))}" if corpus else ", trained from scratch"
+    if tokens is not None:
+        words += f" ({units.count(tokens)} tokens)"
+    return words + "."
+
+
+def _corpus(name: str) -> str:
+    known = {"stories": "the embedded stories", "files": "your own text files"}
+    return known.get(name, name)
+
+
+def _both(draw: Callable[[plots.Shape], str]) -> list[Any]:
+    """One drawing in both shapes, marked as markup: its text is ours and numbers, nothing needs escaping."""
+    from markupsafe import Markup
+
+    return [Markup(draw("wide")), Markup(draw("narrow"))]
+
+
+def _curve(rows: list[Row], key: str) -> plots.Curve:
+    return plots.Curve(column(rows, "tokens"), column(rows, key))
+
+
+def _learning_plots(record: RunRecord, floor: float | None) -> list[Any]:
+    train, valid = _curve(record.train, "loss"), _curve(record.valid, "loss")
+    if not len(train.finite().tokens) and not len(valid.finite().tokens):
+        return []
+    return _both(lambda shape: plots.learning_curves(train, valid, floor, shape))
+
+
+def _step_plots(record: RunRecord) -> list[Any]:
+    panels = [
+        plots.Panel(title, _curve(record.train, key), label)
+        for title, key, label in (
+            ("learning rate", "lr", lambda value: f"{value:g}"),
+            ("gradient norm", "grad_norm", lambda value: f"{value:g}"),
+            ("tokens per second", "tokens_per_second", units.count),
+        )
+    ]
+    panels = [panel for panel in panels if len(panel.curve.finite().tokens)]
+    return _both(lambda shape: plots.step_curves(panels, shape)) if panels else []
+
+
+def _num_not_finite(rows: list[Row]) -> int:
+    """Rows whose loss is recorded and no finite number: the run diverged there."""
+    return sum(1 for row in rows if (loss := number(row, "loss")) is not None and not math.isfinite(loss))
