@@ -36,8 +36,8 @@ COMPRESSED = (".gz", ".zst")
 
 ROWS = 256
 """Rows of .parquet that are decoded at once."""
-ZSTANDARD_BITE = 1024
-"""Compressed bytes that are decompressed at once: at most 32 MiB of text."""
+ZSTANDARD_BITE = 256
+"""Compressed bytes that are decompressed at once: at most 8 MiB of text."""
 
 _CONVERT = "convert the file to UTF-8, or set errors=replace to read it anyway."
 _UNTEXT = re.compile("[\0\ud800-\udfff]")
@@ -96,7 +96,7 @@ def split_documents(blocks: Iterator[str], separator: str) -> Iterator[Chunk]:
             *complete, pending = pending.split(separator)
             for text in complete:
                 text = _drop_break(text, leading=after_separator and not started, trailing=True)
-                yield from _cut(text, started=started)
+                yield from cut_document(text, started=started)
                 started, after_separator = False, True
         while len(pending) > MAX_CHUNK + margin:
             pending = _drop_break(pending, leading=after_separator and not started)
@@ -104,7 +104,7 @@ def split_documents(blocks: Iterator[str], separator: str) -> Iterator[Chunk]:
             yield Chunk(pending[:end], ends_document=False)
             pending, started = pending[end:], True
     text = _drop_break(pending, leading=after_separator and not started, trailing=after_separator)
-    yield from _cut(text, started=started)
+    yield from cut_document(text, started=started)
 
 
 def safe_end(text: str, limit: int) -> int:
@@ -223,7 +223,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """Yield a file's bytes, decompressed, in blocks of bounded size."""
     try:
         if path.suffix == ".zst":
-            yield from _zstandard_blocks(path)
+            yield from _even_blocks(_zstandard_blocks(path))
         else:
             opener: Callable[..., BinaryIO] = gzip.open if path.suffix == ".gz" else open
             with opener(path, "rb") as file:
@@ -231,6 +231,23 @@ def _blocks(path: Path) -> Iterator[bytes]:
                     yield block
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged or cut off ({error}); fetch or pack it again.") from None
+
+
+def _even_blocks(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Cut and join pieces of any size to blocks of BLOCK_BYTES."""
+    held: list[bytes] = []
+    length = 0
+    for piece in pieces:
+        held.append(piece)
+        length += len(piece)
+        if length >= BLOCK_BYTES:
+            joined = b"".join(held)
+            end = length - length % BLOCK_BYTES
+            for start in range(0, end, BLOCK_BYTES):
+                yield joined[start : start + BLOCK_BYTES]
+            held, length = [joined[end:]], length - end
+    if length:
+        yield b"".join(held)
 
 
 def _zstandard_blocks(path: Path) -> Iterator[bytes]:
@@ -257,10 +274,10 @@ def _zstandard_blocks(path: Path) -> Iterator[bytes]:
 
 def _cut_all(texts: Iterator[str]) -> Iterator[Chunk]:
     for text in texts:
-        yield from _cut(text, started=False)
+        yield from cut_document(text, started=False)
 
 
-def _cut(text: str, *, started: bool) -> Iterator[Chunk]:
+def cut_document(text: str, *, started: bool) -> Iterator[Chunk]:
     """The rest of a document as chunks; a blank document is none at all."""
     if not started and not text.strip():
         return

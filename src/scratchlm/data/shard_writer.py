@@ -1,10 +1,10 @@
 """Writing token shards: ids come in document by document, a whole folder of shards comes out, or none.
 
-The ids go to `folder.partial`. Whenever a shard is full its file gets its name, and progress.json records how far the
-input had come: number of `add` calls, and ids of the running call that are stored already. A writer that finds such a
-folder from the same source, with files that still have their checksums, goes on there: the caller skips
-`num_chunks_done` of its chunks, the writer drops the ids that it has. `close` writes the manifest last, flushes all
-to the disk and renames the folder.
+The ids go to `folder.partial`. Whenever a shard is full its file gets its name, and progress.json records how
+far the input had come: number of `add` calls, and ids of the running call that are stored already. A writer
+that finds such a folder from the same source, with files that still have their checksums, goes on there: the
+caller skips `num_chunks_done` of its chunks, the writer drops the ids that it has. `close` writes the
+manifest last, flushes all to the disk and renames the folder.
 
     memory = one block of document starts; the ids themselves are not kept
 """
@@ -95,7 +95,7 @@ class ShardWriter:
         self.tokenizer_fingerprint, self.tokens_per_shard = tokenizer_fingerprint, tokens_per_shard
         layout = json.dumps([source, vocab_size, tokenizer_fingerprint, tokens_per_shard])
         self._source = hashlib.sha256(layout.encode()).hexdigest() if source is not None else ""
-        with _naming(self.partial):
+        with naming(self.partial):
             position = self._resume()
         self.num_chunks_done = position.num_chunks  # the caller's chunks that it need not add again
         self.num_tokens, self.num_bytes = position.num_tokens, position.num_bytes
@@ -137,7 +137,7 @@ class ShardWriter:
             self._at_start and ids.size and self.num_tokens >= self._border
         ):  # below it: stored before a restart
             self._starts.append(self.num_tokens)
-        with _naming(self.partial):
+        with naming(self.partial):
             self._append(ids.astype(self.dtype, copy=False))
         self._num_chunks += 1
         self.num_tokens += ids.size
@@ -153,7 +153,7 @@ class ShardWriter:
         """
         if self.num_tokens == 0:
             raise ValueError(f"{self.folder}: no ids to write; the corpus is empty.")
-        with _naming(self.partial):
+        with naming(self.partial):
             if self._in_file:
                 self._finish_shard()
             manifest = Manifest(
@@ -281,7 +281,7 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Add the path to an error of the disk that names none ("No space left on device")."""
     try:
         yield
