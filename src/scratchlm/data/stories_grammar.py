@@ -46,6 +46,7 @@ class Entry:
         self.forms["A"] = capitalised(self.forms["a"])
         self.forms["A"] = capitalised(self.forms["a"])
         self.forms["A"] = capitalised(self.forms["a"])
+        self.forms["A"] = capitalised(self.forms["a"])
         self.forms["of"] = f"{base}'s"
         self.forms["A"] = capitalised(self.forms["a"])
         self.forms["of"] = f"{base}'s"

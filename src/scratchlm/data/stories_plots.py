@@ -8,8 +8,8 @@ that all plots share.
 
 PLOTS: dict[str, tuple[str, ...]] = {
     "plot": (
-        "2| <lost_start> <lost_notice> <lost_search> <offer> <lost_found> <thanks> <learned> <lost_lesson>",
-        "2| <share_start> <share_ask> <share_no> <share_turn> <share_end> <glad> <learned> <share_lesson>",
+        "2| <lost_start> <lost_notice> <lost_search> <offer> <lost_found> <learned> <lost_lesson>",
+        "2| <share_start> <share_ask> <share_no> <share_turn> <share_end> <learned> <share_lesson>",
         "2| <make_start> <make_trouble> <offer> <make_do> <make_gift> <learned> <make_lesson>",
         "2| <pet_start> <pet_worry> <pet_fail> <offer> <pet_free> <pet_end> <learned> <pet_lesson>",
         "2| <fear_start> <fear_say> <offer> <fear_try> <fear_end> <glad> <learned> <fear_lesson>",
@@ -18,7 +18,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
         "1| <seed_start> <seed_wait> <seed_sad> <seed_advice> <seed_grow> <glad> <learned> <seed_lesson>",
         "1| <task_start> <task_lure> <task_think> <task_do> <task_end> <learned> <task_lesson>",
         "1| <break_start> <break_hide> <break_talk> <break_tell> <break_end> <learned> <break_lesson>",
-        "1| <load_start> <load_fail> <offer> <load_push> <load_end> <thanks> <learned> <load_lesson>",
+        "1| <load_start> <load_fail> <offer> <load_push> <load_end> <learned> <load_lesson>",
     ),
     # A toy is put away, missed, looked for and found where it was put.
     "lost_start": (
@@ -37,9 +37,9 @@ PLOTS: dict[str, tuple[str, ...]] = {
         "1| {friend} came to help, and they looked {search} and {search2}. They found only {+snack.a}.",
     ),
     "lost_found": (
-        "2| They {+way} back and looked {spot}, and there was the {color} {toy}!",
+        '2| They {+way} back and looked {spot}. "{+cheer}!" {hero} {+shouted}. There was the {color} {toy}!',
         '1| "Where did you have it last?" asked {friend}. And soon they found the {toy} {spot}.',
-        "1| At last, {friend} saw something {color} {spot}. It was the {toy}!",
+        '1| At last, {friend} saw something {color} {spot}. "{+cheer}! It is my {toy}!" {hero} {+shouted}.',
     ),
     "lost_lesson": (
         "good friends help you look.",
@@ -93,7 +93,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
     "make_do": (
         "2| {friend} {+way} home and came back with the {material}. They {work} until the {made} was done.",
         "1| They asked a neighbor for {material}. Then they {work} the whole {+daypart}.",
-        "1| {friend} had some {material} in a bag. Together they {work}, and the {made} looked better than before.",
+        "1| {friend} had some {material} in a bag. Together they {work}, and the {made} was even better.",
     ),
     "make_gift": (
         '2| When {adult} saw the {made}, everybody {+shouted}, "{+cheer}!"',
@@ -183,7 +183,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     "rain_play": (
         "2| They sat in the {shelter}, ate {+snack.a} and forgot the rain.",
-        "1| Inside the {shelter} they {+play} until the sun came out. Then they could go to {outing} after all.",
+        "1| Inside the {shelter} they {+play} until they could go to {outing} after all.",
         "1| All {+daypart} they {+play} in the {shelter}, and {hero} was {+glad}.",
     ),
     "rain_lesson": (
@@ -205,10 +205,10 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     "race_run": (
         "2| In the {race}, {friend} was far ahead and stopped to {stop}. {hero} kept going, slow and steady.",
-        "1| {friend} was so sure of the {prize} that there seemed to be time to {stop}. But {hero} went on and on.",
+        "1| {friend} was so sure of the {prize} that it was time to {stop}. But {hero} went on and on.",
     ),
     "race_win": (
-        "2| When {friend} saw {hero}, it was too late to catch up. {hero} won the {race} and got the {prize}!",
+        "2| When {friend} saw {hero}, it was too late. {hero} won the {race} and got the {prize}!",
         "1| In the end, {hero} came in first and won the {prize}.",
         "1| {hero} crossed the line first, tired but {+glad}, and got the {prize}.",
     ),
@@ -276,7 +276,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
     ),
     "task_end": (
         "2| Afterwards they {+way} to see the {lure}, and they were just in time.",
-        '1| {adult} was {+glad} and said, "You kept your promise. Now go and have fun!" So they went to see the {lure}.',
+        '1| {adult} was {+glad} and said, "You kept your promise. Now go and see the {lure}!"',
         "1| Then {adult} took both of them to see the {lure}, and everyone was {+glad}.",
     ),
     "task_lesson": (
@@ -331,7 +331,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
         "1| They called {adult}, and the three of them pushed until the {load} moved.",
     ),
     "load_end": (
-        "2| At last nothing blocked {blocked} anymore.",
+        '2| "{+cheer}!" {hero} {+shouted}. Nothing blocked {blocked} anymore.',
         "1| Soon everybody could use {blocked} again and was {+glad}.",
         "1| They put the {load} aside and sat down to share {+snack.a}.",
     ),
