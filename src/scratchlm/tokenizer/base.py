@@ -8,6 +8,7 @@ several match at one place, the longest wins.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -19,7 +20,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from jaxtyping import Int32
 
-from scratchlm.tokenizer.streaming import StreamDecoder, cut_stream, repair_surrogates, specials_pattern
+from scratchlm.tokenizer.streaming import (
+    StreamDecoder,
+    cut_specials,
+    cut_stream,
+    repair_surrogates,
+    specials_pattern,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 """The special token between documents."""
@@ -57,7 +64,7 @@ class Tokenizer(ABC):
             ValueError: The file is missing or damaged; the message names it.
         """
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the number of rows that a model's embedding needs."""
         return max(self._token_bytes) + 1
@@ -76,7 +83,7 @@ class Tokenizer(ABC):
             )
         return self.special_tokens[END_OF_TEXT]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256, in hex, of the canonical JSON: two tokenizers with equal fingerprints give equal ids."""
         canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
@@ -103,11 +110,9 @@ class Tokenizer(ABC):
         Raises:
             ValueError: The text holds a disallowed special token, or one of the names is no special token.
         """
-        return list(
-            self.encode_iterable(
-                [text], allowed_special=allowed_special, disallowed_special=disallowed_special
-            )
-        )
+        allowed, disallowed = self._choose(allowed_special, disallowed_special)
+        stream = cut_specials(repair_surrogates(text), specials_pattern({*allowed, *disallowed}))
+        return [id for ids in self._encode_stream(stream, disallowed) for id in ids]
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of `text`, in which special tokens are plain text."""
@@ -144,6 +149,12 @@ class Tokenizer(ABC):
         stream = cut_stream(
             chunks, specials=specials_pattern({*allowed, *disallowed}), stable_prefix=self._stable_prefix
         )
+        for ids in self._encode_stream(stream, disallowed):
+            yield from ids
+
+    def _encode_stream(
+        self, stream: Iterable[tuple[str, str | None]], disallowed: Collection[str]
+    ) -> Iterator[list[int]]:
         for text, special in stream:
             if special in disallowed:
                 raise ValueError(
@@ -151,9 +162,9 @@ class Tokenizer(ABC):
                     f"allowed_special={{{special!r}}} to encode it as one id, or disallowed_special=() "
                     "to encode it as plain text."
                 )
-            yield from self._encode_array(text).tolist()
+            yield self._encode_array(text).tolist()
             if special is not None:
-                yield self.special_tokens[special]
+                yield [self.special_tokens[special]]
 
     def _choose(self, allowed_special: Specials, disallowed_special: Specials) -> tuple[set[str], set[str]]:
         known = set(self.special_tokens)
@@ -163,7 +174,7 @@ class Tokenizer(ABC):
             raise ValueError(f"{name!r} is no special token of this tokenizer; it has {sorted(known)}.")
         return allowed, disallowed
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype:
         """The smallest of uint16 and uint32 that holds every id."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)

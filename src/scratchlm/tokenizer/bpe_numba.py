@@ -77,7 +77,7 @@ def _class_at(buffer, i, classes):
     return classes[((first & 0x07) << 18) | (second << 12) | (third << 6) | fourth], i + 4
 
 
-@inlined
+@compiled_loop
 def _contraction(buffer, i, end):
     """Number of bytes of 's 't 'm 'd 're 've 'll at byte i (an apostrophe), or 0."""
     if i + 1 >= end:
@@ -145,7 +145,7 @@ def _hash_piece(buffer, start, end):
     return np.int64(value ^ (value >> _SHIFT))
 
 
-@inlined
+@compiled_loop
 def _find_piece(buffer, start, end, hashed, slots, records, arena):
     """The slot that holds buffer[start:end], or the free slot where it belongs."""
     mask = len(slots) - 1
@@ -163,7 +163,7 @@ def _find_piece(buffer, start, end, hashed, slots, records, arena):
     return slot
 
 
-@inlined
+@compiled_loop
 def _add_piece(buffer, start, end, hashed, slot, slots, records, arena, used):
     """Enter buffer[start:end] at a free slot and return the entry; the caller has made sure of room."""
     entry = used[0]
@@ -249,7 +249,7 @@ def _merge_short(symbols, size, pairs, values):
     return size
 
 
-@inlined
+@compiled_loop
 def _sift_down(heap, size, i):
     item = heap[i]
     while 2 * i + 1 < size:
@@ -263,7 +263,7 @@ def _sift_down(heap, size, i):
     heap[i] = item
 
 
-@inlined
+@compiled_loop
 def _push(heap, size, item):
     i = size
     while i > 0 and heap[(i - 1) // 2] > item:
@@ -292,7 +292,7 @@ def _merge_long(symbols, size, pairs, heap, links):
         place, rank = heap[0] & _LOW, heap[0] >> 32
         waiting -= 1
         heap[0] = heap[waiting]
-        _sift_down(heap, waiting, 0)
+        _sift_down(heap, waiting, np.int64(0))
         gone = after[place]
         if symbols[place] < 0 or gone >= size:
             continue

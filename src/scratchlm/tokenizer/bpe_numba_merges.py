@@ -20,7 +20,7 @@ import numpy as np
 
 from scratchlm.tokenizer.bpe_numba import compiled_loop
 
-DONE, GROW, EXHAUSTED = 0, 1, 2
+DONE, EXHAUSTED, GROW_PAIRS, GROW_TOKENS = 0, 1, 2, 3
 """Why `merge_pairs` came back."""
 
 NUM_PAIRS, NUM_NODES, NUM_WAITING, NUM_MERGES = 0, 1, 2, 3
@@ -113,7 +113,8 @@ def _lose(left, right, count, pairs):
 def rebuild_slots(pairs, num_pairs):
     """Enter all pairs into `slots`, which is all 0."""
     for number in range(num_pairs):
-        pairs.slots[_find_pair(pairs.left[number], pairs.right[number], pairs)] = number + 1
+        left, right = np.int64(pairs.left[number]), np.int64(pairs.right[number])
+        pairs.slots[_find_pair(left, right, pairs)] = number + 1
 
 
 # the heap
@@ -188,7 +189,7 @@ def _drop_top(pairs, tokens, state):
     last = state[NUM_WAITING]
     if last > 0:
         pairs.heap_pairs[0], pairs.heap_counts[0] = pairs.heap_pairs[last], pairs.heap_counts[last]
-        _sink(0, last, pairs, tokens)
+        _sink(np.int64(0), last, pairs, tokens)
 
 
 # counting and merging
@@ -200,7 +201,8 @@ def count_pairs(words, pairs, tokens, state):
     for word in range(len(words.starts)):
         first = words.starts[word]
         for i in range(first, first + words.lengths[word] - 1):
-            _gain(words.symbols[i], words.symbols[i + 1], word, words.counts[word], pairs, state)
+            left, right = np.int64(words.symbols[i]), np.int64(words.symbols[i + 1])
+            _gain(left, right, word, words.counts[word], pairs, state)
     for number in range(state[NUM_PAIRS]):
         pairs.heap_pairs[number], pairs.heap_counts[number] = number, pairs.counts[number]
     state[NUM_WAITING] = state[NUM_PAIRS]
@@ -215,14 +217,14 @@ def _merge_word(word, left, right, symbol, words, pairs, state):
     end = first + words.lengths[word]
     read, write = first, first
     while read < end:
-        found = words.symbols[read]
+        found = np.int64(words.symbols[read])
         if found == left and read + 1 < end and words.symbols[read + 1] == right:
             if write > first:
-                before = words.symbols[write - 1]
+                before = np.int64(words.symbols[write - 1])
                 _lose(before, left, count, pairs)
                 _gain(before, symbol, word, count, pairs, state)
             if read + 2 < end:
-                after = words.symbols[read + 2]
+                after = np.int64(words.symbols[read + 2])
                 _lose(right, after, count, pairs)
                 _gain(symbol, after, word, count, pairs, state)
             found = symbol
@@ -261,8 +263,8 @@ def merge_pairs(words, pairs, tokens, merges, state, until):
         until: Come back when this many merges have been made.
 
     Returns:
-        DONE, EXHAUSTED (no pair is left) or GROW (an array may become too small; nothing is lost, grow and
-        call again).
+        DONE, EXHAUSTED (no pair is left), GROW_PAIRS or GROW_TOKENS (an array may become too small:
+        nothing is lost, grow it and call again).
     """
     while state[NUM_MERGES] < until:
         if state[NUM_WAITING] == 0:
@@ -271,20 +273,18 @@ def merge_pairs(words, pairs, tokens, merges, state, until):
         if pairs.heap_counts[0] != pairs.counts[best]:
             if pairs.counts[best] > 0:
                 pairs.heap_counts[0] = pairs.counts[best]
-                _sink(0, state[NUM_WAITING], pairs, tokens)
+                _sink(np.int64(0), state[NUM_WAITING], pairs, tokens)
             else:
                 _drop_top(pairs, tokens, state)
             continue
-        left, right = pairs.left[best], pairs.right[best]
+        left, right = np.int64(pairs.left[best]), np.int64(pairs.right[best])
         symbol = 256 + state[NUM_MERGES]
         size = tokens.starts[left + 1] - tokens.starts[left] + tokens.starts[right + 1] - tokens.starts[right]
         room = 2 * pairs.places[best]  # each merge makes at most two pairs and two nodes
-        if (
-            state[NUM_PAIRS] + room > len(pairs.left)
-            or state[NUM_NODES] + room > len(pairs.node_words)
-            or tokens.starts[symbol] + size > len(tokens.arena)
-        ):
-            return GROW
+        if max(state[NUM_PAIRS], state[NUM_NODES]) + room > len(pairs.left):
+            return GROW_PAIRS
+        if tokens.starts[symbol] + size > len(tokens.arena):
+            return GROW_TOKENS
         _drop_top(pairs, tokens, state)
         _add_token(left, right, symbol, tokens)
         merges[state[NUM_MERGES], 0], merges[state[NUM_MERGES], 1] = left, right
@@ -292,7 +292,7 @@ def merge_pairs(words, pairs, tokens, merges, state, until):
         first_new = state[NUM_PAIRS]
         node = pairs.heads[best]
         while node >= 0:
-            _merge_word(pairs.node_words[node], left, right, symbol, words, pairs, state)
+            _merge_word(np.int64(pairs.node_words[node]), left, right, symbol, words, pairs, state)
             node = pairs.node_next[node]
         pairs.counts[best] = 0
         for number in range(first_new, state[NUM_PAIRS]):

@@ -17,7 +17,8 @@ from scratchlm.tokenizer.bpe import BPETokenizer
 from scratchlm.tokenizer.bpe_numba import LENGTH, START, VALUE, count_pieces
 from scratchlm.tokenizer.bpe_numba_merges import (
     EXHAUSTED,
-    GROW,
+    GROW_PAIRS,
+    GROW_TOKENS,
     NUM_MERGES,
     NUM_PAIRS,
     Pairs,
@@ -248,14 +249,14 @@ def _learn_merges(words: Words, num_merges: int, progress: Progress) -> list[tup
     state = np.zeros(4, np.int64)
     count_pairs(words, pairs, tokens, state)
     while state[NUM_MERGES] < num_merges:
-        until = min(
-            num_merges, int(state[NUM_MERGES]) // _MERGES_PER_REPORT * _MERGES_PER_REPORT + _MERGES_PER_REPORT
-        )
+        until = min(num_merges, int(state[NUM_MERGES]) + _MERGES_PER_REPORT)
         outcome = merge_pairs(words, pairs, tokens, merges, state, until)
-        if outcome == GROW:
-            pairs, tokens = _grown_pairs(pairs, int(state[NUM_PAIRS])), _grown_tokens(tokens)
-            continue
-        progress("merge", int(state[NUM_MERGES]), num_merges)
+        if outcome == GROW_PAIRS:
+            pairs = _grown_pairs(pairs, int(state[NUM_PAIRS]))
+        elif outcome == GROW_TOKENS:
+            tokens = _grown_tokens(tokens)
+        else:
+            progress("merge", int(state[NUM_MERGES]), num_merges)
         if outcome == EXHAUSTED:
             break
     made = [bytes([value]) for value in range(256)]

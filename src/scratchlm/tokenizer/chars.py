@@ -42,9 +42,7 @@ class CharTokenizer(Tokenizer):
         if unknown == "replace":
             self.characters = self.characters.replace(REPLACEMENT, "")
         if not self.characters:
-            raise ValueError(
-                "a character tokenizer needs at least one character: the text or `allowed` is empty."
-            )
+            raise ValueError("a character tokenizer needs at least one character: no text was given.")
         self.special_tokens = {END_OF_TEXT: 0}
         tokens = [END_OF_TEXT, *([REPLACEMENT] if unknown == "replace" else []), *self.characters]
         self._token_bytes = {id: token.encode("utf-8") for id, token in enumerate(tokens)}

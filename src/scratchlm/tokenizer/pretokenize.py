@@ -54,6 +54,9 @@ _UNSETTLED_PIECES = 3
 _SAFE_PLACE = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?:(?= \p{L})|(?=[^\s\p{L}\p{N}\p{M}']))")
 
 
+_BLANK = regex.compile(r"\s+")
+
+
 @functools.cache
 def compiled(pattern: str) -> regex.Pattern:
     """The compiled split pattern called `pattern`.
@@ -78,10 +81,10 @@ def stable_prefix(text: str, pattern: str = "gpt2") -> int:
     place = _SAFE_PLACE.search(text)
     if place is not None and place.start() > len(text) // 2:
         return place.start()
-    pieces = pretokenize(text, pattern)
-    return max(
-        len(text) - sum(map(len, pieces[-_UNSETTLED_PIECES:])), place.start() if place is not None else 0
-    )
+    kept = pretokenize(text, pattern)[:-_UNSETTLED_PIECES]
+    while kept and _BLANK.fullmatch(kept[-1]):  # alone, a run of blanks would be split like one at the end
+        kept.pop()
+    return max(sum(map(len, kept)), place.start() if place is not None else 0)
 
 
 def parts(text: str, pattern: str = "gpt2", *, num_characters: int = CUT_CHARACTERS) -> Iterator[str]:

@@ -68,30 +68,33 @@ def cut_stream(
         text = held + "".join(incoming)
         broken = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         text = repair_surrogates(text[: len(text) - len(broken)])
-        rest = yield from _cut_specials(text, specials, last_start=len(text) - specials.longest)
-        settled = stable_prefix(rest[: len(rest) - specials.longest + 1])
+        rest = yield from cut_specials(text, specials, last_start=len(text) - specials.longest)
+        settled = stable_prefix(rest[: max(0, len(rest) - specials.longest + 1)])
         if settled > 0:
             yield rest[:settled], None
         # A piece that does not end is looked at again only after it has doubled: linear time in all.
         held, incoming, size = rest[settled:], [broken], 0
         wait = max(held_characters, len(held))
     text = repair_surrogates(held + "".join(incoming))
-    rest = yield from _cut_specials(text, specials, last_start=len(text))
-    if rest:
-        yield rest, None
+    yield from cut_specials(text, specials)
 
 
-def _cut_specials(
-    text: str, specials: SpecialsPattern, *, last_start: int
+def cut_specials(
+    text: str, specials: SpecialsPattern, *, last_start: int | None = None
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield the parts that end with a special token starting by `last_start`; return what is left."""
+    """Cut at the special tokens: yield the text before each with the token, then the rest with None.
+
+    With `last_start`, tokens that start later are left alone, and the rest is returned in place of yielded.
+    """
     start = 0
     if specials.pattern is not None:
         for match in specials.pattern.finditer(text):
-            if match.start() > last_start:
+            if last_start is not None and match.start() > last_start:
                 break
             yield text[start : match.start()], match.group()
             start = match.end()
+    if last_start is None and start < len(text):
+        yield text[start:], None
     return text[start:]
 
 
