@@ -27,6 +27,15 @@ def test_probabilities_of_every_choice_sum_to_one():
                     assert total == pytest.approx(1, abs=1e-12)
 
 
+def test_every_rule_and_variable_is_used():
+    grammar = story_grammar()
+    elements = [element for rule in grammar.rules.values() for option in rule.options for element in option]
+    assert {element.name for element in elements if isinstance(element, Rule)} == grammar.rules.keys() - {
+        "story"
+    }
+    assert {element.variable for element in elements if isinstance(element, Slot)} == grammar.variables.keys()
+
+
 def test_words_of_a_table_differ_in_every_form():
     for name, variable in story_grammar().variables.items():
         for table in variable.tables.values():

@@ -62,13 +62,6 @@ FRAME: dict[str, tuple[str, ...]] = {
         '1| "Two are better than one," {friend} {+said} {+manner}.',
         "1| {friend} thought for a moment and smiled {+manner}.",
     ),
-    "thanks": (
-        '2| "{+cheer}!" {hero} {+shouted}.',
-        '2| "{+cheer}! You are a good friend," {+said} {hero}.',
-        '2| "Thank you, {friend}," {hero} said {+manner}.',
-        '1| "{+cheer}! We did it!" they {+shouted} together.',
-        "1| {hero} gave {friend} a big hug.",
-    ),
     "learned": (
         "3| {hero} learned that",
         "2| From that day on, {hero} knew that",
