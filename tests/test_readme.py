@@ -1,0 +1,108 @@
+"""The README's commands, one after the other as a reader types them, at tiny size."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+TINY = [
+    "train.steps=8",
+    "train.batch_tokens=256",
+    "train.eval_every=4",
+    "train.save_every=2",
+    "train.sample_every=4",
+    "train.first_sample=2",
+    "train.compile=false",
+    "tokenizer.vocab_size=320",
+    "model.context_length=64",
+    "model.d_model=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "sampling.max_new_tokens=16",
+]
+TINY_STORIES = ["corpus.num_train=100", "corpus.num_valid=10"]
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def scratchlm(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "scratchlm", *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def tiny(words: list[str]) -> list[str]:
+    """The same command at tiny size: settings over whatever trains."""
+    sizes = {"demo": [*TINY, *TINY_STORIES], "train": [*TINY, *TINY_STORIES], "run": TINY}.get(words[0], [])
+    typed = [word for word in words if "=" in word]
+    kept = [size for size in sizes if size.split("=")[0] not in {word.split("=")[0] for word in typed}]
+    return [*words, *kept]
+
+
+def interrupt(words: list[str], folder: Path) -> None:
+    """Start a run and stop it with SIGTERM as soon as it trains: what `--resume` is for."""
+    long = [word for word in tiny(words) if not word.startswith("train.steps=")]
+    process = scratchlm([*long, "train.steps=100000"], folder)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(path.stat().st_mtime > time.time() - 60 for path in folder.glob("runs/demo-*/metrics.jsonl")):
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert "--resume" in output, output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reader")
+    text = "It was a bright cold day in April, and the clocks were striking thirteen. " * 300
+    (path / "my-texts").mkdir()
+    (path / "my-texts" / "one.txt").write_text(text, encoding="utf-8")
+    (path / "notes.txt").write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_command_of_the_readme_works(folder):
+    done = []
+    for program, *words in commands():
+        if program == "make":
+            continue  # `make test` is what runs this
+        assert program == "scratchlm", program
+        if "--resume" in words:
+            plain = [word for word in words if word != "--resume"]
+            interrupt(plain, folder)
+            words = [*words, "train.steps=30"]
+        process = scratchlm(tiny(words) if "--resume" not in words else words, folder)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, f"scratchlm {shlex.join(words)}\n{output}"
+        done.append(words[0])
+    assert {"run", "generate", "evaluate", "plan", "train", "help", "doctor"} <= set(done)
+
+
+def test_every_file_that_the_readme_names_is_there():
+    text = README.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
+    rooms = re.findall(r"^\| `([a-z0-9_./]+)`", text, re.MULTILINE)
+    assert len(rooms) >= 10
+    assert [room for room in rooms if not (README.parent / "src" / "scratchlm" / room).exists()] == []
