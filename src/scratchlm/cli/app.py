@@ -48,3 +48,6 @@ def _root(
 
         typer.echo(f"scratchlm {__version__}")
         raise typer.Exit
+    from scratchlm.cli.console import show_warnings
+
+    show_warnings()

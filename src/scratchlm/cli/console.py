@@ -25,6 +25,20 @@ def err() -> "Console":
     return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+def show_warnings() -> None:
+    """Show what the library logs as a warning: one line each on stderr."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            from rich.text import Text
+
+            message = " ".join(record.getMessage().split())
+            err().print(Text.assemble((f"{record.levelname.lower()}: ", "bold yellow"), message))
+
+    logging.getLogger("scratchlm").handlers[:] = [Lines(logging.WARNING)]
+
+
 def table(*columns: str, numbers: tuple[str, ...] = ()) -> "Table":
     """An empty table without frames; the columns in `numbers` are aligned to the right."""
     from rich.table import Table

@@ -25,15 +25,17 @@ Split = Annotated[Literal["train", "valid"], typer.Option(help="Which split.")]
 @app.command("list")
 def list_corpora(plugin: Plugin = None) -> None:
     """List the corpora by name, with licence and where they come from."""
-    from scratchlm.cli.console import print_table, table
+    from scratchlm.cli.console import print_table, size, table
     from scratchlm.data import CORPORA
     from scratchlm.registry import first_line
 
     load_plugins(plugin)
-    rows = table("corpus", "licence", "what it is")
+    rows = table("corpus", "size", "licence", "what it is", numbers=("size",))
     for name in CORPORA.names():
         part = CORPORA.get(name)
-        rows.add_row(name, str(getattr(part, "licence", "")), first_line(part))
+        sizes = [file.size for file in getattr(part, "files", ())]
+        total = size(sum(sizes)) if sizes and all(sizes) else ""
+        rows.add_row(name, total, str(getattr(part, "licence", "")), first_line(part))
     print_table(rows)
 
 
@@ -45,12 +47,17 @@ def show(
     plugin: Plugin = None,
 ) -> None:
     """Show a corpus: licence, settings and its first documents."""
-    from scratchlm.cli.console import out, write_text
+    from scratchlm.cli.console import out, size, write_text
 
     load_plugins(plugin)
     corpus = open_corpus(source)
     console = out()
     console.print(f"{corpus.name}, licence: {corpus.licence}", style="bold")
+    for file in getattr(corpus, "files", ()):
+        console.print(f"{file.url}, {size(file.size) if file.size else 'size not known'}", style="dim")
+    if not getattr(corpus, "is_here", lambda: True)():
+        console.print(f"not here yet; fetch it with: scratchlm corpus fetch {corpus.name}")
+        return
     for index, text in enumerate(itertools.islice(_documents(corpus, split), number)):
         known = corpus.log_probability(text)
         figures = "" if known is None else f", {-known:.1f} nats"
@@ -74,7 +81,7 @@ def fetch(
         out().print(f"{corpus.name}: nothing to download.")
         return
     with Bar(corpus.name, is_bytes=True) as bar:
-        paths = download(progress=lambda done, total, *_: bar.update(done, total))
+        paths = download(progress=lambda name, done, total: bar.update(done, total, name))
     for path in paths:
         out().print(f"{path}")
     out().print(f"{corpus.name}: complete; licence: {corpus.licence}")

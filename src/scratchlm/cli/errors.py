@@ -63,10 +63,12 @@ def lines_of(error: BaseException) -> list[str]:
         return [f"byte {error.start} is not valid UTF-8 ({error.reason}); convert the text to UTF-8 first."]
     if isinstance(error, OSError):
         return [_system(error)]
-    if isinstance(error, ImportError | ValueError) and _is_ours(error):
+    if isinstance(error, ValueError) and _is_ours(error):
         return str(error).splitlines() or [type(error).__name__]
     if _plugin_place(error):
         return [f"{_plugin_place(error)}: {type(error).__name__}: {getattr(error, 'msg', None) or error}"]
+    if isinstance(error, ImportError) and _is_ours(error):
+        return [str(error)]
     if isinstance(error, MemoryError) or "memory" in str(error).partition("\n")[0].lower():
         return [
             "out of memory: choose a smaller train.micro_batch_tokens, model.d_model or "
@@ -100,7 +102,8 @@ def _is_ours(error: BaseException) -> bool:
 
 def _plugin_place(error: BaseException) -> str:
     """File and line of a plugin in which `error` arose; empty where it did not."""
-    if isinstance(error, SyntaxError) and error.filename:
+    package = Path(__file__).parents[1]
+    if isinstance(error, SyntaxError) and error.filename and package not in Path(error.filename).parents:
         return f"{error.filename}, line {error.lineno}"
     places = [
         (frame.f_code.co_filename, line)

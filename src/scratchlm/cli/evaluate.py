@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from scratchlm.cli.sources import Plugin, load_plugins, open_corpus
+from scratchlm.cli.sources import Plugin, load_plugins, open_corpus, split_settings
 
 if TYPE_CHECKING:
     from scratchlm.data.shards import TokenDataset
@@ -87,9 +87,13 @@ def _dataset(
     if not source:
         yield TokenDataset.open(run.folder.shards(split), tokenizer_fingerprint=run.tokenizer.fingerprint)
         return
-    files = all(Path(word).exists() for word in source)
-    extra = {"valid_paths": tuple(source)} if files and split == "valid" else {}  # all of it is measured
     with tempfile.TemporaryDirectory(prefix="scratchlm-evaluate-") as place:
+        names, _ = split_settings(source)
+        extra = {}
+        if all(Path(name).exists() for name in names):  # files: all of their text is measured
+            split, rest = "valid", Path(place) / "training-text.txt"
+            rest.write_text("A corpus needs some training text; nobody reads this.", encoding="utf-8")
+            extra = {"paths": (str(rest),), "valid_paths": tuple(names)}
         target = Path(place) / split
         prepare(open_corpus(source, **extra), run.tokenizer, target, split=split)
         yield TokenDataset.open(target, tokenizer_fingerprint=run.tokenizer.fingerprint)

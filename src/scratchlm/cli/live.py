@@ -76,16 +76,20 @@ class LiveView:
         return Group(panel, *self._sample(width, len(lines) + 2))
 
     def _checklist(self, width: int) -> "list[Text]":
+        from rich.text import Text
+
         lines = [self._phase_line(phase, width) for phase in self.state.phases]
         step = self.state.step
         if step is not None:
             training = Phase("training", done=step.step, total=step.total_steps)
             if step.step == step.total_steps or self.finished:
-                training.seconds = time.monotonic() - self.state.started
+                training.seconds = self.state.training_seconds
                 training.detail = f"{step.step:,} of {step.total_steps:,} steps"
             lines.append(self._phase_line(training, width, left=step.seconds_left))
-        elif self.state.message:
-            lines.append(_line(("", ""), (self.state.message, "dim"), width=width))
+        elif self.state.message and all(phase.seconds is not None for phase in self.state.phases):
+            lines.append(self._phase_line(Phase("training", "getting ready"), width))
+            message = Text(self.state.message, "dim")
+            lines.extend([Text(""), *message.wrap(self.console, width)])
         return lines
 
     def _phase_line(self, phase: Phase, width: int, left: float | None = None) -> "Text":
@@ -94,7 +98,7 @@ class LiveView:
         ascii_only = self._blocks is PLAIN_BLOCKS
         if phase.seconds is not None:
             mark, style = ("x" if ascii_only else "\u2713"), "green"
-            right = duration(phase.seconds) if left is None else ""
+            right = duration(phase.seconds)
             middle = Text(phase.detail, "dim")
         else:
             mark, style = ("*" if ascii_only else "\u25cf"), "cyan"
@@ -110,7 +114,7 @@ class LiveView:
 
         assert phase.total, phase
         filled = min(width, round(width * phase.done / phase.total))
-        full, rest = ("=", "-") if self._blocks is PLAIN_BLOCKS else ("\u2501", "\u2501")
+        full, rest = ("=", "-") if self._blocks is PLAIN_BLOCKS else ("\u2501", "\u2500")
         count = f"  {phase.done:,} / {phase.total:,}" if phase.name == "training" else f"  {phase.detail}"
         return Text.assemble(
             (full * filled, "cyan"), (rest * (width - filled), "bright_black"), (count, "dim")

@@ -52,7 +52,7 @@ class Bar:
         text = f"{self.title}: {detail}" if detail else self.title
         if self._task is None:
             self._task = self._progress.add_task(text, total=total)
-        elif text.split(",")[0] != self._shown and not self._is_bytes:
+        elif text.split(",")[0] != self._shown:
             self._progress.reset(self._task, total=total)
         self._shown = text.split(",")[0]
         self._progress.update(self._task, completed=done, total=total or None, description=text)

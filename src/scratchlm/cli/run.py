@@ -1,5 +1,6 @@
 """`scratchlm demo`, `run` and `train`: the whole way from text to a model, watched live."""
 
+import contextlib
 import shlex
 import shutil
 from pathlib import Path
@@ -104,15 +105,17 @@ def train(
 
 
 def read_recipe(recipe: str, settings: list[str] | None) -> "RunConfig":
-    """The settings of a recipe by name, of a file, or of an earlier run's folder.
+    """The settings of a recipe by name, of a file, or of an earlier run's folder; a name wins.
 
     Raises:
         ValueError: There is no such recipe, or a setting is wrong.
     """
     from scratchlm.train import recipes
 
-    saved = Path(recipe) / "config.json"
-    return _saved(Path(recipe), settings) if saved.is_file() else recipes.read(recipe, settings or ())
+    folder = Path(recipe)
+    if recipe not in recipes.names() and (folder / "config.json").is_file():
+        return _saved(folder, settings)
+    return recipes.read(recipe, settings or ())
 
 
 def choose_folder(base: Path, *, resume: bool, command: str) -> Path:
@@ -184,7 +187,7 @@ def _follow(config: "RunConfig", folder: Path, *, resume: bool, command: str) ->
     from scratchlm.study.results import append_result, result_of
     from scratchlm.train.run import run as run_all
 
-    fresh = not resume and state_of(folder) == "free"
+    fresh, lonely = not resume and state_of(folder) == "free", not folder.parent.exists()
     try:
         with watch(f"{config.name} -> {folder}") as on_event:
             summary = run_all(config, folder, resume=resume, on_event=on_event)
@@ -193,6 +196,9 @@ def _follow(config: "RunConfig", folder: Path, *, resume: bool, command: str) ->
     except ValueError:
         if fresh and not (folder / "checkpoints").exists():
             shutil.rmtree(folder, ignore_errors=True)  # ours, and of no use: nothing was trained
+            if lonely:
+                with contextlib.suppress(OSError):
+                    folder.parent.rmdir()
         raise
     if summary.get("stopped_early"):
         raise Interrupted(f"stopped after step {summary['steps']:,}; go on with: {command} --resume")

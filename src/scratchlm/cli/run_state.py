@@ -44,7 +44,10 @@ class RunState:
     valid: events.Validated | None = None
     sample: events.Sampled | None = None
     sample_since: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    training_since: float = field(default_factory=time.monotonic)
+    """When the last phase before training ended."""
+    training_seconds: float = 0.0
+    """How long training has taken, compilation included."""
     summary: dict[str, Any] | None = None
 
     def take(self, event: events.Event) -> None:
@@ -60,6 +63,7 @@ class RunState:
                 phase = self._phase(event.name)
                 phase.seconds = event.seconds
                 phase.detail = figures(event.summary) or phase.detail
+                self.training_since = time.monotonic()
             case events.StepEnded():
                 self._take_step(event)
             case events.Validated():
@@ -86,7 +90,7 @@ class RunState:
         return self.phases[-1]
 
     def _take_step(self, event: events.StepEnded) -> None:
-        self.step = event
+        self.step, self.training_seconds = event, time.monotonic() - self.training_since
         self.speed = (
             event.tokens_per_second if not self.speed else 0.9 * self.speed + 0.1 * event.tokens_per_second
         )
