@@ -159,3 +159,27 @@ def test_nothing_to_write_is_an_error_and_leaves_nothing(tmp_path):
         with pytest.raises(ValueError, match="no ids to write; the corpus is empty"):
             writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_killed_writer_is_continued_unless_its_files_are_damaged(tmp_path, damage):
+    """Without `close` or the end of a `with` block the folder is as kill -9 leaves it, an open file included."""
+    settings = {"vocab_size": 300, "tokenizer_fingerprint": "f", "tokens_per_shard": 10, "source": "text"}
+    chunks = [np.arange(first, first + 7) for first in range(0, 70, 7)]
+    killed = ShardWriter(tmp_path / "new", **settings)
+    for chunk in chunks[:5]:
+        killed.add(chunk, ends_document=True, num_bytes=7)
+    names = {path.name for path in killed.partial.iterdir()}
+    assert {"tokens-00002.npy", "tokens-00003.npy.tmp", "progress.json"} <= names
+    if damage:
+        path = killed.partial / "tokens-00001.npy"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with ShardWriter(tmp_path / "new", **settings) as writer:
+        assert writer.num_chunks_done == (0 if damage else 4)
+        for chunk in chunks[writer.num_chunks_done :]:
+            writer.add(chunk, ends_document=True, num_bytes=7)
+        writer.close()
+    dataset = TokenDataset.open(tmp_path / "new", verify=True)
+    assert dataset.read(0, 70).tolist() == list(range(70))
+    assert dataset.document_starts.tolist() == list(range(0, 70, 7))
+    assert dataset.num_bytes == 70

@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from email.message import Message
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 from scratchlm import __version__
 from scratchlm.data.shard_writer import naming
@@ -46,7 +46,7 @@ class _Interrupted(Exception):  # noqa: N818 - not an error yet: the caller trie
 class _Answer(NamedTuple):
     """What the server said before the bytes."""
 
-    body: IO[bytes]
+    body: http.client.HTTPResponse
     first: int
     """Place of the first byte in the file."""
     total: int | None
@@ -185,7 +185,7 @@ def _ask(url: str, here: int, etag: str | None, timeout_seconds: float) -> Itera
         yield _read_headers(response.status, response.headers, response)
 
 
-def _read_headers(status: int, headers: Message, body: IO[bytes]) -> _Answer:
+def _read_headers(status: int, headers: Message, body: http.client.HTTPResponse) -> _Answer:
     """What part of the file an answer holds."""
     length = headers.get("Content-Length", "")
     etag = headers.get("ETag")
@@ -197,7 +197,7 @@ def _read_headers(status: int, headers: Message, body: IO[bytes]) -> _Answer:
     return _Answer(body, first=0, total=int(length) if length.isdigit() else None, etag=etag)
 
 
-def _blocks(body: IO[bytes]) -> Iterator[bytes]:
+def _blocks(body: http.client.HTTPResponse) -> Iterator[bytes]:
     """The bytes of an answer; a connection that fails in between is no error of the disk."""
     while True:
         try:
@@ -213,7 +213,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
     """Follow redirections, but not out of https."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
         """Refuse an address that is less safe than the one asked for."""
         scheme = urllib.parse.urlsplit(newurl).scheme

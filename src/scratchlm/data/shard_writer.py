@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Integer
@@ -178,7 +178,7 @@ class ShardWriter:
             _flush(self.folder.parent)
         return manifest
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer
 from numpy.lib import format as npy
 from pydantic import Field
 
@@ -151,7 +151,7 @@ class TokenDataset:
             )
         return int(self.manifest.extra["end_of_text_id"])
 
-    def read(self, start: int, length: int) -> Shaped[np.ndarray, " length"]:
+    def read(self, start: int, length: int) -> Integer[np.ndarray, " length"]:
         """Ids start .. start + length - 1, across shard borders; a read-only view inside one shard.
 
         Raises:
@@ -172,7 +172,7 @@ class TokenDataset:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
 
-    def document(self, index: int) -> Shaped[np.ndarray, " length"]:
+    def document(self, index: int) -> Integer[np.ndarray, " length"]:
         """All ids of document `index`, its end-of-text id included.
 
         Raises:
@@ -257,7 +257,7 @@ def _check_hash(path: Path, expected: str) -> None:
         )
 
 
-def _map(path: Path, dtype: np.dtype, count: int) -> Int[np.ndarray, " count"]:
+def _map(path: Path, dtype: np.dtype, count: int) -> Integer[np.ndarray, " count"]:
     """Map one .npy file after checking its size and header."""
     if not path.is_file():
         raise ValueError(f"{path}: missing, but {MANIFEST} names it; prepare the corpus again.")
