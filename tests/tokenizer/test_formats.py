@@ -95,6 +95,7 @@ def test_the_tokenizers_library_reads_our_gpt2_files(tmp_path):
         assert theirs.encode(text).ids == ours.encode(text)
 
 
+HEAD = '{"format": "scratchlm.tokenizer", "version": 1, "type": '
 HOSTILE = {
     "empty": "",
     "truncated": '{"format": "scratchlm.tokenizer", "version": 1, "ty',
@@ -102,12 +103,12 @@ HOSTILE = {
     "number": "7",
     "other": '{"format": "something"}',
     "deep": "[" * 200_000,
-    "type": '{"format": "scratchlm.tokenizer", "version": 1, "type": "words"}',
+    "type": HEAD + '"words"}',
     "newer": '{"format": "scratchlm.tokenizer", "version": 99, "type": "bpe"}',
-    "bare": '{"format": "scratchlm.tokenizer", "version": 1, "type": "bpe"}',
-    "chars": '{"format": "scratchlm.tokenizer", "version": 1, "type": "chars", "characters": 5}',
-    "rule": '{"format": "scratchlm.tokenizer", "version": 1, "type": "chars", "characters": "a", "unknown": 1}',
-    "norule": '{"format": "scratchlm.tokenizer", "version": 1, "type": "chars", "characters": "a"}',
+    "bare": HEAD + '"bpe"}',
+    "chars": HEAD + '"chars", "characters": 5}',
+    "rule": HEAD + '"chars", "characters": "a", "unknown": 1}',
+    "norule": HEAD + '"chars", "characters": "a"}',
 }
 
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32
@@ -32,6 +32,9 @@ END_OF_TEXT = "<|endoftext|>"
 """The special token between documents."""
 
 Specials = Collection[str] | Literal["all"]
+
+Ids = Iterable[Any]
+"""Whole numbers: a list, an array, a tensor."""
 
 
 class Tokenizer(ABC):
@@ -57,7 +60,7 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "Tokenizer":
         """Load what `save` wrote.
 
         Raises:
@@ -189,7 +192,7 @@ class Tokenizer(ABC):
         """
         return self.decode_bytes([id])
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Ids) -> bytes:
         """The bytes that `ids` stand for, joined.
 
         Raises:
@@ -203,7 +206,7 @@ class Tokenizer(ABC):
                 f"id {error.args[0]} is not in this tokenizer's vocabulary (0 to {self.vocab_size - 1})."
             ) from None
 
-    def decode(self, ids: Iterable[int], *, errors: str = "replace") -> str:
+    def decode(self, ids: Ids, *, errors: str = "replace") -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, or raise with errors="strict"."""
         return self.decode_bytes(ids).decode("utf-8", errors)
 

@@ -7,7 +7,7 @@ text never becomes a special token's id, because no merge may make one.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -87,7 +87,7 @@ class BPETokenizer(Tokenizer):
         }
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "BPETokenizer":
         """Load what `save` wrote.
 
         Raises:

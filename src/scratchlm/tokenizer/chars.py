@@ -9,7 +9,7 @@ What happens to any other character is the rule `unknown`: "replace" makes it on
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32
@@ -26,7 +26,7 @@ REPLACEMENT = "\ufffd"
 class CharTokenizer(Tokenizer):
     """One id per character."""
 
-    def __init__(self, characters: Iterable[str], *, unknown: Unknown = "replace") -> None:
+    def __init__(self, characters: Iterable[str], *, unknown: str = "replace") -> None:
         """Number the characters.
 
         Args:
@@ -78,7 +78,7 @@ class CharTokenizer(Tokenizer):
         }
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "CharTokenizer":
         """Load what `save` wrote.
 
         Raises:
@@ -88,6 +88,8 @@ class CharTokenizer(Tokenizer):
         with saved_problem(Path(path)):
             if not isinstance(content.get("characters"), str):
                 raise ValueError("'characters' must be a text")
+            if not isinstance(content.get("unknown"), str):
+                raise ValueError("'unknown' must be the name of a rule")
             return cls(content["characters"], unknown=content["unknown"])
 
 
