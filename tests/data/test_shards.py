@@ -163,7 +163,7 @@ def test_nothing_to_write_is_an_error_and_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("damage", [False, True])
 def test_a_killed_writer_is_continued_unless_its_files_are_damaged(tmp_path, damage):
-    """Without `close` or the end of a `with` block the folder is as kill -9 leaves it, an open file included."""
+    """Without `close` or the end of a `with` block the folder is as kill -9 leaves it, open file and all."""
     settings = {"vocab_size": 300, "tokenizer_fingerprint": "f", "tokens_per_shard": 10, "source": "text"}
     chunks = [np.arange(first, first + 7) for first in range(0, 70, 7)]
     killed = ShardWriter(tmp_path / "new", **settings)
