@@ -11,10 +11,12 @@ compares models with different tokenizers. `chunked_cross_entropy` never holds a
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -1
@@ -33,11 +35,45 @@ def token_losses(
     logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
     """Return each target's loss in nats, 0 where it is IGNORE."""
+    losses = _TokenLosses.apply(logits, targets.clamp(min=0))
+    return torch.where(targets == IGNORE, 0.0, losses)
+
+
+def token_losses_reference(
+    logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Return what `token_losses` returns; autograd finds the gradient."""
     z = logits.float()
     largest = z.amax(dim=-1, keepdim=True).detach()
     log_sum = (z - largest).exp().sum(dim=-1).log() + largest.squeeze(-1)
     chosen = z.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return torch.where(targets == IGNORE, 0.0, log_sum - chosen)
+
+
+class _TokenLosses(torch.autograd.Function):
+    """logsumexp(z) - z[target] with its gradient written down: d loss / d z = softmax(z) - [i = target].
+
+    Autograd would keep several tables of all logits in float32; this keeps the logits as they came, and one
+    number per target. Measured on two Zen 5 cores, compiled: 15 % of a whole training step with 4,096
+    tokens in the vocabulary.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+        z = logits.float()
+        largest = z.amax(dim=-1, keepdim=True)
+        log_sum = (z - largest).exp().sum(dim=-1, keepdim=True).log() + largest
+        ctx.save_for_backward(logits, log_sum, targets)
+        return (log_sum - z.gather(-1, targets.unsqueeze(-1))).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, log_sum, targets = ctx.saved_tensors
+        probabilities = (logits.float() - log_sum).exp()
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        # a comparison instead of a scatter: it fuses with the rest
+        difference = torch.where(ids == targets.unsqueeze(-1), probabilities - 1, probabilities)
+        return (difference * gradients[0].unsqueeze(-1)).to(logits.dtype), None
 
 
 def chunked_cross_entropy(

@@ -1,7 +1,7 @@
 """Operations with several implementations: a name comes in, the function and the reason go out.
 
-attention: "reference" (written out, the default) and "sdpa" (torch's own). All implementations of one
-operation have the same signature; "auto" says which one runs and why.
+attention: "reference" (written out), "blocks" (the same arithmetic without the future; the default) and
+"sdpa" (torch's own). All implementations of one operation have the same signature; "auto" takes one of ours.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from scratchlm.kernels import attention_reference, attention_sdpa
+from scratchlm.kernels import attention_blocks, attention_reference, attention_sdpa
 from scratchlm.registry import unknown
 
 KERNELS: dict[str, dict[str, Callable[..., Tensor]]] = {
-    "attention": {"reference": attention_reference.attention, "sdpa": attention_sdpa.attention},
+    "attention": {
+        "reference": attention_reference.attention,
+        "blocks": attention_blocks.attention,
+        "sdpa": attention_sdpa.attention,
+    },
 }
 """Operation -> name -> function."""
 
@@ -35,9 +39,7 @@ def choose(op: str, name: str = "auto") -> Choice:
     if op not in KERNELS:
         raise ValueError(unknown("operation", op, KERNELS))
     if name == "auto":
-        return Choice(
-            KERNELS[op]["reference"], "written out in plain tensor operations: runs everywhere", "reference"
-        )
+        return Choice(KERNELS[op]["blocks"], "plain tensor operations that skip the future", "blocks")
     if name not in KERNELS[op]:
         raise ValueError(f"{op}={name}: {unknown('implementation', name, [*KERNELS[op], 'auto'])}")
     return Choice(KERNELS[op][name], "as configured", name)

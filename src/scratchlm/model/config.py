@@ -57,7 +57,7 @@ class ModelSettings(Config):
     """Bound for attention scores, softcap * tanh(score / softcap). None: no bound."""
     logit_softcap: float | None = Field(None, gt=0.0)
     """Bound for the head's logits, in the same form. None: no bound."""
-    implementation: Literal["auto", "reference", "sdpa"] = "auto"
+    implementation: Literal["auto", "reference", "blocks", "sdpa"] = "auto"
     """Which attention runs; auto is our own, sdpa is torch's."""
     zero_init_projections: bool = False
     """Whether each branch's last matrix starts at 0, so that every block starts as the identity."""

@@ -21,6 +21,7 @@ https://arxiv.org/abs/2108.12409, section 3; Vaswani et al. 2017, https://arxiv.
 import math
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
@@ -153,8 +154,9 @@ def rotate_pairs(
 
     Example: x = [1, 0], angle pi / 2 -> [0, 1].
     """
-    a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+    a, b = rearrange(x, "... (pairs two) -> ... pairs two", two=2).unbind(dim=-1)
+    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return rearrange(turned, "... pairs two -> ... (pairs two)").to(x.dtype)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

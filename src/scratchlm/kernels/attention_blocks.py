@@ -1,0 +1,46 @@
+r"""Queries, keys, values in, weighted means of the values out: causal attention in blocks, without the future.
+
+The mask of causal attention throws half of the scores away. Here the queries are cut into blocks of BLOCK
+rows, and a block meets only the keys up to its last row (and, with a window, from the first key that its
+first row sees):
+
+    out[a:b] = attention of rows a..b over keys max(0, a - window + 1)..b
+
+The arithmetic of each row is that of attention_reference; T tokens in blocks of b compute T (T + b) / 2
+scores, not T^2. Measured on two Zen 5 cores, 4 layers, d_model 256, context 256, compiled, bfloat16: a
+whole training step takes 0.83 of the time with blocks of 128.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scratchlm.kernels.attention_reference import causal_mask, masked_attention
+
+BLOCK = 128
+"""Rows of a block; measured: 64 computes less at 256 tokens but is slower, the products get too small."""
+
+
+def attention(
+    q_BHTK: Float[Tensor, "batch heads time d_head"],
+    k_BGSK: Float[Tensor, "batch kv_heads keys d_head"],
+    v_BGSK: Float[Tensor, "batch kv_heads keys d_value"],
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+) -> Float[Tensor, "batch heads time d_value"]:
+    """Return causal attention; arguments and results as in attention_reference.attention."""
+    num_queries, num_keys = q_BHTK.shape[2], k_BGSK.shape[2]
+    past = num_keys - num_queries
+    blocks = []
+    for first in range(0, num_queries, BLOCK):
+        last = min(first + BLOCK, num_queries)
+        begin = 0 if window is None else max(0, past + first - window + 1)
+        end = past + last
+        mask_TS = causal_mask(last - first, end - begin, window=window, device=q_BHTK.device)
+        bias = None if bias_HTS is None else bias_HTS[:, first:last, begin:end]
+        keys, values = k_BGSK[:, :, begin:end], v_BGSK[:, :, begin:end]
+        rows = q_BHTK[:, :, first:last]
+        blocks.append(masked_attention(rows, keys, values, mask_TS=mask_TS, softcap=softcap, bias_HTS=bias))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
