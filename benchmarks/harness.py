@@ -1,6 +1,5 @@
 """Paired measurements: candidates take turns in one process; medians and ratios come out.
 
-
 Machines are shared and noisy. So the candidates run in turns (a, b, c, a, b, c, ...), each round gives one
 ratio to the first candidate, and what is reported is the median of the rounds.
 """
