@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,7 +92,10 @@ def test_parts_of_a_long_text_have_the_same_pieces(pattern):
 
 
 def test_character_classes_agree_with_and_without_the_large_table():
-    assert (character_classes(128) == character_classes(0x110000)[:128]).all()
+    classes = character_classes(0x110000)
+    assert (character_classes(128) == classes[:128]).all()
+    assert not regex.search(r"[\p{L}\p{N}\s]", "".join(map(chr, range(0x40000, 0x110000))))
+    assert not classes[0x40000:].any()
 
 
 @settings(max_examples=200, deadline=None)

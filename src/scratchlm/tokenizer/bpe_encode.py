@@ -72,7 +72,7 @@ class Encoder:
         ]
         fill_pairs(self._pairs, *(np.array(column, np.int32) for column in columns))
         self._free = [_Workspace()]
-        self.encode("a")
+        self.encode("a\u00e9")
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Return the ids of `text`, which must have no lone surrogates."""

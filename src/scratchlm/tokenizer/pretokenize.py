@@ -54,6 +54,9 @@ _UNSETTLED_PIECES = 3
 _SAFE_PLACE = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?:(?= \p{L})|(?=[^\s\p{L}\p{N}\p{M}']))")
 
 
+_FIRST_PLANE_WITHOUT_LETTERS = 0x40000
+"""From here on Unicode has only marks, tags and private characters."""
+
 _BLANK = regex.compile(r"\s+")
 
 
@@ -141,7 +144,8 @@ def character_classes(num_characters: int) -> UInt8[np.ndarray, " characters"]:
     """Class of each code point below `num_characters`: letter, number, blank, other; as `regex` says."""
     classes = np.full(num_characters, OTHER, np.uint8)
     surrogates = range(0xD800, 0xE000)
-    text = "".join("\0" if code in surrogates else chr(code) for code in range(num_characters))
+    codes = range(min(num_characters, _FIRST_PLANE_WITHOUT_LETTERS))
+    text = "".join("\0" if code in surrogates else chr(code) for code in codes)
     for expression, kind in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", SPACE)):
         for match in regex.finditer(expression, text):
             classes[match.start() : match.end()] = kind
