@@ -135,7 +135,7 @@ class Family(Generic[Part]):
                 checked[key] = (
                     value
                     if annotation is inspect.Parameter.empty
-                    else _adapter(annotation).validate_python(value)
+                    else TypeAdapter(annotation).validate_python(value)
                 )
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
@@ -197,10 +197,6 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {what} {name!r}.{hint} Known: {', '.join(names) or '(none)'}."
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation)
 
 
 def first_line(part: Callable[..., Any]) -> str:
