@@ -101,7 +101,7 @@ class Table:
             self.total += entry.weight
             self.cumulative.append(self.total)
         self.position = {entry: i for i, entry in enumerate(self.entries)}
-        self._logs = [math.log(entry.weight / self.total) for entry in self.entries]
+        self.logs = {entry: math.log(entry.weight / self.total) for entry in self.entries}
         self._by_word: dict[str, dict[str, list[tuple[str, Entry]]]] = {}
 
     def excluded(self, others: Iterable[Entry]) -> list[int]:
@@ -111,7 +111,7 @@ class Table:
     def log_probability(self, entry: Entry, excluded: Sequence[int] = ()) -> float:
         """Return ln p(entry) when the entries at the excluded positions cannot be drawn."""
         if not excluded:
-            return self._logs[self.position[entry]]
+            return self.logs[entry]
         total = self.total
         for i in excluded:
             total -= self.entries[i].weight
@@ -162,6 +162,30 @@ class Variable:
     def table(self, bound: Mapping[str, Entry]) -> Table:
         """Return the table that holds now."""
         return self.tables[bound[self.parent].kind if self.parent in bound else ""]
+
+    def draw(self, bound: Mapping[str, Entry], uniform: float) -> tuple[Entry, float]:
+        """Return the entry at the point `uniform` in [0, 1) of the distribution that holds now, and ln p."""
+        table = self.tables[bound[self.parent].kind if self.parent in bound else ""]
+        if not self.avoids:
+            last = len(table.entries) - 1
+            entry = table.entries[bisect_right(table.cumulative, uniform * table.total, 0, last)]
+            return entry, table.logs[entry]
+        excluded = self.excluded(bound, table)
+        entry = table.draw(uniform, excluded)
+        return entry, table.log_probability(entry, excluded)
+
+    def read(
+        self, bound: Mapping[str, Entry], text: str, start: int, form: str
+    ) -> tuple[Entry | None, float]:
+        """Return the entry in the text at `start` and ln p of drawing it now; no entry fits: (None, 0)."""
+        table = self.tables[bound[self.parent].kind if self.parent in bound else ""]
+        entry = table.match(text, start, form)
+        if entry is None or not self.avoids:
+            return entry, table.logs[entry] if entry else 0.0
+        excluded = self.excluded(bound, table)
+        if table.position[entry] in excluded:
+            return None, 0.0
+        return entry, table.log_probability(entry, excluded)
 
     def may_draw(self, entry: Entry) -> bool:
         """Return whether the entry stands in one of the tables."""
@@ -263,11 +287,8 @@ class Grammar:
             elif not element.fresh and element.variable in bound:
                 pieces.append(bound[element.variable].forms[element.form])
             else:
-                variable = self.variables[element.variable]
-                table = variable.table(bound)
-                excluded = variable.excluded(bound, table)
-                entry = table.draw(uniform(), excluded)
-                logs.append(table.log_probability(entry, excluded))
+                entry, log_probability = self.variables[element.variable].draw(bound, uniform())
+                logs.append(log_probability)
                 pieces.append(entry.forms[element.form])
                 if not element.fresh:
                     bound[element.variable] = entry
@@ -327,6 +348,13 @@ class _Reader:
                     return None
                 at, inner = found
                 logs.append(inner)
+            elif not element.fresh and element.variable in bound:
+                shown = bound[element.variable].forms[element.form]
+                if not self.text.startswith(shown, at):
+                    return None
+                at += len(shown)
+                if self.text[at : at + 1].isalpha():
+                    return None
             else:
                 entry = self._read_slot(element, at, bound, logs)
                 if entry is None:
@@ -335,20 +363,11 @@ class _Reader:
         return at, math.fsum(logs)
 
     def _read_slot(self, slot: Slot, at: int, bound: dict[str, Entry], logs: list[float]) -> Entry | None:
-        if not slot.fresh and slot.variable in bound:
-            entry = bound[slot.variable]
-            shown = entry.forms[slot.form]
-            end = at + len(shown)
-            return (
-                entry if self.text.startswith(shown, at) and not self.text[end : end + 1].isalpha() else None
-            )
         variable = self.grammar.variables[slot.variable]
-        table = variable.table(bound)
-        entry = table.match(self.text, at, slot.form)
-        excluded = variable.excluded(bound, table)
-        if entry is None or table.position[entry] in excluded:
+        entry, log_probability = variable.read(bound, self.text, at, slot.form)
+        if entry is None:
             return None
-        logs.append(table.log_probability(entry, excluded))
+        logs.append(log_probability)
         if not slot.fresh:
             bound[slot.variable] = entry
         return entry
