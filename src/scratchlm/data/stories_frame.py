@@ -77,7 +77,7 @@ FRAME: dict[str, tuple[str, ...]] = {
         "2| After that, they {+way} home and had some {+treat} and {+snack.a}.",
         "1| Before bedtime, {adult} brought {+treat} for both of them.",
         "1| In the evening, {hero} talked about the day with {adult} and later dreamed of {+dream}.",
-        "1| The {trait} {kind} and {hero.his} friend {friend} stayed friends for many years.",
+        "1| The {trait} {kind} and {friend} stayed friends for many years.",
         "2| And the next {+weekday}, they {play} as always.",
         '1| "What {+nice.a} day," {+said} {friend}, and {hero} agreed.',
     ),

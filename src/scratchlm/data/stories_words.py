@@ -199,7 +199,7 @@ JOYS = """danced around, jumped up and down, clapped, laughed out loud, hugged e
  could not stop smiling, turned a somersault, cheered"""
 PET_LOOKS = """small*2, tiny*2, hungry, cold, wet, frightened, muddy, thin, tired, trembling, dusty,
  helpless"""
-SIZES = "big*2, heavy*2, huge, enormous, giant, massive, thick, rusty, wide, muddy"
+SIZES = "big*2, heavy*2, huge, enormous, giant, massive, thick, wide, dirty"
 COZY = "cozy*2, secret, tiny, splendid, warm, royal, magic, colorful, comfortable, fine, mysterious"
 NICE = "beautiful*2, special, lovely, perfect, pretty, wonderful, fine, nice, splendid, charming, cute"
 WAYS = "walked, ran, hurried, skipped, marched, strolled, rushed, trotted, jogged, raced"
