@@ -50,7 +50,15 @@ class AdamWReference(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
     ) -> None:
-        """Keep the settings; state is made at the first step. See `AdamW` for the arguments."""
+        """Keep the settings; state is made at the first step.
+
+        Args:
+            params: As `AdamW`.
+            lr: As `AdamW`: step size.
+            betas: As `AdamW`: how much of the means of g and of g^2 is kept per step.
+            eps: As `AdamW`: added to sqrt(v).
+            weight_decay: As `AdamW`: each step shrinks the parameter by lr * weight_decay of itself.
+        """
         super().__init__(params, adamw_settings(lr, betas, eps, weight_decay))
 
     @torch.no_grad()

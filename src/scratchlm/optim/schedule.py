@@ -27,14 +27,25 @@ from scratchlm.optim import SCHEDULES, Schedule
 
 @SCHEDULES.register("constant")
 def constant(total_steps: int, *, warmup: int | float = 0) -> Schedule:
-    """The full learning rate throughout, after an optional warm-up."""
+    """The full learning rate throughout, after an optional warm-up.
+
+    Args:
+        total_steps: How many updates the run makes.
+        warmup: A number of steps (an integer), or a fraction of the run (0.05).
+    """
     warmup_steps = count_steps("warmup", warmup, total_steps)
     return lambda step: _warmed(step + 1, warmup_steps)
 
 
 @SCHEDULES.register("linear")
 def linear(total_steps: int, *, warmup: int | float = 0, floor: float = 0.0) -> Schedule:
-    """Warm-up, then a straight line down to the floor."""
+    """Warm-up, then a straight line down to the floor.
+
+    Args:
+        total_steps: How many updates the run makes.
+        warmup: A number of steps (an integer), or a fraction of the run (0.05).
+        floor: The multiplier of the last update, in [0, 1].
+    """
     warmup_steps = count_steps("warmup", warmup, total_steps)
     floor = _checked_floor(floor)
 
