@@ -29,7 +29,7 @@ SUMMARY = {
     "finished": "2026-11-20 12:00:00",
     "steps": 1200,
     "tokens": 4_915_200,
-    "parameters": 2_230_528,
+    "parameters": 2_164_416,
     "valid_loss": 1.31415,
     "best_valid_loss": 1.31415,
     "perplexity": 3.7216,

@@ -272,8 +272,11 @@ def test_model_chapter_counts_the_parameters_by_component(run_folder):
 def test_commands_to_go_on_name_the_folder(run_folder, monkeypatch):
     monkeypatch.chdir(run_folder.parent.parent)
     page = page_of(run_folder)
-    assert "scratchlm generate runs/demo" in page.text
-    assert "--resume" in page.text
+    assert 'scratchlm generate runs/demo "Once upon a time"' in page.text
+    assert "scratchlm train runs/demo train.steps=2400" in page.text
+    assert "--resume" not in page.text
+    change_summary(run_folder, stopped_early=True)
+    assert "scratchlm train runs/demo --resume" in page_of(run_folder).text
 
 
 def test_same_run_gives_the_same_bytes(whole_run_folder):

@@ -43,7 +43,7 @@ def test_sizes_are_in_powers_of_1024(num_bytes, text):
         (0.304, "30 %"),
         (0.0123, "1.2 %"),
         (0.996, "99.6 %"),
-        (0.0001, "under 0.1 %"),
+        (0.0001, "< 0.1 %"),
         (None, "not recorded"),
     ],
 )

@@ -14,10 +14,10 @@ from scratchlm.study import units
 from scratchlm.study.run_record import Row, RunRecord, number, section
 
 LEVELS = (
-    (0.9, "90 % or more"),
-    (0.5, "50 to 90 %"),
-    (0.2, "20 to 50 %"),
-    (0.05, "5 to 20 %"),
+    (0.9, "over 90 %"),
+    (0.5, "50-90 %"),
+    (0.2, "20-50 %"),
+    (0.05, "5-20 %"),
     (0.0, "under 5 %"),
 )
 """Lower edge of each band of token probabilities and its name in the legend, from expected to surprising."""
@@ -355,7 +355,7 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 
 
 def _value(value: object) -> str:
-    if value is None:
+    if value is None or value == "":
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -367,20 +367,24 @@ def _value(value: object) -> str:
 def next_commands(record: RunRecord) -> list[Command]:
     """What to try after this run, ready to be copied."""
     folder = shlex.quote(_shown(record.folder))
-    prompt = (
-        " --prompt 'Once upon a time'"
-        if record.summary.get("corpus") in (None, "stories", "tinystories")
-        else ""
+    prompt = ' "Once upon a time"' if record.summary.get("corpus") in ("stories", "tinystories") else ""
+    unfinished = not record.summary or record.summary.get("stopped_early") is True
+    steps = number(record.summary, "steps") or 1000
+    further = (
+        Command("Go on from the last checkpoint", f"scratchlm train {folder} --resume")
+        if unfinished
+        else Command(
+            "Train again with the same settings, for twice as long",
+            f"scratchlm train {folder} train.steps={2 * steps:.0f}",
+        )
     )
     return [
         Command(
             "Let the model write something new", f"scratchlm generate {folder}{prompt} --temperature 0.8"
         ),
-        Command("Measure it again over the whole validation split", f"scratchlm evaluate {folder}"),
-        Command(
-            "Go on after an interruption, from the last checkpoint", f"scratchlm train --resume {folder}"
-        ),
-        Command("Do the same with your own text", "scratchlm run my-texts/"),
+        Command("Measure it over the whole validation split", f"scratchlm evaluate {folder}"),
+        further,
+        Command("Do the same with your own text", "scratchlm run YOUR-OWN-TEXT.txt"),
     ]
 
 

@@ -7,7 +7,7 @@ plot is drawn in two shapes, because a wide one shrunk to a phone's width cannot
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 Shape = Literal["wide", "narrow"]
 
-INK, MUTED, LINE, ACCENT, SOFT = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05"
-VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", SOFT: "--soft"}
+INK, MUTED, LINE, ACCENT, SOFT, PAPER = (f"#0a0a0{number}" for number in range(1, 7))
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    LINE: "--line",
+    ACCENT: "--accent",
+    SOFT: "--soft",
+    PAPER: "--paper",
+}
 """Stand-in colour -> the CSS variable that takes its place."""
 
 INCHES: dict[Shape, float] = {"wide": 7.6, "narrow": 3.7}
@@ -60,21 +67,16 @@ class Panel(NamedTuple):
 
     title: str
     curve: Curve
-    label: Callable[[float], str]
-    """How a value of the vertical axis is written."""
 
 
 def smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """Average each value with those before it, the newest counting most; weights halve in 1 % of the curve.
+    """Average each value with its neighbours on both sides; weights halve in 1 % of the curve.
 
-    s_t = beta * s_(t-1) + (1 - beta) * v_t,   shown: s_t / (1 - beta^t)     as Adam corrects its averages
+        s_t = beta * s_(t-1) + (1 - beta) * v_t,   corrected: s_t / (1 - beta^t)     as Adam does
+
+    from the left and from the right, and the mean of both: one direction alone would lag behind the curve.
     """
-    beta = 0.5 ** (1 / max(1.0, 0.01 * len(values)))
-    result, average = np.empty_like(values), 0.0
-    for index, value in enumerate(values):
-        average = beta * average + (1 - beta) * value
-        result[index] = average / (1 - beta ** (index + 1))
-    return result
+    return (_average(values) + _average(values[::-1])[::-1]) / 2
 
 
 def learning_curves(train: Curve, valid: Curve, floor: float | None, shape: Shape) -> str:
@@ -102,11 +104,12 @@ def learning_curves(train: Curve, valid: Curve, floor: float | None, shape: Shap
     if floor is not None:
         words = f"floor {floor:.3f}: no model can do better" if shape == "wide" else f"floor {floor:.3f}"
         axes.annotate(
-            words, (0, floor), xycoords=("axes fraction", "data"), xytext=(5, -3), textcoords="offset points",
+            words, (0, floor), xycoords=("axes fraction", "data"), xytext=(5, -5), textcoords="offset points",
             ha="left", va="top", color=INK, fontsize=9, zorder=5,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     axes.set_xlabel("tokens seen in training", color=MUTED)
-    _style(axes, "loss, nats per token", lambda value: f"{value:g}")
+    _style(axes, "loss, nats per token", num_ticks=6)
     return _svg(figure, f"learning-{shape}", "Training and validation loss over the number of tokens seen")
 
 
@@ -121,7 +124,7 @@ def step_curves(panels: Sequence[Panel], shape: Shape) -> str:
         curve = panel.curve.finite().thinned()
         axes.plot(curve.tokens, curve.values, color=ACCENT, linewidth=1.4)
         axes.set_ylim(bottom=0, top=_robust_top(curve.values))
-        _style(axes, panel.title, panel.label, num_ticks=3)
+        _style(axes, panel.title, num_ticks=4)
     return _svg(
         figure, f"steps-{shape}", ", ".join(panel.title for panel in panels) + " over the tokens seen"
     )
@@ -136,22 +139,31 @@ def length_bars(lengths: Sequence[int], shape: Shape, *, longest: int = 16) -> s
     axes.bar(places, counts, width=0.72, color=ACCENT, zorder=2)
     step = 1 if shape == "wide" or last <= 10 else 3
     names = [f"{place}+" if place == last < max(lengths) else str(place) for place in places]
-    _style(axes, "number of tokens", units.count, num_ticks=3)
+    _style(axes, "number of tokens", num_ticks=4)
     axes.set_xticks(places[::step], names[::step])
     axes.set_xlim(0.4, last + 0.6)
     axes.set_xlabel("bytes in the token", color=MUTED)
     return _svg(figure, f"lengths-{shape}", "How many tokens of the vocabulary have which length in bytes")
 
 
+def _average(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    beta = 0.5 ** (1 / max(1.0, 0.01 * len(values)))
+    result, average = np.empty_like(values), 0.0
+    for index, value in enumerate(values):
+        average = beta * average + (1 - beta) * value
+        result[index] = average / (1 - beta ** (index + 1))
+    return result
+
+
 def _vertical_range(train: Curve, valid: Curve, floor: float | None) -> tuple[float, float]:
-    """From below the floor to where the curve is early in the run: its first steps would squeeze the rest."""
-    shown = train.values[train.tokens >= 0.01 * train.tokens[-1]] if len(train.tokens) else train.values
+    """From below the floor to the loss after 3 % of the run: the first steps would squeeze the rest."""
+    shown = train.values[train.tokens >= 0.03 * train.tokens[-1]] if len(train.tokens) else train.values
     values = np.concatenate([shown, valid.values, [] if floor is None else [floor]])
     if not len(values):
         return 0.0, 1.0
     low, high = float(values.min()), float(values.max())
     room = max(high - low, 0.05)
-    return max(0.0, low - 0.14 * room), high + 0.05 * room
+    return low - 0.16 * room, high + 0.04 * room  # below the floor there is room for its name
 
 
 def _robust_top(values: Float[np.ndarray, " points"]) -> float:
@@ -170,7 +182,7 @@ def _figure(shape: Shape, *, rows: int, columns: int, height: float) -> "tuple[F
     return figure, list(np.atleast_1d(figure.subplots(rows, columns)).flat)
 
 
-def _style(axes: "Axes", title: str, label: Callable[[float], str], *, num_ticks: int = 5) -> None:
+def _style(axes: "Axes", title: str, *, num_ticks: int) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_title(title, loc="left", fontsize=9, color=MUTED, pad=7)
@@ -182,14 +194,18 @@ def _style(axes: "Axes", title: str, label: Callable[[float], str], *, num_ticks
     axes.tick_params(length=0, labelsize=9, labelcolor=MUTED, pad=5)
     axes.xaxis.label.set_fontsize(9)
     axes.margins(x=0.015)
-    axes.xaxis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 
 def _short(value: int | float) -> str:
-    """A tick of the token axis: 2_000_000 -> "2 M"."""
+    """What stands at a tick: 2_000_000 -> "2 M", 0.5 -> "0.5"."""
+    if value < 0:
+        return ""  # nothing that is drawn here can be negative: only room below a small floor
+    if value < 1000:
+        return f"{value:g}"
     number, _, unit = units.count(value).partition(" ")
     return f"{float(number):g} {unit}" if unit else number
 

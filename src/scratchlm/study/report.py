@@ -8,6 +8,7 @@ drawings. A file that is missing costs its chapter and not the page.
 """
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def render_report(record: RunRecord) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=units.count, decimal=units.decimal, percent=units.percent, visible=visible, spaces=_show_spaces
+        decimal=units.decimal,
+        percent=units.percent,
+        visible=visible,
+        spaces=_show_spaces,
+        powers=_powers,
     )
     html = environment.get_template("report.html.j2").render(_values(record))
     # half of a surrogate pair, which JSON can hold, is no character and cannot be written
@@ -73,6 +78,15 @@ def _show_spaces(text: str) -> str:
         text.replace(" ", "\N{OPEN BOX}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
         .replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
     )  # fmt: skip
+
+
+def _powers(text: str) -> Any:
+    """A sentence in which e^-1.31 is written as a power."""
+    from markupsafe import Markup, escape
+
+    return Markup(
+        re.sub(r"e\^(\S?[\d.]*\d)", "e<sup>\\1</sup>", str(escape(text)).replace("e^-", "e^\N{MINUS SIGN}"))
+    )
 
 
 def _values(record: RunRecord) -> dict[str, Any]:
@@ -142,11 +156,11 @@ def _learning_plots(record: RunRecord, floor: float | None) -> list[Any]:
 
 def _step_plots(record: RunRecord) -> list[Any]:
     panels = [
-        plots.Panel(title, _curve(record.train, key), label)
-        for title, key, label in (
-            ("learning rate", "lr", lambda value: f"{value:g}"),
-            ("gradient norm", "grad_norm", lambda value: f"{value:g}"),
-            ("tokens per second", "tokens_per_second", units.count),
+        plots.Panel(title, _curve(record.train, key))
+        for title, key in (
+            ("learning rate", "lr"),
+            ("gradient norm", "grad_norm"),
+            ("tokens per second", "tokens_per_second"),
         )
     ]
     panels = [panel for panel in panels if len(panel.curve.finite().tokens)]

@@ -59,7 +59,7 @@ def percent(share: int | float | None) -> str:
         return _not_a_number(share)
     value = 100 * share
     if 0 < value < 0.1:
-        return "under 0.1 %"
+        return "< 0.1 %"
     return f"{value:.1f} %" if 0 < value < 9.95 or 99 < value < 100 else f"{value:.0f} %"
 
 
