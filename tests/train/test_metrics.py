@@ -24,5 +24,14 @@ def test_a_torn_last_line_is_left_out_and_removed_on_resume(tmp_path):
     assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4}\n'
 
 
+def test_a_text_may_hold_any_line_separator(tmp_path):
+    lines = JsonLines(tmp_path / "samples.jsonl")
+    rows = [{"step": 1, "text": "a\u2028b\u0085c\x1cd\r\ne"}, {"step": 2, "text": "f"}]
+    for row in rows:
+        lines.append(row)
+    lines.truncate_after(2)
+    assert lines.rows() == rows
+
+
 def test_no_file_means_no_rows(tmp_path):
     assert JsonLines(tmp_path / "none.jsonl").rows() == []

@@ -1,4 +1,4 @@
-r"""Queries, keys, values in, weighted means of the values out: causal attention in blocks, without the future.
+r"""Queries, keys, values in, weighted means of the values out: causal attention in blocks of queries.
 
 The mask of causal attention throws half of the scores away. Here the queries are cut into blocks of BLOCK
 rows, and a block meets only the keys up to its last row (and, with a window, from the first key that its

@@ -30,11 +30,11 @@ class JsonLines:
         if not self.path.is_file():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
-                break  # only the last line of a killed run can be torn
+                break  # a line torn by a killed run, that a later row was written behind
         return rows
 
     def truncate_after(self, step: int) -> None:

@@ -249,7 +249,8 @@ class Session:
 
     def _summary(self, final: Likelihood) -> dict[str, Any]:
         config, floor = self.config, self.floor
-        best = min(self.best_loss, final.loss)
+        # a loss on a part of the split says nothing about the whole: then the last one is the best that is known
+        best = min(self.best_loss, final.loss) if config.train.eval_tokens is None else final.loss
         lengths = [(token, self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size)]
         longest = sorted(lengths, key=lambda entry: len(entry[1]), reverse=True)[:20]
         return {
