@@ -1,0 +1,123 @@
+"""The machine: choices with reasons, and writes that are whole or not there."""
+
+import os
+
+import pytest
+import torch
+
+from scratchlm import runtime
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_half(path):
+    with runtime.replace_atomically(path) as temporary:
+        temporary.write_text("half", encoding="utf-8")
+        raise OSError("disk full")
+
+
+def make_half(folder):
+    with runtime.folder_atomically(folder) as temporary:
+        (temporary / "a").write_text("1", encoding="utf-8")
+        raise KeyboardInterrupt
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    runtime.write_text_atomically(path, "one\n")
+    runtime.write_text_atomically(path, "zwei \u00e4\n")
+    assert path.read_text(encoding="utf-8") == "zwei \u00e4\n"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    runtime.write_text_atomically(path, "old")
+    with pytest.raises(OSError, match="disk full"):
+        write_half(path)
+    assert path.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_the_temporary_file_lies_beside_its_goal(tmp_path):
+    path = tmp_path / "a.txt"
+    with runtime.replace_atomically(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert not path.exists()
+        temporary.write_text("x", encoding="utf-8")
+    assert path.exists()
+
+
+def test_a_folder_appears_as_a_whole(tmp_path):
+    folder = tmp_path / "step-1"
+    with runtime.folder_atomically(folder) as temporary:
+        (temporary / "a").write_text("1", encoding="utf-8")
+        assert not folder.exists()
+    assert names(folder) == ["a"]
+    assert names(tmp_path) == ["step-1"]
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make_half(tmp_path / "step-1")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        runtime.write_text_atomically(tmp_path / "a.txt", "x")
+
+
+def test_auto_takes_a_device_that_works():
+    device = runtime.choose_device("auto")
+    assert torch.ones(2, device=device).sum().item() == 2
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_here_is_refused(name):
+    with pytest.raises(ValueError, match=rf"device={name}: not on this machine .*; use auto or cpu\."):
+        runtime.choose_device(name)
+
+
+def test_precision_comes_with_a_reason(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: {"avx2"})
+    assert runtime.choose_precision("auto", cpu).name == "float32"
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: {"avx512_bf16"})
+    chosen = runtime.choose_precision("auto", cpu)
+    assert chosen.name == "bfloat16"
+    assert "natively" in chosen.reason
+    assert runtime.choose_precision("float32", cpu) == ("float32", "as configured")
+
+
+def test_autocast_multiplies_in_the_precision_asked_for():
+    cpu, a = torch.device("cpu"), torch.ones(4, 4)
+    with runtime.autocast(cpu, "bfloat16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with runtime.autocast(cpu, "float32"):
+        assert (a @ a).dtype == torch.float32
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    import random
+
+    import numpy as np
+
+    def draw():
+        runtime.set_seed(7)
+        return random.random(), float(np.random.rand()), torch.rand(3).tolist()
+
+    assert draw() == draw()
+
+
+def test_the_environment_says_what_a_run_was_made_with():
+    import json
+
+    found = runtime.environment()
+    assert {"scratchlm", "python", "torch", "cores", "threads", "memory_bytes"} <= set(found)
+    assert json.loads(json.dumps(found)) == found
+    assert runtime.num_cores() >= 1
