@@ -4,7 +4,7 @@
 Names are those of Stanford CS336.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -63,7 +63,7 @@ class ModelSettings(Config):
     """Whether each branch's last matrix starts at 0, so that every block starts as the identity."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> "ModelSettings":
         if self.name not in MODELS.names():
             raise ValueError(f"model.name: {unknown('model', self.name, MODELS.names())}")
         if self.d_model % self.num_heads:
