@@ -176,12 +176,23 @@ def test_autocast_computes_in_bfloat16_and_keeps_parameters_in_float32():
 
 @pytest.mark.compile
 @pytest.mark.parametrize(
-    "settings", [{}, {"norm": "layernorm", "position": "alibi", "feedforward": "gelu"}], ids=name_of
+    ("backend", "settings"),
+    [
+        ("inductor", {"num_layers": 1, "num_kv_heads": 2}),
+        ("aot_eager", {"norm": "layernorm", "position": "alibi", "feedforward": "gelu", "bias": True}),
+        (
+            "aot_eager",
+            {"position": "learned", "placement": "post", "window": 5, "softcap": 9.0, "qk_norm": True},
+        ),
+    ],
+    ids=["default", "gpt", "everything"],
 )
-def test_compiles_whole_and_only_once(settings):
+def test_compiles_whole_and_only_once(backend, settings):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     from scratchlm.loss import cross_entropy
 
-    model = build(**settings, num_kv_heads=2)
+    model = build(context_length=160, **settings)
 
     def loss(ids, targets):
         with torch.autocast("cpu", torch.bfloat16):
@@ -189,10 +200,10 @@ def test_compiles_whole_and_only_once(settings):
         return cross_entropy(logits, targets)
 
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend=counter)
     for _ in range(3):
-        ids, targets = torch.randint(0, 29, (2, 24)), torch.randint(0, 29, (2, 24))
+        ids, targets = torch.randint(0, 29, (2, 160)), torch.randint(0, 29, (2, 160))
         result = compiled(ids, targets)
         result.backward()
         torch.testing.assert_close(result, loss(ids, targets), atol=0.02, rtol=0.02)
