@@ -185,6 +185,27 @@ def test_bad_text_is_one_line_and_leaves_nothing(cli, tmp_path, name, content, m
     assert names(tmp_path) == [name]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_says_how_to_go_on(cli, monkeypatch, error):
+    import scratchlm.train.run as training
+
+    def fill(config, path, *, resume, on_event):
+        raise error
+
+    monkeypatch.setattr(training, "run", fill)
+    found = cli("train", "demo", "--folder", "x").error
+    assert (
+        "o space left on device; free some space; a run goes on from its last checkpoint with --resume"
+        in found
+    )
+
+
 def test_a_folder_of_somebody_else_is_left_alone(cli, tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "diary.txt").write_text("mine", encoding="utf-8")

@@ -82,6 +82,18 @@ def test_a_mistake_with_a_corpus_is_one_line(cli, tmp_path, words, message):
     assert names(tmp_path) == []
 
 
+def test_a_full_disk_is_named_and_leaves_nothing(cli, tmp_path, monkeypatch):
+    from scratchlm import runtime
+
+    def fill(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runtime, "_flush", fill)
+    error = cli("corpus", "write", "stories", "-n", 3, "a.txt").error
+    assert error.startswith("error: a.txt: no space left on device; free some space")
+    assert names(tmp_path) == []
+
+
 def test_seed_is_refused_where_nothing_is_generated(cli, stories):
     error = cli("corpus", "write", stories, "--seed", 1, "c.txt").error
     assert "is not generated; leave --seed out" in error

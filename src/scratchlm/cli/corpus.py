@@ -104,6 +104,7 @@ def write(
 ) -> None:
     """Write documents to a file: .jsonl has one JSON object a line, any other is text with separators."""
     from scratchlm.cli.console import err, out, size
+    from scratchlm.cli.errors import naming
     from scratchlm.runtime import replace_atomically
 
     load_plugins(plugin)
@@ -121,7 +122,11 @@ def write(
     corpus = open_corpus(words, **_generated(words, number, seed))
     as_lines = target.suffix == ".jsonl"
     written = 0
-    with replace_atomically(target) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        naming(target),
+        replace_atomically(target) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         for text in itertools.islice(_documents(corpus, split), number):
             file.write(_line(text) if as_lines else _with_separator(text, first=written == 0))
             written += 1

@@ -28,12 +28,13 @@ def prepare(
     plugin: Plugin = None,
 ) -> None:
     """Encode a text into shards of token ids; goes on where an interrupted call stopped."""
+    from scratchlm.cli.errors import naming
     from scratchlm.cli.progress import Bar
     from scratchlm.data.prepare import prepare as prepare_shards
 
     load_plugins(plugin)
     loaded, corpus = open_tokenizer(tokenizer), open_corpus(source)
-    with Bar(split, is_bytes=True) as bar:
+    with naming(folder), Bar(split, is_bytes=True) as bar:
         stats = prepare_shards(
             corpus,
             loaded,

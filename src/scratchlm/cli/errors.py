@@ -4,9 +4,13 @@ A `ValueError` raised by this package is the user's mistake and its message says
 nobody foresaw is "internal error" and asks for `--debug`, which shows the traceback.
 """
 
+import contextlib
 import errno
+import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from scratchlm.cli import INTERRUPTED
@@ -27,6 +31,17 @@ ADVICE = {
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user stopped the command
     """The user stopped a command; the message says how to go on."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the disk that says no place the name of what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def report(error: BaseException, *, debug: bool) -> int:
@@ -63,6 +78,9 @@ def lines_of(error: BaseException) -> list[str]:
         return [f"byte {error.start} is not valid UTF-8 ({error.reason}); convert the text to UTF-8 first."]
     if isinstance(error, OSError):
         return [_system(error)]
+    native = re.search(r"\(os error (\d+)\)", str(error))
+    if native and not isinstance(error, ValueError):  # from compiled code, such as the writer of safetensors
+        return [_system(OSError(int(native[1]), os.strerror(int(native[1]))))]
     if isinstance(error, ValueError) and _is_ours(error):
         return str(error).splitlines() or [type(error).__name__]
     if _plugin_place(error):

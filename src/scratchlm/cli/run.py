@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,24 +30,20 @@ def _recipe_names(incomplete: str) -> list[str]:
 
 def demo(settings: Settings = None, folder: Folder = None, resume: Resume = False) -> None:
     """Make a small model in front of your eyes: the embedded stories, a few minutes on two CPU cores."""
-    from scratchlm.cli.console import out
     from scratchlm.train import recipes
 
     base = folder or Path("demo")
     chosen = choose_folder(base, resume=resume, command=_command("demo", [], folder, settings))
     config = _saved(chosen, settings) if resume else recipes.read("demo", settings or ())
     _follow(config, chosen, resume=resume, command=_command("demo", [], chosen, settings))
-    report = _write_report(chosen)
-    console = out()
-    console.print()
-    console.print(f"The report: {report}", style="bold")
-    console.print("What to try next:")
-    for command in (
-        f'scratchlm generate {chosen} "Once upon a time"',
-        "scratchlm run YOUR-OWN-TEXT.txt",
-        "scratchlm train demo model.num_layers=4 train.steps=900",
-    ):
-        console.print(f"  {command}", style="cyan")
+    _print_end(
+        chosen,
+        [
+            f'scratchlm generate {shlex.quote(str(chosen))} "Once upon a time"',
+            "scratchlm run YOUR-OWN-TEXT.txt",
+            "scratchlm train demo model.num_layers=4 train.steps=900",
+        ],
+    )
 
 
 def run(
@@ -59,7 +56,6 @@ def run(
     plugin: Plugin = None,
 ) -> None:
     """Train on your own files and folders; sizes follow the amount of text."""
-    from scratchlm.cli.console import out
     from scratchlm.train import recipes
 
     load_plugins(plugin)
@@ -75,7 +71,6 @@ def run(
         config = _saved(chosen, settings)
     _follow(config, chosen, resume=resume, command=_command("run", names, chosen, settings))
     _print_end(chosen)
-    out().print(f"  scratchlm generate {shlex.quote(str(chosen))}", style="cyan")
 
 
 def train(
@@ -91,8 +86,6 @@ def train(
     plugin: Plugin = None,
 ) -> None:
     """Train as a recipe says, with key=value settings over it."""
-    from scratchlm.cli.console import out
-
     load_plugins(plugin)
     config = read_recipe(recipe, settings)
     base = folder or (Path(recipe) if resume and Path(recipe).is_dir() else Path("runs") / config.name)
@@ -101,7 +94,6 @@ def train(
         config = _saved(chosen, settings)
     _follow(config, chosen, resume=resume, command=_command("train", [recipe], chosen, settings))
     _print_end(chosen)
-    out().print(f"  scratchlm generate {shlex.quote(str(chosen))}", style="cyan")
 
 
 def read_recipe(recipe: str, settings: list[str] | None) -> "RunConfig":
@@ -182,14 +174,14 @@ def _follow(config: "RunConfig", folder: Path, *, resume: bool, command: str) ->
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint is there.
     """
-    from scratchlm.cli.errors import Interrupted
+    from scratchlm.cli.errors import Interrupted, naming
     from scratchlm.cli.live import watch
     from scratchlm.study.results import append_result, result_of
     from scratchlm.train.run import run as run_all
 
     fresh, lonely = not resume and state_of(folder) == "free", not folder.parent.exists()
     try:
-        with watch(f"{config.name} -> {folder}") as on_event:
+        with naming(folder), watch(f"{config.name} -> {folder}") as on_event:
             summary = run_all(config, folder, resume=resume, on_event=on_event)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; go on with: {command} --resume") from None
@@ -206,13 +198,17 @@ def _follow(config: "RunConfig", folder: Path, *, resume: bool, command: str) ->
     return summary
 
 
-def _print_end(folder: Path) -> None:
+def _print_end(folder: Path, commands: Iterable[str] = ()) -> None:
+    """Write the report, say where it is and what to try next."""
     from scratchlm.cli.console import out
 
-    console = out()
+    console, place = out(), shlex.quote(str(folder))
+    report = _write_report(folder)
     console.print()
-    console.print(f"The report: {_write_report(folder)}", style="bold")
+    console.print(f"The report: {report}", style="bold")
     console.print("What to try next:")
+    for command in commands or (f"scratchlm generate {place}", f"scratchlm evaluate {place}"):
+        console.print(f"  {command}", style="cyan")
 
 
 def _write_report(folder: Path) -> Path:

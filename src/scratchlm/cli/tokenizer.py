@@ -44,6 +44,7 @@ def train(
 ) -> None:
     """Learn a tokenizer from the training split of a text and save it as one JSON file."""
     from scratchlm.cli.console import count, err, out
+    from scratchlm.cli.errors import naming
     from scratchlm.cli.progress import Bar
     from scratchlm.tokenizer import TOKENIZERS
 
@@ -57,7 +58,8 @@ def train(
     with Bar("tokenizer") as bar:
         texts = (chunk.text for chunk in corpus.chunks("train"))
         tokenizer = trainer.train(texts, progress=lambda phase, done, total: bar.update(done, total, phase))
-    tokenizer.save(output)
+    with naming(output):
+        tokenizer.save(output)
     out().print(f"{output}: {count(tokenizer.vocab_size)} entries, fingerprint {tokenizer.fingerprint[:12]}")
     err().print(f"look inside: scratchlm tokenizer inspect {output}", style="dim")
 
