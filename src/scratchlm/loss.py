@@ -54,8 +54,9 @@ class _TokenLosses(torch.autograd.Function):
     """logsumexp(z) - z[target] with its gradient written down: d loss / d z = softmax(z) - [i = target].
 
     Autograd would keep several tables of all logits in float32; this keeps the logits as they came, and one
-    number per target. Measured on two Zen 5 cores, compiled: 15 % of a whole training step with 4,096
-    tokens in the vocabulary.
+    number per target. Measured, compiled on one Zen 5 core, 4,096 tokens in the vocabulary: forward and
+    backward of a whole model with 4 layers and d_model 256 take 0.93 of the time that
+    token_losses_reference needs.
     """
 
     @staticmethod

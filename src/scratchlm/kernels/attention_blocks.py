@@ -7,8 +7,8 @@ first row sees):
     out[a:b] = attention of rows a..b over keys max(0, a - window + 1)..b
 
 The arithmetic of each row is that of attention_reference; T tokens in blocks of b compute T (T + b) / 2
-scores, not T^2. Measured on two Zen 5 cores, 4 layers, d_model 256, context 256, compiled, bfloat16: a
-whole training step takes 0.83 of the time with blocks of 128.
+scores, not T^2. Measured, compiled bfloat16 forward and backward of a whole model with 4 layers and d_model
+256 on one Zen 5 core: 0.97 of the reference's time at 256 tokens, 0.58 at 1,024.
 """
 
 import torch
