@@ -1,7 +1,7 @@
 """Preparing: a corpus and a tokenizer come in, a folder of token shards comes out.
 
-    corpus.chunks -> items of about `chunk_size` characters -> `workers` threads encode -> in order ->
-    ShardWriter
+    corpus.chunks -> items of about `chunk_size` characters -> encoded by `workers` threads
+                  -> in the order of the corpus -> ShardWriter
 
 Every document is followed by the end-of-text id. Items are encoded at the same time and written in the order
 of the corpus, at most `queue_size` of them in memory, so the shards are the same bytes for any number of

@@ -1,15 +1,19 @@
 r"""A configuration in; parameters, floating-point operations and memory out, by formula.
 
-    D d_model, L num_layers, K d_head, H heads, G key heads, F d_ff, V vocabulary, T context, m 3 for swiglu
-    else 2 attention:     D H K + 2 D G K + H K D        per layer; biases and norms beside it feedforward:
-    m D F                          per layer embeddings:    V D;  head: V D unless tied;  learned positions:
-    T D forward FLOPs per token = 2 (L (attention + feedforward) + V D) + 4 L H K S,  S the mean number of
-    keys seen training FLOPs = 3 x forward                  the backward pass costs two products for each
-    one forward
+    attention         = D H K + 2 D G K + H K D      weights per layer: queries, keys and values, output
+    feedforward       = m D F                        weights per layer; biases and norms are few and come on top
+    embeddings        = V D                          the head as many again, unless tied
+    learned positions = T D
+
+    forward FLOPs per token  = 2 (L (attention + feedforward) + V D) + 4 L H K S
+    training FLOPs per token = 3 * forward           the backward pass has two products for each one forward
+
+D d_model, L num_layers, K d_head, H num_heads, G num_kv_heads, F d_ff, V vocab_size, T context_length; m the
+matrices of the feed-forward: 3 for swiglu, else 2; S the mean number of keys that a query sees: (T + 1) / 2
+where no window is set, so the causal half is counted as half.
 
 A product of (a, b) and (b, c) counts 2 a b c; element-wise work is not counted (below 1 % of a large model,
-more of a tiny one), nor is anything that is computed twice. The causal half is counted as half: S = (T + 1)
-/ 2.
+more of a tiny one), nor is anything that is computed twice.
 
 Source: Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1; factor 3 and counting without
 recomputation: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B (which counts S = T).

@@ -3,8 +3,8 @@ r"""Vectors or ids in, vectors out: the two layers that hold nearly all paramete
     linear:     y = x W^T (+ b)        W of shape (out_features, in_features), as the course stores it
     embedding:  y = W[ids]             W of shape (num_embeddings, embedding_dim)
 
-Initial values keep the size of activations: a linear layer draws from a normal distribution with variance 2
-/ (in_features + out_features), an embedding from one with variance 1, both cut off at three standard
+Initial values keep the size of activations: a linear layer draws from a normal distribution with variance
+2 / (in_features + out_features), an embedding from one with variance 1, both cut off at three standard
 deviations, so that no single weight starts far away.
 
 Source: Glorot and Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html; truncation as in Stanford

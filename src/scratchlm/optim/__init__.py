@@ -1,11 +1,11 @@
 """Gradients come in, better parameters go out: optimizers, learning-rate schedules, clipping, decay groups.
 
-    groups = decay_groups(model.named_parameters())               groups.py
-    optimizer = OPTIMIZERS.build("adamw", groups, lr=1e-3)        adamw.py (twin beside it), sgd.py
-    schedule = SCHEDULES.build("cosine", total_steps, warmup=0.05)  schedule.py
+    groups = decay_groups(model.named_parameters())                  groups.py
+    optimizer = OPTIMIZERS.build("adamw", groups, lr=1e-3)           adamw.py (twin beside it), sgd.py
+    schedule = SCHEDULES.build("cosine", total_steps, warmup=0.05)   schedule.py
 
-    set_learning_rate(optimizer, schedule(step))                  before every update
-    norm = clip_gradients_(model.parameters(), 1.0)               clip.py
+    set_learning_rate(optimizer, schedule(step))                     schedule.py, before every update
+    norm = clip_gradients_(model.parameters(), 1.0)                  clip.py
     optimizer.step()
 
 This folder does not know the model: an optimizer sees parameters and gradients, nothing else.

@@ -5,8 +5,8 @@ r"""AdamW: parameters and gradients come in, each parameter moves by about `lr` 
     v = beta2 * v + (1 - beta2) * g^2                   mean of their squares
     p = p - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-Both means start at zero and are too small at first; dividing by 1 - beta^t makes up for that exactly (t = 1,
-2, ...). m / sqrt(v) has no unit, so every coordinate moves by about `lr` whatever the size of its gradient.
+Both means start at zero and are too small at first; dividing by 1 - beta^t (t = 1, 2, ...) makes up for that
+exactly. m / sqrt(v) has no unit, so every coordinate moves by about `lr` whatever the size of its gradient.
 Weight decay does not pass through m and v: added to the gradient it would be divided by sqrt(v), and large
 gradients would switch it off.
 

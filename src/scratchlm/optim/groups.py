@@ -8,8 +8,8 @@ Decay keeps the weights of a matrix product from growing without need. A norm's 
 decay by default; name them in `without` to leave them out, since rows of rare tokens shrink with no gradient
 to restore them.
 
-Source: as in nanoGPT and Hugging Face; Brown et al. 2020 (GPT-3), https://arxiv.org/abs/2005.14165, appendix
-B.
+Source: as in nanoGPT and Hugging Face; Brown et al. 2020 (GPT-3), https://arxiv.org/abs/2005.14165,
+appendix B.
 """
 
 from collections.abc import Collection, Iterable

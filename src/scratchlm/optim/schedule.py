@@ -13,8 +13,8 @@ updates already made (0 before the first), so the first update has a learning ra
 has exactly the floor. Every multiplier is a pure function of the step: nothing to save, nothing to restore.
 
 Source: cosine from Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983, with warm-up as in Stanford
-CS336, assignment 1; wsd from Hu et al. 2024 (MiniCPM), https://arxiv.org/abs/2404.06395; its "sqrt" shape (1
-- sqrt) from Hagele et al. 2024, https://arxiv.org/abs/2405.18392.
+CS336, assignment 1; wsd from Hu et al. 2024 (MiniCPM), https://arxiv.org/abs/2404.06395; its "sqrt" shape
+(1 - sqrt) from Hagele et al. 2024, https://arxiv.org/abs/2405.18392.
 """
 
 import math

@@ -1,7 +1,16 @@
 """The run folder: one home for the names of its files, and reading a finished or stopped run back.
 
-config.json  environment.json  tokenizer.scratchlm.json  data/train/  data/valid/  checkpoints/step-0000100/
-metrics.jsonl  samples.jsonl  summary.json  report.html         and results.md beside the run folders
+    config.json                  every setting, resolved
+    environment.json             versions and hardware
+    tokenizer.scratchlm.json
+    data/train/  data/valid/     token shards
+    checkpoints/step-0000100/
+    metrics.jsonl                training and validation, a row each time
+    samples.jsonl                texts that the model wrote on the way
+    summary.json                 the result
+    report.html                  the same for people
+
+results.md, a table of all runs, lies beside the run folders.
 """
 
 import json

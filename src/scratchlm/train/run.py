@@ -1,7 +1,7 @@
 """A whole run: settings and a folder come in; tokenizer, shards, model, metrics and summary lie there after.
 
-    corpus -> tokenizer -> shards -> model -> steps (validation, samples, checkpoints) -> summary.json,
-    results.md
+    corpus -> tokenizer -> shards -> model -> steps (validation, samples, checkpoints)
+           -> summary.json, a row in results.md
 
 Everything that is finished is kept: an interrupted run goes on with `resume` from its last complete
 checkpoint, and phases whose result lies in the folder already are not done again.
