@@ -3,8 +3,8 @@
 The bytes go to `NAME.part`, with the server's ETag in `NAME.part.json`. When the connection breaks off, and
 when a later call finds these two, the rest is asked for with `Range: bytes=N-` and `If-Range: ETag`: a server
 whose file has changed, or that knows no ranges, answers with the whole file and we start over. Only when the
-length and the sha256 are right does the file get its name. Redirections are followed, but never from https to
-http.
+length and the sha256 are right does the file get its name. Redirections are followed, but never from https
+to http.
 
 Source: RFC 9110, section 13.1.5 (If-Range) and 14 (Range Requests), https://www.rfc-editor.org/rfc/rfc9110.
 """

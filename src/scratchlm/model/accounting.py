@@ -1,7 +1,7 @@
 r"""A configuration in; parameters, floating-point operations and memory out, by formula.
 
     attention         = D H K + 2 D G K + H K D      weights per layer: queries, keys and values, output
-    feedforward       = m D F                        weights per layer; biases and norms are few and come on top
+    feedforward       = m D F                        weights per layer; biases and norms come on top
     embeddings        = V D                          the head as many again, unless tied
     learned positions = T D
 
