@@ -249,7 +249,7 @@ class Session:
 
     def _summary(self, final: Likelihood) -> dict[str, Any]:
         config, floor = self.config, self.floor
-        # a loss on a part of the split says nothing about the whole: then the last one is the best that is known
+        # a loss on a part of the split says nothing about the whole: then the last one counts
         best = min(self.best_loss, final.loss) if config.train.eval_tokens is None else final.loss
         lengths = [(token, self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size)]
         longest = sorted(lengths, key=lambda entry: len(entry[1]), reverse=True)[:20]
