@@ -1,9 +1,12 @@
 """Fixtures for all tests: the shared real data, seeds, one thread."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from scratchlm import registry
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,13 @@ def _reproducible() -> None:
 
     runtime.set_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _families_as_shipped() -> Iterator[None]:
+    """What a test registers from outside the package (a plug-in, a page's example) is gone after it."""
+    yield
+    for family in registry.families().values():
+        for name, part in list(family._parts.items()):
+            if not part.__module__.startswith("scratchlm."):
+                del family._parts[name]
