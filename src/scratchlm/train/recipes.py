@@ -104,7 +104,7 @@ def for_text(paths: Iterable[Path], overrides: Iterable[str] = ()) -> RunConfig:
         raise ValueError(f"{', '.join(map(str, places))}: empty; give files or folders with text in them.")
     size = next(size for size in SIZES if total >= size.bytes)
     tokens = min(MAX_TOKENS, MAX_EPOCHS * total / BYTES_PER_TOKEN)
-    steps = max(100, round(tokens / size.batch_tokens))
+    steps = 8 * max(13, round(tokens / size.batch_tokens / 8))  # validations at eighths, the last at the end
     fitted = {
         "name": places[0].stem,
         "corpus.paths": [str(place) for place in places],
@@ -115,9 +115,9 @@ def for_text(paths: Iterable[Path], overrides: Iterable[str] = ()) -> RunConfig:
         "model.context_length": size.context_length,
         "train.batch_tokens": size.batch_tokens,
         "train.steps": steps,
-        "train.eval_every": max(25, steps // 8),
-        "train.sample_every": max(25, steps // 8),
-        "train.save_every": max(25, steps // 4),
+        "train.eval_every": steps // 8,
+        "train.sample_every": steps // 8,
+        "train.save_every": steps // 4,
         "train.first_sample": min(50, steps // 2),
     }
     words = [f"{key}={json.dumps(value)}" for key, value in fitted.items()]
