@@ -57,8 +57,8 @@ SIZES = (
 
 MAX_TOKENS = 4_000_000
 """About five minutes of training on two CPU cores at the largest size."""
-MAX_EPOCHS = 20
-"""More passes over a small text only make the model recite it."""
+MAX_EPOCHS = 5
+"""More passes make a model recite: 1 MB of WikiText was best after 5.4 (experiments/2026-11-own-text)."""
 BYTES_PER_TOKEN = 3.0
 """A rough figure for a small vocabulary; it only sets the length of the run."""
 
