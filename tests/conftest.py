@@ -33,8 +33,11 @@ def _reproducible() -> None:
 @pytest.fixture(autouse=True)
 def _families_as_shipped() -> Iterator[None]:
     """What a test registers from outside the package (a plug-in, a page's example) is gone after it."""
+    before = {role: set(family._parts) for role, family in registry.families().items()}
     yield
-    for family in registry.families().values():
+    for role, family in registry.families().items():
         for name, part in list(family._parts.items()):
-            if not part.__module__.startswith("scratchlm."):
+            if not part.__module__.startswith("scratchlm.") and name not in before.get(
+                role, set(family._parts)
+            ):
                 del family._parts[name]
