@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scratchlm.data.packing import evaluation_rows
 from scratchlm.data.shards import TokenDataset
+from scratchlm.generate.engine import evaluating
 from scratchlm.loss import IGNORE, bits_per_byte, token_losses
 
 
@@ -88,7 +89,7 @@ def evaluate_split(
         )
     total, num_tokens = 0.0, 0
     rows = _rows(dataset, context_length, max_tokens)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in _batches(rows, rows_per_batch):
             inputs, targets = batch.inputs.to(device), batch.targets.to(device)
             with autocast() if autocast is not None else contextlib.nullcontext():
@@ -147,14 +148,3 @@ def _bytes_of(dataset: TokenDataset, num_tokens: int) -> int:
     if num_tokens == dataset.num_tokens:
         return dataset.num_bytes
     return round(dataset.num_bytes * num_tokens / dataset.num_tokens)
-
-
-@contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off inside this context; afterwards the model is in the mode in which it came."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

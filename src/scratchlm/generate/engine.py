@@ -11,6 +11,7 @@ training data.
 Source: prefill and decode as in Pope et al. 2022, https://arxiv.org/abs/2211.05102, section 2.1.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -112,15 +113,22 @@ class Window:
     @torch.no_grad()
     def next_logits(self) -> Float[Tensor, " vocab"]:
         """Return the logits of the token after the window, in float32 on the CPU."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             known = self.cache.length if self.cache is not None else 0
             new_ids = torch.tensor([self.ids[known:]], device=self.device)
             hidden = self.model.hidden(new_ids, cache=self.cache)
             return self.model.head(hidden[0, -1:])[0].float().cpu()
-        finally:
-            self.model.train(was_training)
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Dropout off inside this context; afterwards the model is in the mode in which it came."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class HeldText:

@@ -154,7 +154,6 @@ class Session:
             autocast=partial(runtime.autocast, self.device, self.plan.precision),
             max_tokens=None if everything else train.eval_tokens,
         )
-        self.model.train()
         best = found.loss < self.best_loss
         if best:
             self.best_loss, self.best_step = found.loss, self.done_steps
@@ -166,9 +165,7 @@ class Session:
         return found
 
     def _sample(self) -> None:
-        self.model.eval()
         pieces = list(stream(self.model, self.tokenizer, self.config.prompt, self.config.sampling))
-        self.model.train()
         text = self.config.prompt + "".join(piece.text for piece in pieces)
         score = self.corpus.consistency(text)
         consistency = score and {"num_facts": score[0], "num_consistent": score[1]}
