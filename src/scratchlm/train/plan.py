@@ -3,10 +3,10 @@
 The formulas are those of model/accounting.py. Time is an estimate from a short matrix product on this
 machine:
 
-    seconds = floating-point operations of all steps / (rate of a matrix product * 0.6)
+    seconds = floating-point operations of all steps / (rate of a matrix product * share)
 
-where 0.6 is the share of that rate which a compiled step of a small model reached on two Zen 5 cores; an
-eager step reaches about a third of it.
+where the share is what a training step reached of that rate: 0.44 compiled and 0.21 eager, the model of
+benchmarks/bench_train.py on two cores (16,056 and 7,428 tokens/s at 27.1 MFLOP each, 980 GFLOP/s).
 """
 
 import time
@@ -20,9 +20,9 @@ from scratchlm.runtime import choose_device, choose_precision, has_compiler
 from scratchlm.train.config import RunConfig
 from scratchlm.train.trainer import Execution, largest_divisor
 
-COMPILED_SHARE = 0.6
+COMPILED_SHARE = 0.44
 """Share of the matrix-product rate that a compiled training step reaches (measured, see above)."""
-EAGER_SHARE = 0.2
+EAGER_SHARE = 0.21
 """The same without compilation."""
 COMPILE_SECONDS = 25.0
 """What torch.compile takes the first time on two cores (measured: 18 to 25 s)."""
