@@ -58,7 +58,7 @@ class TrainConfig(Config):
     save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay; that of the best validation stays too, if one was saved there."""
+    """How many of the newest checkpoints stay; one of the best validation stays too, if it was saved."""
 
 
 class RunConfig(Config):
