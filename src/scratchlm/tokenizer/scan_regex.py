@@ -1,8 +1,8 @@
 """Any split pattern as a scanner: the regular expression itself, with the compiled scanners' signature.
 
-Slow (about 10 MB/s), for patterns that have no compiled scanner, and the compiled ones' oracle. A byte that is
-not part of well-formed UTF-8 becomes a lone surrogate on the way ("surrogateescape"), which is neither letter,
-number nor blank: one character of its own, as everywhere.
+Slow (about 10 MB/s), for patterns that have no compiled scanner, and the compiled ones' oracle. A byte that
+is not part of well-formed UTF-8 becomes a lone surrogate on the way ("surrogateescape"), which is neither
+letter, number nor blank: one character of its own, as everywhere.
 """
 
 from collections.abc import Callable

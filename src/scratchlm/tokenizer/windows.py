@@ -1,4 +1,4 @@
-r"""Text of any size -> windows of pieces: read, cut out the special tokens, split; one buffer, no copies kept.
+r"""Text of any size -> windows of pieces: read, cut out the special tokens, split; one buffer, no copies.
 
     source   "One day<|endoftext|>Two cats sat" ...
     window    --------============-----------|          about 256 KB, read into a padded buffer
@@ -11,10 +11,8 @@ A window that ends inside a text stops at a safe cut: a place where a piece star
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -24,6 +22,7 @@ from scratchlm.tokenizer.compiled.unicode_classes import character_classes
 from scratchlm.tokenizer.compiled.vector import PADDING
 from scratchlm.tokenizer.pretokenize import SCANNED_PATTERNS, choose_scanner
 from scratchlm.tokenizer.scan_regex import regex_scanner
+from scratchlm.tokenizer.sources import BytesSource, Source
 from scratchlm.tokenizer.special_tokens import SpecialsFinder
 
 WINDOW_BYTES = 1 << 18
@@ -40,72 +39,6 @@ _CUT_SEARCH_BYTES = 1 << 14
 
 Errors = Literal["strict", "replace", "lossless"]
 """What happens to bytes that are no UTF-8: a ValueError; U+FFFD as in Python; they are kept as they are."""
-
-
-class Source(Protocol):
-    """Bytes that can be read from any position, by several threads."""
-
-    size: int
-
-    def read_into(self, buffer: UInt8[np.ndarray, " bytes"], position: int) -> int:
-        """Fill `buffer` with the bytes from `position` on; return how many there were."""
-
-
-class BytesSource:
-    """Bytes in memory."""
-
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self._data = np.frombuffer(data, np.uint8)
-        self.name = "the text"
-        self.size = len(self._data)
-
-    def read_into(self, buffer: UInt8[np.ndarray, " bytes"], position: int) -> int:
-        """Fill `buffer` with the bytes from `position` on; return how many there were."""
-        part = self._data[position : position + len(buffer)]
-        buffer[: len(part)] = part
-        return len(part)
-
-
-class FileSource:
-    """A file, read where it is needed; use it in a `with` block."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file.
-
-        Raises:
-            ValueError: It is missing, no regular file, or cannot be read; the message names it.
-        """
-        self.name = str(path)
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file; give the path of a text file.")
-        try:
-            self._file = Path(path).open("rb", buffering=0)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
-        self.size = os.fstat(self._file.fileno()).st_size
-
-    def __enter__(self) -> "FileSource":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def read_into(self, buffer: UInt8[np.ndarray, " bytes"], position: int) -> int:
-        """Fill `buffer` with the bytes from `position` on; return how many there were.
-
-        Raises:
-            ValueError: The file became shorter since it was opened.
-        """
-        wanted = max(0, min(len(buffer), self.size - position))
-        done = 0
-        while done < wanted:
-            step = os.preadv(self._file.fileno(), [memoryview(buffer)[done:wanted]], position + done)
-            if step == 0:
-                raise ValueError(
-                    f"{self.name}: became shorter while it was read ({position + done} of {self.size} bytes)."
-                )
-            done += step
-        return done
 
 
 class Window(NamedTuple):
