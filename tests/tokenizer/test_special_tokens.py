@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scratchlm.tokenizer.compiled.vector import PADDING
 from scratchlm.tokenizer.special_tokens import SpecialsFinder
+from scratchlm.tokenizer.streaming import cut_specials, specials_pattern
 
 FAMILIES = {
     "one": ["<|endoftext|>"],
@@ -93,11 +94,8 @@ def test_a_very_long_name_is_found_and_its_beginning_is_not():
     finder = SpecialsFinder(["<|end|>", long])
     assert finder.longest == len(long)
     text = f"a{long[:-1]}<|end|>{long}<|end|>"
-    assert [(name, part) for part, name in finder.cut(text)] == [
-        ("<|end|>", f"a{long[:-1]}"),
-        (long, ""),
-        ("<|end|>", ""),
-    ]
+    parts = list(cut_specials(text, finder))
+    assert parts == [(f"a{long[:-1]}", "<|end|>"), ("", long), ("", "<|end|>")]
 
 
 def test_bytes_that_are_no_text_hide_nothing():
@@ -105,17 +103,19 @@ def test_bytes_that_are_no_text_hide_nothing():
     assert found(finder, b"\xff\xc3<|a|>\x80\xed\xa0<|a|") == [(2, "<|a|>")]
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(names=st.sampled_from(list(FAMILIES.values())), pieces=st.lists(st.sampled_from(PIECES), max_size=30))
+def test_spans_are_those_of_the_naive_twin(names, pieces):
+    text = "".join(pieces)
+    assert list(SpecialsFinder(names).spans(text)) == list(specials_pattern(names).spans(text))
+
+
 def test_cut_gives_the_text_back():
     finder = SpecialsFinder(FAMILIES["overlapping"])
-    text = "x\u00e9<|a|><|a|><|a|>\u4e2d|>"
-    parts = list(finder.cut(text))
-    assert parts == [
-        ("x\u00e9", "<|a|><|a|>"),
-        ("", "<|a|>"),
-        ("\u4e2d|>", None),
-    ]
-    assert list(finder.cut("")) == []
-    assert list(SpecialsFinder([]).cut("plain")) == [("plain", None)]
+    parts = list(cut_specials("x\u00e9<|a|><|a|><|a|>\u4e2d|>", finder))
+    assert parts == [("x\u00e9", "<|a|><|a|>"), ("", "<|a|>"), ("\u4e2d|>", None)]
+    assert list(cut_specials("", finder)) == []
+    assert list(cut_specials("plain", SpecialsFinder([]))) == [("plain", None)]
 
 
 def test_repeated_names_count_as_the_first():

@@ -20,10 +20,13 @@ from scratchlm.tokenizer.compiled.vector import ALL, NONE, PADDING
 Specials = Collection[str] | Literal["all"]
 
 MAX_PAIRS = 16
-"""Pairs of bytes to compare with: 1 takes 0.02 ns a byte, 16 take 0.13 ns, the table of first bytes 0.6 ns."""
+"""Pairs of bytes to compare with: one takes 0.02 ns a byte, 16 take 0.13, the table of first bytes 0.6."""
 
 _ANY_BYTE = 0x100
 """In place of a second byte: whatever it is."""
+
+_FEW_NAMES = 4
+"""So many are looked for in a str one after the other before it is copied: most texts hold none."""
 
 _FIRST_ROOM = 64
 """Special tokens for which there is room at first; more make the room larger."""
@@ -79,27 +82,69 @@ class SpecialsFinder:
                 return places[:count], which[:count]
             room *= 8
 
-    def cut(self, text: str) -> Iterator[tuple[str, str | None]]:
-        """Yield the text before each special token with the token, then the rest with None, if there is any.
+    def spans(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """Yield each special token in `text`: its first character, the one behind it, its name.
 
-        Example: "a<|endoftext|>b" -> ("a", "<|endoftext|>"), ("b", None). `text` has no lone surrogates.
+        Example: "\u00e9<|endoftext|>" -> (1, 14, "<|endoftext|>"). `text` has no lone surrogates.
         """
+        if len(self.names) <= _FEW_NAMES and not any(name in text for name in self.names):
+            return
         data = text.encode("utf-8")
         buffer = np.zeros(len(data) + PADDING, np.uint8)
         buffer[: len(data)] = np.frombuffer(data, np.uint8)
-        start = 0
-        for place, which in zip(*self.find(buffer, 0, len(data)), strict=True):
+        start = place_in_bytes = 0
+        for place, which in zip(*(found.tolist() for found in self.find(buffer, 0, len(data))), strict=True):
             name = self.names[which]
-            yield data[start:place].decode("utf-8"), name
-            start = int(place) + len(name.encode("utf-8"))
-        if start < len(data):
-            yield data[start:].decode("utf-8") if start else text, None
+            start += len(data[place_in_bytes:place].decode("utf-8"))
+            yield start, start + len(name), name
+            start += len(name)
+            place_in_bytes = place + len(name.encode("utf-8"))
+
+
+class Choice(NamedTuple):
+    """What the caller says about special tokens: which to look for, and which of them are an error."""
+
+    finder: SpecialsFinder
+    disallowed: frozenset[str]
+
+    def check(self, name: str | None) -> None:
+        """Refuse a special token that is not allowed.
+
+        Raises:
+            ValueError: It is disallowed.
+        """
+        if name in self.disallowed:
+            raise ValueError(
+                f"the text contains the special token {name!r}, which is not allowed here. Pass "
+                f"allowed_special={{{name!r}}} to encode it as one id, or disallowed_special=() "
+                "to encode it as plain text."
+            )
+
+
+def choose(known: frozenset[str], allowed_special: Specials, disallowed_special: Specials) -> Choice:
+    """Apply tiktoken's rule to the special tokens of a tokenizer.
+
+    Args:
+        known: All of them.
+        allowed_special: Those that become their id.
+        disallowed_special: Those that are an error, less the allowed; the others are plain text.
+
+    Raises:
+        ValueError: A name is no special token of this tokenizer.
+    """
+    allowed = allowed_special if allowed_special == "all" else frozenset(allowed_special)
+    disallowed = disallowed_special if disallowed_special == "all" else frozenset(disallowed_special)
+    return _chosen(known, allowed, disallowed)
 
 
 @functools.lru_cache(maxsize=64)
-def finder_of(names: frozenset[str]) -> SpecialsFinder:
-    """The finder of `names`; kept, because callers ask with the same names again and again."""
-    return SpecialsFinder(sorted(names))
+def _chosen(known: frozenset[str], allowed: frozenset[str] | str, disallowed: frozenset[str] | str) -> Choice:
+    """The same, kept: callers ask the same again and again."""
+    accepted = known if isinstance(allowed, str) else allowed
+    refused = (known if isinstance(disallowed, str) else disallowed) - accepted
+    for name in sorted((accepted | refused) - known):
+        raise ValueError(f"{name!r} is no special token of this tokenizer; it has {sorted(known)}.")
+    return Choice(SpecialsFinder(sorted(accepted | refused)), refused)
 
 
 def _spelled(name: str) -> bytes:

@@ -8,20 +8,27 @@ token itself.
 """
 
 import codecs
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import regex
+
+from scratchlm.tokenizer.special_tokens import SpecialsFinder
 
 HELD_CHARACTERS = 8192
 """Text is cut once this much is held: small enough to be lazy, large enough that a call costs little."""
 
 
 class SpecialsPattern(NamedTuple):
-    """Finds special tokens, the longest first; None in place of the pattern when there are none."""
+    """A regular expression that finds special tokens: the naive twin of `SpecialsFinder`."""
 
     pattern: regex.Pattern | None
     longest: int
+
+    def spans(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """Yield each special token in `text`: its first character, the one behind it, its name."""
+        for match in self.pattern.finditer(text) if self.pattern is not None else ():
+            yield match.start(), match.end(), match.group()
 
 
 def specials_pattern(specials: Collection[str]) -> SpecialsPattern:
@@ -34,6 +41,8 @@ def specials_pattern(specials: Collection[str]) -> SpecialsPattern:
 
 def repair_surrogates(text: str) -> str:
     """Return `text` as UTF-8 can hold it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -44,7 +53,7 @@ def repair_surrogates(text: str) -> str:
 def cut_stream(
     chunks: Iterable[str],
     *,
-    specials: SpecialsPattern,
+    specials: SpecialsFinder | SpecialsPattern,
     stable_prefix: Callable[[str], int],
     held_characters: int = HELD_CHARACTERS,
 ) -> Iterator[tuple[str, str | None]]:
@@ -80,19 +89,18 @@ def cut_stream(
 
 
 def cut_specials(
-    text: str, specials: SpecialsPattern, *, last_start: int | None = None
-) -> Iterator[tuple[str, str | None]]:
+    text: str, specials: SpecialsFinder | SpecialsPattern, *, last_start: int | None = None
+) -> Generator[tuple[str, str | None], None, str]:
     """Cut at the special tokens: yield the text before each with the token, then the rest with None.
 
     With `last_start`, tokens that start later are left alone, and the rest is returned in place of yielded.
     """
     start = 0
-    if specials.pattern is not None:
-        for match in specials.pattern.finditer(text):
-            if last_start is not None and match.start() > last_start:
-                break
-            yield text[start : match.start()], match.group()
-            start = match.end()
+    for first, end, name in specials.spans(text):
+        if last_start is not None and first > last_start:
+            break
+        yield text[start:first], name
+        start = end
     if last_start is None and start < len(text):
         yield text[start:], None
     return text[start:]
