@@ -1,5 +1,6 @@
 """The table of pieces: equal to a dictionary, whatever the pieces, the sizes and the order of adding."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -38,7 +39,7 @@ def content(table):
     assert not words.symbols[words.starts[-1] :].any()
     assert len(words.symbols) == words.starts[-1] + SYMBOL_PADDING
     text, starts = words.symbols.astype(np.uint8).tobytes(), words.starts.tolist()
-    pieces = [text[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
+    pieces = [text[start:stop] for start, stop in itertools.pairwise(starts)]
     assert len(set(pieces)) == len(pieces)
     return dict(zip(pieces, words.counts.tolist(), strict=True))
 
