@@ -3,16 +3,12 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from scratchlm.cli.sources import TOKENIZER_HELP, Plugin, load_plugins, open_corpus, open_tokenizer, read_text
-
-if TYPE_CHECKING:
-    from rich.text import Text
-
-    from scratchlm.tokenizer import Tokenizer
+from scratchlm.cli.tokenizer_views import compare, inspect
 
 app = typer.Typer(no_args_is_help=True, help="Learn a tokenizer, use it, look inside it.")
 
@@ -20,11 +16,6 @@ Saved = Annotated[Path, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)
 TextFile = Annotated[
     Path | None, typer.Option("--file", "-f", help="Take the text from a file; - reads a pipe.")
 ]
-
-COLOURS = ("on blue", "on green", "on magenta", "on cyan", "on red")
-"""Backgrounds that take turns, so that the borders between pieces can be seen."""
-SHOWN = 600
-"""Characters of text that `inspect` colours."""
 
 
 @app.command()
@@ -102,55 +93,8 @@ def decode(
     write_text(loaded.decode([int(word) for word in words]) + "\n")
 
 
-@app.command()
-def inspect(
-    tokenizer: Saved,
-    text: Annotated[str | None, typer.Argument(help="A text to cut into pieces.")] = None,
-    file: TextFile = None,
-    longest: Annotated[int, typer.Option(min=0, help="How many of the longest tokens to show.")] = 20,
-) -> None:
-    """Show a tokenizer's size, its longest tokens, and a text cut into its pieces."""
-    from scratchlm.cli.console import count, out, printable, size
-
-    loaded = open_tokenizer(tokenizer)
-    console = out()
-    specials = ", ".join(f"{name} = {id}" for name, id in loaded.special_tokens.items()) or "none"
-    console.print(f"vocabulary       {loaded.vocab_size:,}")
-    console.print(f"special tokens   {specials}")
-    console.print(f"fingerprint      {loaded.fingerprint[:12]}")
-    tokens = [
-        loaded.token_bytes(id) for id in range(loaded.vocab_size) if id not in loaded.special_tokens.values()
-    ]
-    shown = sorted(tokens, key=len, reverse=True)[:longest]
-    if shown:
-        console.print(
-            "longest tokens   " + "  ".join(repr(token.decode("utf-8", "replace")) for token in shown)
-        )
-    if text is None and file is None:
-        return
-    whole = "".join(_text(text, file))
-    if not whole:
-        raise ValueError(f"{file or 'text'}: empty; give some text to cut into pieces.")
-    num_bytes, num_tokens = len(whole.encode("utf-8", "replace")), len(loaded.encode_ordinary(whole))
-    rate = f"{num_bytes / num_tokens:.2f} bytes per token"
-    console.print(f"this text        {count(num_tokens)} tokens for {size(num_bytes)}: {rate}")
-    console.print()
-    console.print(_pieces(loaded, printable(whole[:SHOWN]), coloured=console.is_terminal))
-
-
-def _pieces(tokenizer: "Tokenizer", text: str, *, coloured: bool) -> "Text":
-    """The text cut into tokens: backgrounds that take turns, or bars where there are no colours."""
-    from rich.text import Text
-
-    decoder = tokenizer.stream_decoder()
-    pieces = [decoder.push(number) for number in tokenizer.encode_ordinary(text)]
-    pieces = [piece for piece in [*pieces, decoder.flush()] if piece]
-    if not coloured:
-        return Text("|".join(pieces))
-    shown = Text()
-    for number, piece in enumerate(pieces):
-        shown.append(piece, style=f"black {COLOURS[number % len(COLOURS)]}")
-    return shown
+app.command()(inspect)
+app.command()(compare)
 
 
 def _text(text: str | None, file: Path | None) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.runtime import write_text_atomically
-from scratchlm.study import chapters, plots, units
+from scratchlm.study import chapters, pages, plots, units
 from scratchlm.study.run_record import Row, RunRecord, column, number, read_run, section
 
 FILE_NAME = "report.html"
@@ -37,47 +37,7 @@ def write_report(run_folder: Path) -> Path:
 
 def render_report(record: RunRecord) -> str:
     """The report's HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("scratchlm.study"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        decimal=units.decimal,
-        percent=units.percent,
-        visible=visible,
-        spaces=_show_spaces,
-        powers=_powers,
-    )
-    html = environment.get_template("report.html.j2").render(_values(record))
-    # half of a surrogate pair, which JSON can hold, is no character and cannot be written
-    return html.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def visible(text: object) -> str:
-    r"""Replace control characters, which HTML forbids, by their pictures; line breaks and tabs stay.
-
-    Example: "a\x00b" -> "a" U+2400 "b".
-    """
-    return "".join(
-        chr(0x2400 + ord(character)) if ord(character) < 32 and character not in "\n\t"
-        else "\N{SYMBOL FOR DELETE}" if character == "\x7f"
-        else "\N{REPLACEMENT CHARACTER}" if 0x80 <= ord(character) < 0xA0
-        else character
-        for character in str(text)
-    )  # fmt: skip
-
-
-def _show_spaces(text: str) -> str:
-    """Blanks and line breaks of a token as characters that can be seen."""
-    return visible(
-        text.replace(" ", "\N{OPEN BOX}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
-        .replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
-    )  # fmt: skip
+    return pages.rendered("report.html.j2", _values(record), powers=_powers)
 
 
 def _powers(text: str) -> Any:
