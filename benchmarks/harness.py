@@ -7,8 +7,9 @@ ratio to the first candidate, and what is reported is the median of the rounds.
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,32 +28,31 @@ def alternate(candidates: dict[str, Callable[[], float]], *, rounds: int) -> dic
     return rates
 
 
-def report(what: str, unit: str, rates: dict[str, list[float]], **setup: object) -> Path:
-    """Print the table, and append a row per candidate to results/<what>_<cpu>_<yyyy-mm>.jsonl."""
-    baseline = next(iter(rates))
-    table = Table(title=f"{what} ({unit}, median of {len(rates[baseline])} rounds)")
-    for column in ("candidate", unit, f"ratio to {baseline}", "lowest", "highest"):
-        table.add_column(column, justify="left" if column == "candidate" else "right")
+def save(what: str, rows: Iterable[dict[str, Any]], **setup: object) -> Path:
+    """Append the rows, with date, hardware and versions, to results/<what>_<cpu>_<yyyy-mm>.jsonl."""
     environment = runtime.environment()
     processor = "".join(c if c.isalnum() else "-" for c in str(environment["processor"]).lower()).strip("-")
     path = RESULTS / f"{what}_{processor}_{time.strftime('%Y-%m')}.jsonl"
     path.parent.mkdir(exist_ok=True)
+    common = {"setup": setup, "date": time.strftime("%Y-%m-%d"), "environment": environment}
     with path.open("a", encoding="utf-8") as stream:
-        for name, values in rates.items():
-            ratio = statistics.median(a / b for a, b in zip(values, rates[baseline], strict=True))
-            middle = statistics.median(values)
-            table.add_row(
-                name, f"{middle:,.0f}", f"{ratio:.2f}x", f"{min(values):,.0f}", f"{max(values):,.0f}"
-            )
-            row = {
-                "what": what,
-                "candidate": name,
-                "unit": unit,
-                "median": middle,
-                "ratio": ratio,
-                "baseline": baseline,
-            }
-            row |= {"rounds": len(values), "setup": setup, "date": time.strftime("%Y-%m-%d")}
-            stream.write(json.dumps(row | {"environment": environment}) + "\n")
-    Console().print(table)
+        for row in rows:
+            stream.write(json.dumps(row | common) + "\n")
     return path
+
+
+def report(what: str, unit: str, rates: dict[str, list[float]], **setup: object) -> Path:
+    """Print the table and save a row for each candidate."""
+    baseline = next(iter(rates))
+    table = Table(title=f"{what} ({unit}, median of {len(rates[baseline])} rounds)")
+    for column in ("candidate", unit, f"ratio to {baseline}", "lowest", "highest"):
+        table.add_column(column, justify="left" if column == "candidate" else "right")
+    rows = []
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(values, rates[baseline], strict=True))
+        middle = statistics.median(values)
+        table.add_row(name, f"{middle:,.0f}", f"{ratio:.2f}x", f"{min(values):,.0f}", f"{max(values):,.0f}")
+        row = {"what": what, "candidate": name, "unit": unit, "median": middle, "ratio": ratio}
+        rows.append(row | {"baseline": baseline, "rounds": len(values)})
+    Console().print(table)
+    return save(what, rows, **setup)
