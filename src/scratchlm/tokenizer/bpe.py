@@ -6,16 +6,27 @@ text never becomes a special token's id, because no merge may make one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32
 
-from scratchlm.tokenizer.base import Tokenizer, check_specials
+from scratchlm.tokenizer.base import Tokenizer, check_name, check_specials
 from scratchlm.tokenizer.bpe_encode import Encoder
-from scratchlm.tokenizer.formats import from_printable, read_saved, saved_problem, to_printable
+from scratchlm.tokenizer.formats.printable import merges_from_printable, split_merge_lines
+from scratchlm.tokenizer.formats.reading import MAX_VOCAB_SIZE, shown
+from scratchlm.tokenizer.formats.saved import bpe_content, load_bpe
+from scratchlm.tokenizer.normalization import normalize, settled_prefix
 from scratchlm.tokenizer.pretokenize import compiled, stable_prefix
+
+Normalization = Literal["NFC"]
+"""What is done to text before it is split: Unicode's composed form, as Qwen 2 wants it."""
+
+Merges = Sequence[tuple[bytes, bytes]]
+
+_BYTES = [bytes([value]) for value in range(256)]
 
 
 class BPETokenizer(Tokenizer):
@@ -28,6 +39,8 @@ class BPETokenizer(Tokenizer):
         special_tokens: Iterable[str] = (),
         *,
         pattern: str = "gpt2",
+        ignore_merges: bool = False,
+        normalization: Normalization | None = None,
     ) -> None:
         """Check the vocabulary and prepare the encoder.
 
@@ -36,55 +49,92 @@ class BPETokenizer(Tokenizer):
             merges: Pairs of byte strings; the earlier one is merged first.
             special_tokens: Those that the vocabulary lacks are added behind its last id.
             pattern: Name of the split pattern.
+            ignore_merges: A piece that is a token becomes that token, whether the merges make it or not.
+            normalization: Compose characters before splitting ("NFC"); decoding gives the composed text.
 
         Raises:
             ValueError: Something is missing or contradictory; the message says what.
         """
         compiled(pattern)
+        if normalization is not None:
+            check_name(normalization, ("NFC",), "normalization")
         names = check_specials(special_tokens)
         self.pattern = pattern
-        self.merges = [(bytes(left), bytes(right)) for left, right in merges]
-        self._token_bytes = {int(id): bytes(token) for id, token in vocab.items()}
+        self.ignore_merges = ignore_merges
+        self.normalization: Normalization | None = normalization
+        self.merges = [(left, right) for left, right in merges]
+        self._token_bytes = dict(vocab)
         ids = _ids_by_bytes(self._token_bytes)
         ordinary = _check_merges(ids, self.merges)
-        self.special_tokens = {}
+        self.special_tokens = self._number_specials(names, ids, ordinary)
+        for name in names:  # the encoder sees ordinary tokens only
+            del ids[name.encode("utf-8")]
+        options: dict[str, Any] = {"ignore_merges": True} if ignore_merges else {}
+        self._encoder = Encoder(ids, self.merges, pattern=pattern, **options)
+
+    def _number_specials(
+        self, names: Sequence[str], ids: dict[bytes, int], ordinary: set[bytes]
+    ) -> dict[str, int]:
+        """Give each special token its id or a new one."""
+        next_id = max(self._token_bytes) + 1
+        numbered = {}
         for name in names:
             token = name.encode("utf-8")
             if token in ordinary:
                 raise ValueError(
-                    f"special token {name!r}: ordinary text gives the same token (a byte or a merge); "
+                    f"special token {shown(name)}: ordinary text gives the same token (a byte or a merge); "
                     "choose a text that no merge makes, such as '<|name|>'."
                 )
             if token not in ids:
-                ids[token] = max(self._token_bytes) + 1
-                self._token_bytes[ids[token]] = token
-            self.special_tokens[name] = ids[token]
-        self._encoder = Encoder(ids, self.merges, pattern=pattern)
+                ids[token] = next_id
+                self._token_bytes[next_id] = token
+                next_id += 1
+            numbered[name] = ids[token]
+        return numbered
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._token_bytes, self.merges, list(self.special_tokens), self.pattern)
+        settings = (self.pattern, self.ignore_merges, self.normalization)
+        return _rebuild, (self._token_bytes, self.merges, list(self.special_tokens), *settings)
 
     @property
     def vocab(self) -> dict[int, bytes]:
         """Id -> bytes, special tokens included; a copy."""
         return dict(self._token_bytes)
 
+    def unreachable(self) -> list[int]:
+        """Ids of the ordinary tokens that no text gives: the merges lead from their bytes to other tokens.
+
+        With ignore_merges a token that is one piece of the split pattern is given all the same.
+        """
+        special_ids = set(self.special_tokens.values())
+        entries = {id: token for id, token in sorted(self._token_bytes.items()) if id not in special_ids}
+        never_merged = _never_merged(list(entries.values()), self.merges)
+        missed = [id for id, never in zip(entries, never_merged, strict=True) if never]
+        if self.ignore_merges:
+            missed = [id for id in missed if not self._is_piece(entries[id])]
+        return missed
+
+    def _is_piece(self, token: bytes) -> bool:
+        try:
+            text = token.decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        return compiled(self.pattern).findall(text) == [text]
+
+    # text -> ids
+
     def _encode_array(self, text: str) -> Int32[np.ndarray, " tokens"]:
-        return self._encoder.encode(text)
+        return self._encoder.encode(normalize(text, self.normalization))
 
     def _stable_prefix(self, text: str) -> int:
-        return stable_prefix(text, self.pattern)
+        if self.normalization is None:
+            return stable_prefix(text, self.pattern)
+        return settled_prefix(text, self.normalization, lambda text: stable_prefix(text, self.pattern))
+
+    # files
 
     def _content(self) -> dict[str, Any]:
-        special_ids = set(self.special_tokens.values())
-        ordered = sorted(self._token_bytes.items())
-        return {
-            "type": "bpe",
-            "pattern": self.pattern,
-            "special_tokens": self.special_tokens,
-            "vocab": {to_printable(token): id for id, token in ordered if id not in special_ids},
-            "merges": [f"{to_printable(left)} {to_printable(right)}" for left, right in self.merges],
-        }
+        return bpe_content(self)
 
     @classmethod
     def load(cls, path: Path) -> "BPETokenizer":
@@ -93,61 +143,110 @@ class BPETokenizer(Tokenizer):
         Raises:
             ValueError: The file is missing or damaged; the message names it.
         """
-        content = read_saved(Path(path), type="bpe")
-        with saved_problem(Path(path)):
-            vocab = {id: from_printable(token) for token, id in content["vocab"].items()}
-            vocab |= {id: name.encode("utf-8") for name, id in content["special_tokens"].items()}
-            if len(vocab) != len(content["vocab"]) + len(content["special_tokens"]):
-                raise ValueError("two tokens have the same id")
-            merges = [from_printable_pair(line) for line in content["merges"]]
-            return cls(vocab, merges, list(content["special_tokens"]), pattern=content["pattern"])
+        return load_bpe(Path(path))
+
+    @classmethod
+    def from_file(
+        cls, path: Path, *, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+    ) -> "BPETokenizer":
+        """Load a tokenizer from a file or folder of any known format; `formats.read_any` says which.
+
+        Args:
+            path: The file or the folder.
+            pattern: Name of the split pattern, where the files do not say it.
+            special_tokens: Special token -> id, where the files do not say them.
+
+        Raises:
+            ValueError: It is none of them, damaged, or no BPE tokenizer; the message names it.
+        """
+        from scratchlm.tokenizer.formats import read_any
+
+        tokenizer = read_any(Path(path), pattern=pattern, special_tokens=special_tokens)
+        if not isinstance(tokenizer, BPETokenizer):
+            raise ValueError(f"{path}: holds a {type(tokenizer).__name__}, no BPE tokenizer.")
+        return tokenizer
 
 
-def _rebuild(
-    vocab: dict[int, bytes], merges: list[tuple[bytes, bytes]], names: list[str], pattern: str
-) -> BPETokenizer:
-    return BPETokenizer(vocab, merges, names, pattern=pattern)
+def _rebuild(vocab: dict[int, bytes], merges: Merges, names: list[str], *settings: Any) -> BPETokenizer:
+    pattern, ignore_merges, normalization = settings
+    return BPETokenizer(
+        vocab, merges, names, pattern=pattern, ignore_merges=ignore_merges, normalization=normalization
+    )
 
 
 def from_printable_pair(line: str) -> tuple[bytes, bytes]:
-    """Read one merge: "\u0120t he" -> (b" t", b"he").
+    r"""Read one merge: "\u0120t he" -> (b" t", b"he").
 
     Raises:
         ValueError: The line is not two printable tokens with one blank between them.
     """
-    left, blank, right = line.partition(" ")
-    if not (left and blank and right):
-        raise ValueError(f"merge {line!r} is not two tokens separated by one blank")
-    return from_printable(left), from_printable(right)
+    return merges_from_printable(split_merge_lines([line]))[0]
+
+
+# Checks: whole tables at a time, because vocabularies have 200,000 entries; only a table that turns out to
+# be wrong is searched for the entry to show.
 
 
 def _ids_by_bytes(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
-    ids: dict[bytes, int] = {}
-    for id, token in vocab.items():
-        if not 0 <= id < 2**31:
-            raise ValueError(f"vocabulary: id {id} of {token!r} is out of range (0 to 2^31 - 1).")
-        if token in ids:
-            raise ValueError(f"vocabulary: ids {ids[token]} and {id} both stand for {token!r}.")
-        if not token:
-            raise ValueError(f"vocabulary: id {id} stands for no bytes at all.")
-        ids[token] = id
-    for value in range(256):
-        if bytes([value]) not in ids:
+    ids = {token: id for id, token in vocab.items()}
+    if set(map(type, vocab)) - {int} or set(map(type, ids)) - {bytes}:
+        raise ValueError("vocabulary: expected a table of whole numbers -> bytes.")
+    if len(ids) < len(vocab):
+        id, token = next((id, token) for id, token in vocab.items() if ids[token] != id)
+        raise ValueError(f"vocabulary: ids {id} and {ids[token]} both stand for {shown(token)}.")
+    if vocab and not (min(vocab) >= 0 and max(vocab) < MAX_VOCAB_SIZE):
+        id = min(vocab) if min(vocab) < 0 else max(vocab)
+        raise ValueError(
+            f"vocabulary: id {id} of {shown(vocab[id])} is out of range (0 to {MAX_VOCAB_SIZE - 1})."
+        )
+    if b"" in ids:
+        raise ValueError(f"vocabulary: id {ids[b'']} stands for no bytes at all.")
+    for value, token in enumerate(_BYTES):
+        if token not in ids:
             raise ValueError(
                 f"vocabulary: the single byte 0x{value:02X} has no id; byte-level BPE needs all 256 bytes."
             )
     return ids
 
 
-def _check_merges(ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
+def _check_merges(ids: Mapping[bytes, int], merges: Merges) -> set[bytes]:
     """Every token that ordinary text can give: the bytes and the merges' products."""
-    ordinary = {bytes([value]) for value in range(256)}
-    for rank, (left, right) in enumerate(merges):
-        for token in (left, right, left + right):
-            if token not in ids:
-                raise ValueError(
-                    f"merge {rank} ({left!r}, {right!r}): {token!r} is not in the vocabulary; "
-                    "do these merges belong to it?"
-                )
-        ordinary.add(left + right)
-    return ordinary
+    products = {left + right for left, right in merges}
+    if not ids.keys() >= products.union(chain.from_iterable(merges)):
+        for rank, (left, right) in enumerate(merges):
+            for token in (left, right, left + right):
+                if token not in ids:
+                    raise ValueError(
+                        f"merge {rank} ({shown(left)}, {shown(right)}): {shown(token)} is not in the "
+                        "vocabulary; do these merges belong to it?"
+                    )
+    return products.union(_BYTES)
+
+
+def _never_merged(entries: Sequence[bytes], merges: Merges) -> list[bool]:
+    """Which of the entries the merges do not make of their bytes."""
+    from scratchlm.tokenizer.compiled.last_parts import insert_merges, split_entries
+    from scratchlm.tokenizer.formats.tiktoken_ranks import empty_pairs
+
+    numbers = {token: number for number, token in enumerate(entries)}
+    lengths = [len(token) for token in entries]
+    pairs = empty_pairs(len(merges))
+    insert_merges(
+        pairs,
+        np.array([numbers[left] for left, _ in merges], np.int64),
+        np.array([numbers[right] for _, right in merges], np.int64),
+    )
+    left_over, counts = np.zeros((len(entries), 2), np.int64), np.zeros(len(entries), np.int64)
+    split_entries(
+        np.frombuffer(bytearray(b"".join(entries)), np.uint8),
+        np.array([0, *accumulate(lengths)], np.int64),
+        np.array([numbers[token] for token in _BYTES], np.int64),
+        pairs,
+        np.array([numbers[left + right] for left, right in merges], np.int64),
+        0,
+        np.zeros(max(lengths), np.int64),
+        np.zeros(max(lengths), np.int64),
+        left_over,
+        counts,
+    )
+    return (counts > 1).tolist()
