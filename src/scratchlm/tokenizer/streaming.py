@@ -8,15 +8,21 @@ token itself.
 """
 
 import codecs
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import regex
+from jaxtyping import Int32, Int64, Integer
 
+from scratchlm.tokenizer.sources import Source
 from scratchlm.tokenizer.special_tokens import SpecialsFinder
 
 HELD_CHARACTERS = 8192
 """Text is cut once this much is held: small enough to be lazy, large enough that a call costs little."""
+
+READ_BYTES = 1 << 16
+"""Bytes of a source that are decoded at once."""
 
 
 class SpecialsPattern(NamedTuple):
@@ -104,6 +110,66 @@ def cut_specials(
     if last_start is None and start < len(text):
         yield text[start:], None
     return text[start:]
+
+
+class EncodedPart(NamedTuple):
+    """Ids of a stretch of a source, in segments between special tokens.
+
+    Attributes:
+        ids: Those of all segments; where a segment's special token was asked for, its id follows.
+        bounds: ids[bounds[i] : bounds[i + 1]] are those of segment i.
+        specials: What ends each segment: the index of a special token, or a negative number for none.
+        num_bytes: Bytes of the source that the part covers.
+    """
+
+    ids: Integer[np.ndarray, " tokens"]
+    bounds: Int64[np.ndarray, " segments_and_one"]
+    specials: Int32[np.ndarray, " segments"]
+    num_bytes: int
+
+
+def encode_parts(
+    texts: Iterable[str],
+    specials: Mapping[str, int],
+    *,
+    encode_array: Callable[[str], Integer[np.ndarray, " tokens"]],
+    stable_prefix: Callable[[str], int],
+) -> Iterator[EncodedPart]:
+    """Encode a stream of text part by part, for any tokenizer; `specials` become their ids."""
+    names = list(specials)
+    for text, special in cut_stream(texts, specials=SpecialsFinder(names), stable_prefix=stable_prefix):
+        ids, which, written = encode_array(text), -1, text
+        if special is not None:
+            ids = np.append(ids, ids.dtype.type(specials[special]))
+            which, written = names.index(special), text + special
+        yield EncodedPart(
+            ids, np.array([0, len(ids)]), np.array([which], np.int32), len(written.encode("utf-8"))
+        )
+
+
+def read_texts(source: Source, start: int, stop: int, *, errors: str) -> Iterator[str]:
+    """Yield the text of source[start:stop] in blocks.
+
+    Raises:
+        ValueError: errors="strict" and it is no UTF-8; the message says where.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    block = np.empty(READ_BYTES, np.uint8)
+    for position in range(start, stop, READ_BYTES):
+        count = source.read_into(block[: min(READ_BYTES, stop - position)], position)
+        held = len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(block[:count].tobytes(), final=position + READ_BYTES >= stop)
+        except UnicodeDecodeError as error:
+            raise not_utf8(getattr(source, "name", "the text"), position - held + error.start) from None
+
+
+def not_utf8(name: str, position: int) -> ValueError:
+    """The error for bytes that are no UTF-8, with what to do about them."""
+    return ValueError(
+        f"{name}: not UTF-8 text at byte {position}; convert it, or choose errors='replace' "
+        "(U+FFFD in place of what is no UTF-8) or errors='lossless' (keep such bytes)."
+    )
 
 
 class StreamDecoder:
