@@ -51,14 +51,14 @@ def inspect(
     console = out()
     _print_facts(figures)
     _print_compression([figures])
-    for title, entries in (
-        ("longest", figures.longest),
-        ("most frequent", figures.frequent),
-        ("rarest", figures.rare),
-        ("unreachable", figures.unreachable),
+    for title, entries, counted in (
+        ("longest tokens", figures.longest, False),
+        ("most frequent", figures.frequent, True),
+        ("rarest", figures.rare, True),
+        ("unreachable", figures.unreachable, False),
     ):
         if entries:
-            console.print(f"{title:<17}{_line(entries)}")
+            console.print(f"{title:<17}{_line(entries, counted=counted)}")
     if given is not None:
         _print_pieces([tokenizer.name], [loaded], given)
     if html is not None:
@@ -121,12 +121,13 @@ def _print_facts(figures: "Figures") -> None:
 def _print_compression(figures: list["Figures"]) -> None:
     """Bytes per token of each text, in a table; of two tokenizers the shorter is marked."""
     from scratchlm.cli.console import out, print_table, table
+    from scratchlm.study.tokenizer_figures import side_by_side
 
     names = ["bytes per token", "tokens"] if len(figures) == 1 else [figure.name for figure in figures]
     columns = ["text", *names] + (["tokens A : B"] if len(figures) == 2 else [])
     rows = table(*columns, numbers=tuple(columns[1:]))
     for kind in ("corpora", "languages"):
-        for found in zip(*(getattr(figure, kind) for figure in figures), strict=True):
+        for found in side_by_side([getattr(figure, kind) for figure in figures]):
             rows.add_row(found[0].name, *_cells(found))
     out().print()
     print_table(rows)
@@ -137,23 +138,21 @@ def _cells(found: "tuple[Compression, ...]") -> list["Text | str"]:
     from rich.text import Text
 
     from scratchlm.cli.console import count
+    from scratchlm.study.tokenizer_figures import token_ratio
 
-    fewest = min(one.num_tokens for one in found)
+    most = max(one.num_tokens for one in found)
     cells: list[Text | str] = [
-        Text(
-            f"{one.bytes_per_token:.2f}", style="bold" if len(found) > 1 and one.num_tokens == fewest else ""
-        )
-        for one in found
+        Text(f"{one.bytes_per_token:.2f}", style="bold" if one.num_tokens < most else "") for one in found
     ]
     if len(found) == 1:
         return [*cells, count(found[0].num_tokens)]
-    return [*cells, f"{found[0].num_tokens / max(1, found[1].num_tokens):.2f}"]
+    return [*cells, f"{token_ratio(found):.2f}"]
 
 
-def _line(entries: "list[Entry]") -> str:
+def _line(entries: "list[Entry]", *, counted: bool) -> str:
     words: list[str] = []
     for entry in entries:
-        words.append(repr(entry.text) + (f" x{entry.count}" if entry.count is not None else ""))
+        words.append(repr(entry.text) + (f" x{entry.count}" if counted else ""))
         if sum(map(len, words)) > LONGEST_LINE:
             break
     return "  ".join(words)
@@ -167,13 +166,14 @@ def _print_pieces(names: list[str], tokenizers: "list[Tokenizer]", text: str) ->
     for name, tokenizer in zip(names, tokenizers, strict=True):
         found = compress(tokenizer, name, text)
         title = "this text" if len(names) == 1 else name
+        if name != names[0]:
+            console.print()
         console.print(
             f"{title:<17}{count(found.num_tokens)} tokens for {size(found.num_bytes)}: "
             f"{found.bytes_per_token:.2f} bytes per token"
         )
         console.print()
         console.print(_pieces(tokenizer, printable(text[:SHOWN]), coloured=console.is_terminal))
-        console.print()
 
 
 def _pieces(tokenizer: "Tokenizer", text: str, *, coloured: bool) -> "Text":

@@ -6,11 +6,12 @@ The same sentences in 26 languages (articles 1 and 2 of the Universal Declaratio
 public domain) show which languages the tokenizer was made for; corpora show what a model would be fed.
 """
 
+import contextlib
 import functools
 import importlib.resources
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ def examine(name: str, tokenizer: Tokenizer, corpora: Iterable[tuple[str, Iterab
         tokenizer.vocab_size,
         dict(tokenizer.special_tokens),
         tokenizer.fingerprint,
-        [compress(tokenizer, *sample) for sample in language_samples()],
+        list(_languages(tokenizer)),
         measured,
         sorted(entries, key=lambda entry: (-len(entry.token), entry.id))[:SHOWN_TOKENS],
         used[::-1][:SHOWN_TOKENS],
@@ -152,6 +153,13 @@ def compress(
     return Compression(name, num_bytes, num_characters, num_tokens, seconds)
 
 
+def _languages(tokenizer: Tokenizer) -> Iterator[Compression]:
+    """The languages that the tokenizer can encode; one of characters may refuse those it never saw."""
+    for sample in language_samples():
+        with contextlib.suppress(ValueError):
+            yield compress(tokenizer, *sample)
+
+
 def _entries(tokenizer: Tokenizer, counts: np.ndarray | None) -> list[Entry]:
     special = set(tokenizer.special_tokens.values())
     entries = []
@@ -187,6 +195,13 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[Piece]:
     return [*found, Piece(rest, waiting)] if waiting else found
 
 
-def pairwise_ratio(first: Sequence[Compression], second: Sequence[Compression]) -> list[float]:
-    """Tokens of the first for each token of the second, text by text: above 1 the second is shorter."""
-    return [a.num_tokens / max(1, b.num_tokens) for a, b in zip(first, second, strict=True)]
+def side_by_side(found: Sequence[Sequence[Compression]]) -> list[tuple[Compression, ...]]:
+    """What each tokenizer made of each text, for the texts that all of them can encode."""
+    by_name = [{one.name: one for one in each} for each in found]
+    common = [one.name for one in found[0] if all(one.name in names for names in by_name)]
+    return [tuple(names[name] for names in by_name) for name in common]
+
+
+def token_ratio(found: Sequence[Compression]) -> float | None:
+    """Tokens of the first for each of the second, above 1 where the second is shorter; None for one."""
+    return found[0].num_tokens / max(1, found[1].num_tokens) if len(found) == 2 else None

@@ -10,8 +10,9 @@ from scratchlm.study.tokenizer_figures import (
     Figures,
     Piece,
     language_samples,
-    pairwise_ratio,
     pieces,
+    side_by_side,
+    token_ratio,
 )
 from scratchlm.tokenizer import Tokenizer
 
@@ -80,10 +81,9 @@ def _default_text() -> str:
 
 def _rows(found: list[list[Compression]]) -> list[Row]:
     best = max((one.bytes_per_token for each in found for one in each), default=1.0)
-    ratios = pairwise_ratio(*found) if len(found) == 2 else [None] * len(found[0])
     rows = [
-        Row(each[0].name, list(each), [one.bytes_per_token / best for one in each], ratio)
-        for each, ratio in zip(zip(*found, strict=True), ratios, strict=True)
+        Row(each[0].name, list(each), [one.bytes_per_token / best for one in each], token_ratio(each))
+        for each in side_by_side(found)
     ]
     return sorted(rows, key=lambda row: -row.found[0].bytes_per_token)
 
