@@ -5,9 +5,9 @@
 
 A token is a byte string; at first each byte is one. The text is split into pieces before (pretokenize.py)
 and no merge crosses a piece, so counting the distinct pieces once is enough. Among equally frequent pairs
-the greatest (bytes, bytes) pair is merged, which makes the result unique. Pairs are counted with overlap
-("aaa" holds two pairs of "a") and merged from the left without ("aaa" -> "aa", "a"). This file is slow and
-is the oracle: `bpe_train` and `bpe_encode` must give the same result.
+a rule chooses (`Tie`), which makes the result unique: by default the greatest (bytes, bytes). Pairs are
+counted with overlap ("aaa" holds two pairs of "a") and merged from the left without ("aaa" -> "aa", "a").
+This file is slow and is the oracle: `merging`, `bpe_train` and `bpe_encode` must give the same result.
 
 Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units",
 https://arxiv.org/abs/1508.07909, algorithm 1; on bytes as in GPT-2; ties as in Stanford CS336, assignment 1.
@@ -16,6 +16,7 @@ https://arxiv.org/abs/1508.07909, algorithm 1; on bytes as in GPT-2; ties as in 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from scratchlm.tokenizer.base import END_OF_TEXT
 from scratchlm.tokenizer.pretokenize import pretokenize
@@ -24,6 +25,15 @@ from scratchlm.tokenizer.streaming import repair_surrogates, specials_pattern
 Pair = tuple[bytes, bytes]
 Word = tuple[bytes, ...]
 
+Tie = Literal["bytes", "hf", "raw", "assembled_bytes"]
+"""Which of several equally frequent pairs is merged.
+
+bytes: the greatest (bytes, bytes), as in Stanford CS336.
+hf: the smallest (id, id), as in Hugging Face: ids of single bytes by `byte_order`, then the merges.
+raw: the smallest (id, id), as in rustbpe: ids of single bytes by value, then the merges.
+assembled_bytes: the smallest (bytes, bytes), as gigatoken's rule of this name.
+"""
+
 
 def train_bpe_reference(
     texts: Iterable[str],
@@ -31,6 +41,7 @@ def train_bpe_reference(
     vocab_size: int,
     special_tokens: Sequence[str] = (END_OF_TEXT,),
     pattern: str = "gpt2",
+    tie: Tie = "bytes",
 ) -> tuple[dict[int, bytes], list[Pair]]:
     """Learn a vocabulary from `texts`.
 
@@ -39,20 +50,65 @@ def train_bpe_reference(
         fewer than asked when no pair is left.
     """
     words = count_words(texts, special_tokens=special_tokens, pattern=pattern)
-    merges: list[Pair] = []
-    while len(special_tokens) + 256 + len(merges) < vocab_size:
+    merges = learn_merges_reference(words, vocab_size - 256 - len(special_tokens), tie=tie)
+    tokens = [name.encode("utf-8") for name in special_tokens]
+    tokens += [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
+    return dict(enumerate(tokens)), merges
+
+
+def learn_merges_reference(
+    words: Counter[Word], num_merges: int, *, tie: Tie = "bytes", given: Sequence[Pair] = ()
+) -> list[Pair]:
+    """Learn merges from words and how often each occurs.
+
+    Args:
+        words: Each word is a tuple of tokens.
+        num_merges: How many to learn, the given ones not counted.
+        tie: Which of several equally frequent pairs goes first.
+        given: Merges to apply first, in this order.
+
+    Returns:
+        The new merges in order.
+    """
+    for pair in given:
+        words = merge_everywhere(words, pair)
+    merges = list(given)
+    while len(merges) < len(given) + num_merges:
         counts: Counter[Pair] = Counter()
         for word, count in words.items():
             for pair in pairwise(word):
                 counts[pair] += count
         if not counts:
             break
-        best = max(counts, key=lambda pair: (counts[pair], pair))
+        most = max(counts.values())
+        best = choose([pair for pair in counts if counts[pair] == most], merges, tie)
         merges.append(best)
-        words = Counter({merge(word, best): count for word, count in words.items()})
-    tokens = [name.encode("utf-8") for name in special_tokens]
-    tokens += [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
-    return dict(enumerate(tokens)), merges
+        words = merge_everywhere(words, best)
+    return merges[len(given) :]
+
+
+def choose(pairs: Sequence[Pair], merges: Sequence[Pair], tie: Tie) -> Pair:
+    """The one of several equally frequent pairs that is merged."""
+    if tie == "bytes":
+        return max(pairs)
+    if tie == "assembled_bytes":
+        return min(pairs)
+    tokens = [*byte_order(tie), *(left + right for left, right in merges)]
+    order = {token: number for number, token in enumerate(tokens)}
+    return min(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))
+
+
+def byte_order(tie: Tie) -> list[bytes]:
+    """The 256 bytes in the order in which their ids break ties by "hf" or "raw".
+
+    In GPT-2's files a printable character of Latin-1 stands for the byte with its number; U+0100 and up
+    stand for the other bytes. Hugging Face's trainer sorts the bytes by these characters.
+    """
+    values = list(range(256))
+    if tie == "hf":
+        printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+        values.sort(key=lambda value: (value not in printable, value))
+    return [bytes([value]) for value in values]
 
 
 def count_words(texts: Iterable[str], *, special_tokens: Sequence[str], pattern: str) -> Counter[Word]:
@@ -65,6 +121,14 @@ def count_words(texts: Iterable[str], *, special_tokens: Sequence[str], pattern:
             for piece in pretokenize(segment, pattern):
                 words[tuple(bytes([value]) for value in piece.encode("utf-8"))] += 1
     return words
+
+
+def merge_everywhere(words: Counter[Word], pair: Pair) -> Counter[Word]:
+    """Merge `pair` in all words; words that become equal count together."""
+    merged: Counter[Word] = Counter()
+    for word, count in words.items():
+        merged[merge(word, pair)] += count
+    return merged
 
 
 def merge(word: Word, pair: Pair) -> Word:
