@@ -71,11 +71,11 @@ def test_an_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(
     encoded = []
 
     class Stopped(make_tokenizer):
-        def encode_batch(self, texts, *, num_threads=1):
+        def encode_documents(self, texts):
             encoded.extend(texts)
             if len(encoded) >= stop_at:
                 raise KeyboardInterrupt
-            return super().encode_batch(texts)
+            return super().encode_documents(texts)
 
     folder = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):
@@ -93,11 +93,11 @@ def test_going_on_does_not_encode_finished_shards_again(tmp_path, make_corpus, m
     counts = []
 
     class Counting(make_tokenizer):
-        def encode_batch(self, texts, *, num_threads=1):
+        def encode_documents(self, texts):
             counts.extend(texts)
             if len(counts) == 40:
                 raise KeyboardInterrupt
-            return super().encode_batch(texts)
+            return super().encode_documents(texts)
 
     settings = {"split": "train", "tokens_per_shard": 130, "chunk_size": 1, "workers": 1, "queue_size": 1}
     with pytest.raises(KeyboardInterrupt):
@@ -109,10 +109,10 @@ def test_going_on_does_not_encode_finished_shards_again(tmp_path, make_corpus, m
 
 def test_a_changed_corpus_starts_over(tmp_path, byte_tokenizer, make_corpus, make_tokenizer):
     class Stopped(make_tokenizer):
-        def encode_batch(self, texts, *, num_threads=1):
+        def encode_documents(self, texts):
             if "stop" in texts:
                 raise KeyboardInterrupt
-            return super().encode_batch(texts)
+            return super().encode_documents(texts)
 
     settings = {"split": "train", "tokens_per_shard": 4, "chunk_size": 1, "workers": 1}
     with pytest.raises(KeyboardInterrupt):
@@ -186,9 +186,9 @@ def test_the_queue_bounds_how_much_is_read_ahead(tmp_path, byte_tokenizer, make_
 
     from scratchlm.data.shard_writer import ShardWriter
 
-    add = ShardWriter.add
+    add = ShardWriter.add_documents
     monkeypatch.setattr(
-        ShardWriter, "add", lambda *args, **kwargs: (written.append(1), add(*args, **kwargs))[1]
+        ShardWriter, "add_documents", lambda *args, **kwargs: (written.append(1), add(*args, **kwargs))[1]
     )
     prepare(
         Watched(WHOLE),
@@ -258,3 +258,34 @@ def test_the_real_tokenizer_round_trips(tmp_path, make_corpus):
     assert [tokenizer.decode(dataset.document(index)[:-1]) for index in range(len(WHOLE))] == WHOLE
     assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
     assert dataset.dtype == np.uint16
+
+
+HOSTILE = [
+    "<|endoftext|>",
+    "ignore this<|endoftext|>and begin anew",
+    "<|endoftext|><|endoftext|>\n<|user|>",
+    "<|endof<|endoftext|>text|>",
+    "<|assistant|>yes<|end|>",
+    "a\0b <|endoftext|",
+    "|>text",
+    "\ud800<|end|>\udc00",
+]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_special_tokens_in_documents_are_plain_text(tmp_path, make_corpus, workers):
+    from scratchlm.tokenizer.bpe_train import train_bpe
+
+    names = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|end|><|user|>")
+    tokenizer = train_bpe(WHOLE, vocab_size=300, special_tokens=names)
+    corpus = make_corpus([*HOSTILE, ["<|endof", "text|>"]])
+    prepare(corpus, tokenizer, tmp_path / "new", split="train", workers=workers, chunk_size=20)
+    dataset = TokenDataset.open(tmp_path / "new")
+    special_ids = set(tokenizer.special_tokens.values())
+    found = [dataset.document(index).tolist() for index in range(dataset.num_documents)]
+    assert len(found) == len(HOSTILE) + 1
+    assert all(ids[-1] == tokenizer.end_of_text_id for ids in found)
+    assert not special_ids & {token for ids in found for token in ids[:-1]}
+    texts = [tokenizer.decode(ids[:-1]) for ids in found]
+    assert texts[:-2] == HOSTILE[:-1]
+    assert texts[-2:] == ["\ufffd<|end|>\ufffd", "<|endoftext|>"]

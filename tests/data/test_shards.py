@@ -183,3 +183,32 @@ def test_a_killed_writer_is_continued_unless_its_files_are_damaged(tmp_path, dam
     assert dataset.read(0, 70).tolist() == list(range(70))
     assert dataset.document_starts.tolist() == list(range(0, 70, 7))
     assert dataset.num_bytes == 70
+
+
+@pytest.mark.parametrize("tokens_per_shard", [1, 3, 7, 100])
+def test_many_documents_at_once_are_as_one_after_the_other(tmp_path, tokens_per_shard):
+    settings = {"vocab_size": 257, "tokenizer_fingerprint": "f", "tokens_per_shard": tokens_per_shard}
+    ends = np.cumsum([len(document) + 1 for document in DOCUMENTS])
+    for size in (1, 2, 5, 11, 36, 50):
+        folder = tmp_path / str(size)
+        with ShardWriter(folder, **settings) as writer:
+            for first in range(0, len(FLAT), size):
+                ids = np.array(FLAT[first : first + size])
+                inside = ends[(ends > first) & (ends <= first + size)] - first
+                writer.add_documents(ids, inside, num_bytes=len(ids) - len(inside))
+            writer.close({"end_of_text_id": 256})
+        dataset = TokenDataset.open(folder, verify=True)
+        assert dataset.document_starts.tolist() == [0, 4, 5, 32, 34]
+        assert dataset.read(0, len(FLAT)).tolist() == FLAT
+        assert (dataset.num_documents, dataset.num_bytes) == (5, 32)
+
+
+def test_an_input_that_became_shorter_than_what_is_stored_is_refused(tmp_path):
+    settings = {"vocab_size": 300, "tokenizer_fingerprint": "f", "tokens_per_shard": 10, "source": "text"}
+    killed = ShardWriter(tmp_path / "new", **settings)
+    killed.add(np.arange(18), ends_document=True, num_bytes=18)
+    with ShardWriter(tmp_path / "new", **settings) as writer:
+        assert writer.num_chunks_done == 0
+        writer.add(np.arange(7), ends_document=True, num_bytes=7)
+        with pytest.raises(ValueError, match="the input has changed since it was interrupted"):
+            writer.close()

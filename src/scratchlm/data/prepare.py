@@ -3,29 +3,30 @@
     corpus.chunks -> items of about `chunk_size` characters -> encoded by `workers` threads
                   -> in the order of the corpus -> ShardWriter
 
-Every document is followed by the end-of-text id. Items are encoded at the same time and written in the order
-of the corpus, at most `queue_size` of them in memory, so the shards are the same bytes for any number of
-workers, any chunk size and any queue size, and memory stays bounded. What an interruption leaves behind is
-used by the next call (see shard_writer.py): finished shards are kept, their part of the corpus is read but
-not encoded again.
+Every document is followed by the end-of-text id; the texts of special tokens in it are plain text. Items are
+encoded at the same time and written in the order of the corpus, at most `queue_size` of them in memory, so
+the shards are the same bytes for any number of workers, any chunk size and any queue size, and memory stays
+bounded. What an interruption leaves behind is used by the next call (see shard_writer.py): finished shards
+are kept, their part of the corpus is read but not encoded again.
 """
 
+import functools
 import hashlib
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Int64, UInt
 
 from scratchlm.data.corpora import Chunk, Corpus, Split
 from scratchlm.data.shard_writer import TOKENS_PER_SHARD, ShardWriter
-from scratchlm.data.shards import MANIFEST, TokenDataset, read_manifest, token_dtype
+from scratchlm.data.shards import MANIFEST, TokenDataset, read_manifest
 from scratchlm.tokenizer import Tokenizer
+from scratchlm.tokenizer.batches import map_in_order
+from scratchlm.tokenizer.streaming import repair_surrogates
 
 Progress = Callable[[int, int | None, int, int], None]
 """Called after each item with (bytes of text done, about how many there are or None, documents, tokens)."""
@@ -47,11 +48,12 @@ class PrepareStats(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """One chunk after encoding."""
+    """Some chunks after encoding; `ends` are the places behind each document that ends in them."""
 
     ids: UInt[np.ndarray, " length"]
-    ends_document: bool
+    ends: Int64[np.ndarray, " ended"]
     num_bytes: int
+    num_chunks: int
 
 
 def prepare(
@@ -95,7 +97,7 @@ def prepare(
         "end_of_text_id": tokenizer.end_of_text_id,
     }
     if (folder / MANIFEST).is_file():
-        return _statistics(_check_same(folder, tokenizer, extra), began)
+        return statistics(_check_same(folder, tokenizer, extra), began)
     source = hashlib.sha256(repr(sorted(extra.items())).encode()).hexdigest()
     with ShardWriter(
         folder,
@@ -106,15 +108,18 @@ def prepare(
     ) as writer:
         chunks = itertools.islice(corpus.chunks(split), writer.num_chunks_done, None)
         total = corpus.num_bytes(split)
-        for encoded in _encode_in_order(_items(chunks, chunk_size), tokenizer, workers, queue_size):
-            for chunk in encoded:
-                writer.add(chunk.ids, ends_document=chunk.ends_document, num_bytes=chunk.num_bytes)
+        encode = functools.partial(_encode, tokenizer=tokenizer)
+        items = _items(chunks, chunk_size)
+        for ids, ends, num_bytes, num_chunks in map_in_order(
+            encode, items, num_threads=workers, num_waiting=queue_size
+        ):
+            writer.add_documents(ids, ends, num_bytes=num_bytes, num_chunks=num_chunks)
             if progress is not None:
                 progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
         if writer.num_tokens == 0:
             raise ValueError(f"{corpus.name}: its {split} split holds no text; give it some to learn from.")
         writer.close(extra)
-    return _statistics(TokenDataset.open(folder), began)
+    return statistics(TokenDataset.open(folder), began)
 
 
 def _items(chunks: Iterable[Chunk], chunk_size: int) -> Iterator[list[Chunk]]:
@@ -131,36 +136,17 @@ def _items(chunks: Iterable[Chunk], chunk_size: int) -> Iterator[list[Chunk]]:
         yield item
 
 
-def _encode_in_order(
-    items: Iterator[list[Chunk]], tokenizer: Tokenizer, workers: int, queue_size: int
-) -> Iterator[list[_Encoded]]:
-    """Encode items in threads and yield them in order, with at most `queue_size` in flight."""
-    waiting: deque[Future[list[_Encoded]]] = deque()
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode")
-    try:
-        for item in items:
-            if len(waiting) >= queue_size:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(_encode, item, tokenizer))
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # also when the consumer stops early: a full disk, Ctrl-C
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _encode(item: list[Chunk], tokenizer: Tokenizer) -> list[_Encoded]:
-    """Encode one item and add the end-of-text id where a document ends."""
-    arrays = tokenizer.encode_batch([chunk.text for chunk in item])
-    dtype = token_dtype(tokenizer.vocab_size)
-    end = np.array([tokenizer.end_of_text_id], dtype=dtype)
-    return [
-        _Encoded(
-            np.concatenate([ids, end]).astype(dtype, copy=False) if chunk.ends_document else ids,
-            chunk.ends_document,
-            len(chunk.text.encode("utf-8")),
-        )
-        for chunk, ids in zip(item, arrays, strict=True)
-    ]
+def _encode(item: list[Chunk], tokenizer: Tokenizer) -> _Encoded:
+    """Encode one item, special tokens as plain text, and put the end-of-text id where a document ends."""
+    texts = [repair_surrogates(chunk.text) for chunk in item]
+    ids, offsets = tokenizer.encode_documents(texts)
+    places = offsets[1:][np.array([chunk.ends_document for chunk in item])]
+    return _Encoded(
+        np.insert(ids, places, tokenizer.end_of_text_id),
+        places + np.arange(1, len(places) + 1),
+        sum(len(text.encode("utf-8")) for text in texts),
+        len(item),
+    )
 
 
 def _check_same(folder: Path, tokenizer: Tokenizer, extra: dict[str, object]) -> TokenDataset:
@@ -176,7 +162,8 @@ def _check_same(folder: Path, tokenizer: Tokenizer, extra: dict[str, object]) ->
     return dataset
 
 
-def _statistics(dataset: TokenDataset, began: float) -> PrepareStats:
+def statistics(dataset: TokenDataset, began: float) -> PrepareStats:
+    """Say what lies in a folder of shards; `began` is when `time.perf_counter` was read at the start."""
     edge = min(NUM_EDGE_IDS, dataset.num_tokens)
     return PrepareStats(
         documents=dataset.num_documents,

@@ -1,7 +1,7 @@
 """Writing token shards: ids come in document by document, a whole folder of shards comes out, or none.
 
 The ids go to `folder.partial`. Whenever a shard is full its file gets its name, and progress.json records how
-far the input had come: number of `add` calls, and ids of the running call that are stored already. A writer
+far the input had come: number of chunks, and ids of the next ones that are stored already. A writer
 that finds such a folder from the same source, with files that still have their checksums, goes on there: the
 caller skips `num_chunks_done` of its chunks, the writer drops the ids that it has. `close` writes the
 manifest last, flushes all to the disk and renames the folder.
@@ -9,6 +9,7 @@ manifest last, flushes all to the disk and renames the folder.
     memory = one block of document starts; the ids themselves are not kept
 """
 
+import bisect
 import contextlib
 import hashlib
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Int64, Integer
 
 from scratchlm import runtime
 from scratchlm.config import Config
@@ -47,15 +48,15 @@ class Position(Config):
     shards: tuple[Shard, ...] = ()
     """The finished shards."""
     num_chunks: int = 0
-    """`add` calls that are wholly stored."""
+    """Chunks that are wholly stored."""
     skip_tokens: int = 0
-    """Ids of the next `add` call that are stored too."""
+    """Ids of the next chunks that are stored too."""
     num_tokens: int = 0
     """Ids in the finished shards, less `skip_tokens`."""
     num_bytes: int = 0
     """Bytes of text of the chunks that are wholly stored."""
     at_document_start: bool = True
-    """Whether the next `add` call begins a document."""
+    """Whether the next chunk begins a document."""
 
 
 class ShardWriter:
@@ -103,7 +104,7 @@ class ShardWriter:
         self._at_start = position.at_document_start
         self._shards = list(position.shards)
         self._border = sum(shard.num_tokens for shard in self._shards)  # ids in finished shards
-        self._starts: list[int] = []  # of documents that begin in the unfinished shard
+        self._starts: list[int] = []  # of documents that begin behind the finished shards
         self._file: BinaryIO | None = None
         self._in_file = 0
 
@@ -124,33 +125,56 @@ class ShardWriter:
             ValueError: An id is too large or negative.
             OSError: The disk is full or not writable.
         """
+        self.add_documents(ids, np.array([len(ids)] if ends_document else [], np.int64), num_bytes=num_bytes)
+
+    def add_documents(
+        self,
+        ids: Integer[np.ndarray, " length"],
+        ends: Int64[np.ndarray, " ended"],
+        *,
+        num_bytes: int,
+        num_chunks: int = 1,
+    ) -> None:
+        """Append the ids of several chunks, in which any number of documents may end.
+
+        Args:
+            ids: As for `add`.
+            ends: For each document that ends in them, the place in `ids` behind its last id; ascending.
+            num_bytes: UTF-8 bytes of the text that the ids encode.
+            num_chunks: Chunks that count as done afterwards.
+
+        Raises:
+            ValueError: An id is too large or negative.
+            OSError: The disk is full or not writable.
+        """
         if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocab_size):
             raise ValueError(
                 f"ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {self.vocab_size}: "
                 "the tokenizer and vocab_size do not belong together."
             )
-        if self._skip > ids.size:
-            raise ValueError(
-                f"{self.partial}: the input has changed since it was interrupted; remove this folder."
-            )
-        if (
-            self._at_start and ids.size and self.num_tokens >= self._border
-        ):  # below it: stored before a restart
-            self._starts.append(self.num_tokens)
+        begins = np.unique(np.concatenate([np.zeros(int(self._at_start), np.int64), ends]))
+        begins = begins[begins < len(ids)] + self.num_tokens
+        # What begins below the border was stored before a restart.
+        self._starts += begins[begins >= self._border].tolist()
         with naming(self.partial):
             self._append(ids.astype(self.dtype, copy=False))
-        self._num_chunks += 1
+        self._num_chunks += num_chunks
         self.num_tokens += ids.size
         self.num_bytes += num_bytes
-        self._at_start = ends_document or (self._at_start and not ids.size)
+        if len(ids) or len(ends):
+            self._at_start = bool(len(ends)) and int(ends[-1]) == len(ids)
 
     def close(self, extra: dict[str, Any] | None = None) -> Manifest:
         """Write the last shard and the manifest, then give the folder its name.
 
         Raises:
-            ValueError: Nothing was added.
+            ValueError: Nothing was added, or less than an interrupted writer had stored.
             OSError: The disk is full or not writable.
         """
+        if self._skip:
+            raise ValueError(
+                f"{self.partial}: the input has changed since it was interrupted; remove this folder."
+            )
         if self.num_tokens == 0:
             raise ValueError(f"{self.folder}: no ids to write; the corpus is empty.")
         with naming(self.partial):
@@ -194,7 +218,8 @@ class ShardWriter:
 
     def _append(self, ids: np.ndarray) -> None:
         """Write `ids`, less those that are stored already, and finish every shard that gets full."""
-        offset, self._skip = self._skip, 0
+        offset = min(self._skip, len(ids))
+        self._skip -= offset
         while offset < len(ids):
             if self._file is None:
                 self._file = self._temporary.open("wb")
@@ -213,7 +238,8 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(npy_header(self.dtype, self._in_file))
         self._file.close()
-        starts = np.array(self._starts, dtype=np.int64)
+        num_starts = bisect.bisect_left(self._starts, self._border + self._in_file)
+        starts = np.array(self._starts[:num_starts], dtype=np.int64)
         starts_bytes = npy_header(starts.dtype, len(starts)) + starts.tobytes()
         (self.partial / f"starts-{name}").write_bytes(starts_bytes)
         shard = Shard(
@@ -225,7 +251,7 @@ class ShardWriter:
             starts_sha256=hashlib.sha256(starts_bytes).hexdigest(),
         )
         self._temporary.rename(self.partial / shard.tokens)
-        self._file, self._starts = None, []
+        self._file, self._starts = None, self._starts[num_starts:]
         self._shards.append(shard)
         self._border += self._in_file
         self._in_file = 0

@@ -90,10 +90,10 @@ class Tokenizer(Vocabulary):
         """Ids of each text; called by several threads at once."""
         return join_arrays([self._encode_array(text) for text in texts], self.dtype)
 
-    def _encode_source(
+    def encode_source(
         self, source: Source, start: int, stop: int, *, specials: Mapping[str, int], errors: Errors
     ) -> Iterator[EncodedPart]:
-        """Encode source[start:stop], a range of `_ranges`, in parts that are valid until the next one.
+        """Encode source[start:stop], a range of `cut_source`, in parts that are valid until the next one.
 
         Args:
             source: The bytes.
@@ -112,7 +112,7 @@ class Tokenizer(Vocabulary):
             texts, specials, encode_array=self._encode_array, stable_prefix=self._stable_prefix
         )
 
-    def _ranges(self, source: Source, specials: Sequence[str]) -> Iterator[tuple[int, int]]:
+    def cut_source(self, source: Source, specials: Sequence[str]) -> Iterator[tuple[int, int]]:
         """Cut a source where its parts can be encoded by themselves; a pure function of its bytes."""
         if source.size:
             yield 0, source.size
@@ -194,7 +194,7 @@ class Tokenizer(Vocabulary):
             if errors == "strict":
                 raise not_utf8("the text", error.start) from None
             source = BytesSource(data)
-            parts = self._encode_source(source, 0, source.size, specials={}, errors=errors)
+            parts = self.encode_source(source, 0, source.size, specials={}, errors=errors)
             return join_arrays([part.ids.copy() for part in parts], self.dtype).ids
         return self._encode_array(text).astype(self.dtype, copy=False)
 
