@@ -65,7 +65,13 @@ class Vocabulary(ABC):
         Raises:
             ValueError: There is no such id.
         """
-        return self.decode_bytes([id])
+        try:
+            return self._token_bytes[id]
+        except KeyError:
+            raise self._unknown(id) from None
+
+    def _unknown(self, id: object) -> ValueError:
+        return ValueError(f"id {id} is not in this tokenizer's vocabulary (0 to {self.vocab_size - 1}).")
 
     def decode_tokens_bytes(self, ids: Ids) -> list[bytes]:
         """The bytes of each id.
@@ -73,7 +79,7 @@ class Vocabulary(ABC):
         Raises:
             ValueError: One of them is no id of this tokenizer.
         """
-        return [self.token_bytes(id) for id in ids]
+        return list(map(self.token_bytes, _plain(ids)))
 
     def decode_bytes(self, ids: Ids) -> bytes:
         """The bytes that `ids` stand for, joined.
@@ -84,9 +90,7 @@ class Vocabulary(ABC):
         try:
             return self._join(ids)
         except KeyError as error:
-            raise ValueError(
-                f"id {error.args[0]} is not in this tokenizer's vocabulary (0 to {self.vocab_size - 1})."
-            ) from None
+            raise self._unknown(error.args[0]) from None
 
     def decode(self, ids: Ids, *, errors: str = "replace") -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, or raise with errors="strict"."""
@@ -107,7 +111,7 @@ class Vocabulary(ABC):
         Raises:
             ValueError: One is no id of this tokenizer, or they are no UTF-8 together.
         """
-        listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        listed = list(_plain(ids))
         text = self.decode(listed, errors="strict")
         return DecodedWithOffsets(text, *self._lengths.offsets(np.array(listed, np.int64)))
 
@@ -117,8 +121,13 @@ class Vocabulary(ABC):
         Raises:
             KeyError: One of them does not exist; it is the error's argument.
         """
-        return b"".join(map(self._token_bytes.__getitem__, ids.tolist() if hasattr(ids, "tolist") else ids))
+        return b"".join(map(self._token_bytes.__getitem__, _plain(ids)))
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder that takes ids one at a time and never shows half a character."""
         return StreamDecoder(self.token_bytes)
+
+
+def _plain(ids: Ids) -> Iterable[int]:
+    """Python's own whole numbers in place of an array's or a tensor's."""
+    return ids.tolist() if hasattr(ids, "tolist") else ids
