@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from scratchlm.data.corpora import Corpus
     from scratchlm.tokenizer import Tokenizer
+    from scratchlm.tokenizer.bpe import BPETokenizer
 
 Plugin = Annotated[
     list[Path] | None,
@@ -18,7 +19,10 @@ Plugin = Annotated[
 ]
 """The option of every command in which a part of somebody's own may be named."""
 
-TOKENIZER_HELP = "A saved tokenizer, a run folder, or a folder with vocab.json and merges.txt."
+TOKENIZER_HELP = (
+    "A saved tokenizer, a run folder, tokenizer.json, ranks.tiktoken, or vocab.json with merges.txt."
+)
+PATTERN_HELP = "Split pattern, for files that do not name it: ranks.tiktoken."
 
 
 def load_plugins(paths: Iterable[Path] | None) -> None:
@@ -82,21 +86,37 @@ def open_corpus(words: Iterable[str], **extra: Any) -> "Corpus":
     return CORPORA.build("files", paths=tuple(names), **settings)
 
 
-def open_tokenizer(path: Path) -> "Tokenizer":
-    """Load a tokenizer from our file, a run folder, or a folder with GPT-2's two files.
+def open_tokenizer(path: Path, pattern: str | None = None) -> "Tokenizer":
+    """Load a tokenizer from a file or folder of any known format.
+
+    Args:
+        path: Our file, a run folder, or a file or folder of GPT-2's, tiktoken's or Hugging Face's form.
+        pattern: The split pattern, for formats that do not name it.
 
     Raises:
         ValueError: There is none.
     """
-    from scratchlm.tokenizer import load_tokenizer
+    from scratchlm.tokenizer.formats import read_any
 
-    if path.is_dir() and (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        from scratchlm.tokenizer.formats import load_gpt2
-
-        return load_gpt2(path / "vocab.json", path / "merges.txt")
     if not path.exists():
         raise ValueError(f"{path}: no such tokenizer; make one with: scratchlm tokenizer train TEXT {path}")
-    return load_tokenizer(path)
+    return read_any(path, pattern=pattern)
+
+
+def open_bpe(path: Path, pattern: str | None = None) -> "BPETokenizer":
+    """Load a tokenizer that is a byte-pair encoding.
+
+    Raises:
+        ValueError: There is none, or it is of another kind.
+    """
+    from scratchlm.tokenizer.bpe import BPETokenizer
+
+    loaded = open_tokenizer(path, pattern)
+    if not isinstance(loaded, BPETokenizer):
+        raise ValueError(
+            f"{path}: a {type(loaded).__name__}; this needs a byte-pair encoding (BPETokenizer)."
+        )
+    return loaded
 
 
 def read_text(path: Path) -> str:

@@ -7,52 +7,21 @@ from typing import Annotated
 
 import typer
 
-from scratchlm.cli.sources import TOKENIZER_HELP, Plugin, load_plugins, open_corpus, open_tokenizer, read_text
+from scratchlm.cli.sources import PATTERN_HELP, TOKENIZER_HELP, open_tokenizer, read_text
+from scratchlm.cli.tokenizer_train import convert, cut, extend, train
 from scratchlm.cli.tokenizer_views import compare, inspect
 
 app = typer.Typer(no_args_is_help=True, help="Learn a tokenizer, use it, look inside it.")
 
+Pattern = Annotated[str | None, typer.Option(help=PATTERN_HELP)]
 Saved = Annotated[Path, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)]
 TextFile = Annotated[
     Path | None, typer.Option("--file", "-f", help="Take the text from a file; - reads a pipe.")
 ]
 
 
-@app.command()
-def train(
-    source: Annotated[
-        list[str], typer.Argument(help="A corpus name or files and folders, then key=value settings.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
-        "tokenizer.scratchlm.json"
-    ),
-    kind: Annotated[str, typer.Option(help="Which tokenizer; see: scratchlm help tokenizer.")] = "bpe",
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Entries of the vocabulary, bytes and specials included.")
-    ] = None,
-    pattern: Annotated[str | None, typer.Option(help="Split pattern, such as gpt2.")] = None,
-    plugin: Plugin = None,
-) -> None:
-    """Learn a tokenizer from the training split of a text and save it as one JSON file."""
-    from scratchlm.cli.console import count, err, out
-    from scratchlm.cli.errors import naming
-    from scratchlm.cli.progress import Bar
-    from scratchlm.tokenizer import TOKENIZERS
-
-    load_plugins(plugin)
-    if output.is_dir():
-        raise ValueError(f"{output}: is a folder; give the name of a file with --output.")
-    asked = {"vocab_size": vocab_size, "pattern": pattern}
-    settings = {key: value for key, value in asked.items() if value is not None}
-    trainer = TOKENIZERS.build(kind, **settings)
-    corpus = open_corpus(source)
-    with Bar("tokenizer") as bar:
-        texts = (chunk.text for chunk in corpus.chunks("train"))
-        tokenizer = trainer.train(texts, progress=lambda phase, done, total: bar.update(done, total, phase))
-    with naming(output):
-        tokenizer.save(output)
-    out().print(f"{output}: {count(tokenizer.vocab_size)} entries, fingerprint {tokenizer.fingerprint[:12]}")
-    err().print(f"look inside: scratchlm tokenizer inspect {output}", style="dim")
+for command in (train, inspect, compare, convert, extend, cut):
+    app.command()(command)
 
 
 @app.command()
@@ -63,9 +32,10 @@ def encode(
     special: Annotated[
         bool, typer.Option("--special", help="Special tokens in the text become one id.")
     ] = False,
+    pattern: Pattern = None,
 ) -> None:
     """Print the ids of a text, separated by blanks."""
-    loaded = open_tokenizer(tokenizer)
+    loaded = open_tokenizer(tokenizer, pattern)
     ids = loaded.encode_iterable(
         _text(text, file), allowed_special="all" if special else (), disallowed_special=()
     )
@@ -81,20 +51,17 @@ def decode(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Take the ids from a file; - reads a pipe.")
     ] = None,
+    pattern: Pattern = None,
 ) -> None:
     """Print the text of ids."""
     from scratchlm.cli.console import write_text
 
-    loaded = open_tokenizer(tokenizer)
+    loaded = open_tokenizer(tokenizer, pattern)
     words = " ".join([*(ids or []), *_text(None, file)] if file or not ids else ids).replace(",", " ").split()
     for word in words:
         if not word.isdecimal():
             raise ValueError(f"{word!r} is no id; ids are whole numbers from 0 to {loaded.vocab_size - 1}.")
     write_text(loaded.decode([int(word) for word in words]) + "\n")
-
-
-app.command()(inspect)
-app.command()(compare)
 
 
 def _text(text: str | None, file: Path | None) -> Iterator[str]:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scratchlm.cli.sources import TOKENIZER_HELP, Plugin, load_plugins, open_corpus, open_tokenizer, read_text
+from scratchlm.cli.sources import (
+    PATTERN_HELP,
+    TOKENIZER_HELP,
+    Plugin,
+    load_plugins,
+    open_corpus,
+    open_tokenizer,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -38,6 +46,7 @@ def inspect(
     file: TextFile = None,
     corpus: Corpora = None,
     html: Page = None,
+    pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
     plugin: Plugin = None,
 ) -> None:
     """Show a tokenizer: compression by language and corpus, longest and rarest tokens, a text in pieces."""
@@ -45,7 +54,7 @@ def inspect(
     from scratchlm.study.tokenizer_figures import examine
 
     load_plugins(plugin)
-    loaded = open_tokenizer(tokenizer)
+    loaded = open_tokenizer(tokenizer, pattern)
     given = _text(text, file)
     figures = examine(tokenizer.name, loaded, _corpora(corpus))
     console = out()
@@ -72,6 +81,7 @@ def compare(
     file: TextFile = None,
     corpus: Corpora = None,
     html: Page = None,
+    pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
     plugin: Plugin = None,
 ) -> None:
     """Compare two tokenizers: compression by language and corpus, shared entries, a text in pieces."""
@@ -79,7 +89,7 @@ def compare(
     from scratchlm.study.tokenizer_figures import examine
 
     load_plugins(plugin)
-    loaded = [open_tokenizer(first), open_tokenizer(second)]
+    loaded = [open_tokenizer(path, pattern) for path in (first, second)]
     given = _text(text, file)
     names = ["A", "B"] if first.name == second.name else [first.name, second.name]
     figures = [examine(name, one, _corpora(corpus)) for name, one in zip(names, loaded, strict=True)]

@@ -14,7 +14,7 @@ whose ids are the same); llama3 and qwen2, the models' tokenizer.json.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import regex
@@ -150,3 +150,14 @@ def character_classes(num_characters: int) -> UInt8[np.ndarray, " characters"]:
         for match in regex.finditer(expression, text):
             classes[match.start() : match.end()] = kind
     return classes
+
+
+SCANNED_PATTERNS = ("gpt2", "cl100k", "o200k", "llama3", "qwen2")
+"""Patterns that have a compiled scanner and whose pieces start at every safe cut."""
+
+
+def choose_scanner(pattern: str) -> Callable[..., int]:
+    """A scanner for `pattern`, with the signature that `windows` describes."""
+    from scratchlm.tokenizer.scan_regex import regex_scanner
+
+    return regex_scanner(pattern)

@@ -174,7 +174,7 @@ class Splitter:
         first = int(firsts[-1])
         stop = max(first, limit)
         if cut and first < limit:
-            stop = last_cut(self._text, first, min(limit + 1, end), self._classes) if self._scannable else -1
+            stop = last_cut(self._text, first, limit, end, self._classes) if self._scannable else -1
             if stop < 0:  # the last segment comes again in the next window
                 if not len(places):
                     return None
@@ -289,10 +289,10 @@ def _cut_behind(source: Source, border: int, finder: SpecialsFinder | None) -> i
         text = np.zeros(before + size + PADDING, np.uint8)
         num_read = source.read_into(text[: before + size], border - before)
         at_end = border - before + num_read >= source.size
-        known = num_read if at_end else num_read - before - _LOOKAHEAD_BYTES
+        stop = num_read if at_end else num_read - before - _LOOKAHEAD_BYTES
         cut = before - 1
         while True:
-            cut = int(first_cut(text, cut, known, character_classes()))
+            cut = int(first_cut(text, cut, stop, num_read, character_classes()))
             if cut < 0:
                 break
             if cut >= before and not _covered(text, cut, num_read, finder):

@@ -1,0 +1,175 @@
+"""`scratchlm tokenizer train`, `extend`, `cut`, `convert`: make a tokenizer, change it, write it out."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from scratchlm.cli.sources import (
+    PATTERN_HELP,
+    TOKENIZER_HELP,
+    Plugin,
+    load_plugins,
+    open_bpe,
+    open_corpus,
+    split_settings,
+)
+
+if TYPE_CHECKING:
+    from scratchlm.cli.progress import Bar
+    from scratchlm.tokenizer import Tokenizer
+
+Source = Annotated[
+    list[str], typer.Argument(help="Text files, or a corpus name and key=value settings of it.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
+OUTPUT = Path("tokenizer.scratchlm.json")
+Profile = Annotated[bool, typer.Option("--profile", help="Show seconds and memory of each phase.")]
+Size = Annotated[int, typer.Option("--vocab-size", help="Entries of the new vocabulary.")]
+
+
+def train(
+    source: Source,
+    output: Output = OUTPUT,
+    kind: Annotated[str, typer.Option(help="Which tokenizer; see: scratchlm help tokenizer.")] = "bpe",
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Entries of the vocabulary, bytes and specials included.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="Split pattern, such as gpt2.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Another setting of it, such as tie=hf."),
+    ] = None,
+    profile: Profile = False,
+    plugin: Plugin = None,
+) -> None:
+    """Learn a tokenizer from whole text files, or from a corpus's training split; saved as one JSON file."""
+    from scratchlm.tokenizer import TOKENIZERS
+
+    load_plugins(plugin)
+    _check_output(output)
+    names, given = split_settings(settings or ())
+    if names:
+        raise ValueError(f"--set {names[0]}: write it as key=value.")
+    asked = {"vocab_size": vocab_size, "pattern": pattern} | given
+    trainer = TOKENIZERS.build(kind, **{key: value for key, value in asked.items() if value is not None})
+    files = [Path(word) for word in source if _is_plain_text(Path(word))]
+    if len(files) == len(source) and hasattr(trainer, "train_on_file"):
+        _train(lambda **how: trainer.train_on_file(files, **how), output, profile)
+    else:
+        corpus = open_corpus(source)
+        texts = (chunk.text for chunk in corpus.chunks("train"))
+        _train(
+            lambda **how: trainer.train(texts, **how), output, profile and hasattr(trainer, "train_on_file")
+        )
+
+
+def extend(
+    tokenizer: Annotated[Path, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
+    source: Source,
+    vocab_size: Size,
+    output: Output = OUTPUT,
+    pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
+    plugin: Plugin = None,
+) -> None:
+    """Learn more merges from another text: old entries keep their ids, new ones follow."""
+    from scratchlm.tokenizer.vocabulary import extend_bpe
+
+    load_plugins(plugin)
+    _check_output(output)
+    old = open_bpe(tokenizer, pattern)
+    texts = (chunk.text for chunk in open_corpus(source).chunks("train"))
+    _train(lambda progress: extend_bpe(old, texts, vocab_size=vocab_size, progress=progress), output)
+
+
+def cut(
+    tokenizer: Annotated[Path, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
+    vocab_size: Size,
+    output: Output = OUTPUT,
+    pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
+) -> None:
+    """Keep the first merges only: the tokenizer that training would have given at that size."""
+    from scratchlm.tokenizer.vocabulary import cut_vocabulary
+
+    _check_output(output)
+    _save(cut_vocabulary(open_bpe(tokenizer, pattern), vocab_size), output)
+
+
+def convert(
+    tokenizer: Annotated[Path, typer.Argument(metavar="TOKENIZER", help=TOKENIZER_HELP)],
+    to: Annotated[
+        Literal["scratchlm", "gpt2", "tiktoken", "huggingface"],
+        typer.Option(help="Format; gpt2 and huggingface are two files in a folder."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
+) -> None:
+    """Write a tokenizer in another program's format; what it cannot hold is an error."""
+    from scratchlm.cli.console import out
+    from scratchlm.tokenizer.formats import save_gpt2, save_huggingface, save_tiktoken
+
+    loaded = open_bpe(tokenizer, pattern)
+    writers: dict[str, Callable[[], Any]] = {
+        "scratchlm": lambda: loaded.save(output),
+        "gpt2": lambda: save_gpt2(loaded, _folder(output) / "vocab.json", output / "merges.txt"),
+        "tiktoken": lambda: save_tiktoken(loaded, output),
+        "huggingface": lambda: save_huggingface(loaded, output),
+    }
+    writers[to]()
+    out().print(f"{output}: {loaded.vocab_size:,} entries, as {to}")
+
+
+def _train(learn: "Callable[..., Tokenizer]", output: Path, profile: bool = False) -> None:
+    """Learn with a bar on the screen, save, and show the profile if it was asked for."""
+    from scratchlm.cli.console import err
+    from scratchlm.cli.progress import Bar
+
+    how: dict[str, Any] = {}
+    if profile:
+        from scratchlm.tokenizer.train_profile import TrainingProfile
+
+        how["profile"] = TrainingProfile()
+    with Bar("tokenizer") as bar:
+        made = learn(progress=_reporter(bar), **how)
+    _save(made, output)
+    if profile:
+        err().print(str(how["profile"]))
+
+
+def _reporter(bar: "Bar") -> Callable[[str, int, int], None]:
+    """Show phase and speed: MB/s of text, or steps a second."""
+    began: dict[str, float] = {}
+
+    def report(phase: str, done: int, total: int) -> None:
+        seconds = time.perf_counter() - began.setdefault(phase, time.perf_counter())
+        unit, scale = ("MB/s", 1e6) if phase == "count" else (f"{phase}s/s", 1)
+        rate = f", {done / scale / seconds:,.0f} {unit}" if seconds > 0 else ""
+        bar.update(done, total, f"{phase}{rate}")
+
+    return report
+
+
+def _save(tokenizer: "Tokenizer", output: Path) -> None:
+    from scratchlm.cli.console import count, err, out
+    from scratchlm.cli.errors import naming
+
+    with naming(output):
+        tokenizer.save(output)
+    out().print(f"{output}: {count(tokenizer.vocab_size)} entries, fingerprint {tokenizer.fingerprint[:12]}")
+    err().print(f"look inside: scratchlm tokenizer inspect {output}", style="dim")
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise ValueError(f"{output}: is a folder; give the name of a file with --output.")
+
+
+def _is_plain_text(path: Path) -> bool:
+    return path.is_file() and path.suffix not in {".jsonl", ".json", ".parquet", ".gz", ".zst"}
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
