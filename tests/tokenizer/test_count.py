@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchlm.tokenizer.compiled.count import LONGEST_KEY, SYMBOL_PADDING, PieceTable
+from scratchlm.tokenizer.compiled.count import LONGEST_KEY, PieceTable
 from scratchlm.tokenizer.compiled.vector import PADDING
+from scratchlm.tokenizer.merging import SYMBOL_PADDING
 
 PIECES = st.lists(
     st.binary(min_size=1, max_size=40) | st.sampled_from([b" the", b"\0", b"\0\0"]), max_size=60

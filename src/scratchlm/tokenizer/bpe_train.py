@@ -1,42 +1,39 @@
 """Texts -> BPETokenizer, fast: distinct pieces are counted while the texts stream by, then pairs merged.
 
-The result equals `bpe_reference.train_bpe_reference`. Memory holds the distinct pieces, never the text. The
-loops are in bpe_numba (splitting, counting) and bpe_numba_merges (merging).
+    "low lower low"  -> windows: low| lower| low     what no merge may cross
+                     -> count:   low 2, lower 1      each distinct piece once
+                     -> merge:   l o -> lo, lo w -> low, ...    the most frequent pair, again and again
+                     -> vocabulary: special tokens, bytes, merges
+
+The same three steps as `bpe_reference.train_bpe_reference`, with the same result. Memory holds the distinct
+pieces, never the text, and the result does not depend on the number of threads. Step by step: `windows`
+(reading and splitting), `piece_counts` and `compiled.count` (counting), `merging` (merging).
 """
 
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
-import numpy as np
-
+from scratchlm.runtime import num_cores
 from scratchlm.tokenizer import TOKENIZERS
-from scratchlm.tokenizer.base import END_OF_TEXT, check_specials
+from scratchlm.tokenizer.base import END_OF_TEXT, check_name, check_specials
 from scratchlm.tokenizer.bpe import BPETokenizer
-from scratchlm.tokenizer.bpe_numba import LENGTH, START, VALUE, count_pieces
-from scratchlm.tokenizer.bpe_numba_merges import (
-    EXHAUSTED,
-    GROW_PAIRS,
-    GROW_TOKENS,
-    NUM_MERGES,
-    NUM_PAIRS,
-    Pairs,
-    Tokens,
-    Words,
-    count_pairs,
-    merge_pairs,
-    rebuild_slots,
-)
-from scratchlm.tokenizer.pretokenize import CUT_CHARACTERS, compiled, parts, split_to_bytes, stable_prefix
-from scratchlm.tokenizer.streaming import cut_stream, repair_surrogates, specials_pattern
+from scratchlm.tokenizer.formats.printable import byte_characters
+from scratchlm.tokenizer.merging import Pair, Tie, Words, learn_merges, words_of
+from scratchlm.tokenizer.piece_counts import Job, add_tables, count_jobs, jobs_of_files, jobs_of_texts
+from scratchlm.tokenizer.pretokenize import compiled
+from scratchlm.tokenizer.train_profile import TrainingProfile
+from scratchlm.tokenizer.windows import Errors, Splitter
 
 log = logging.getLogger("scratchlm")
 
 Progress = Callable[[str, int, int], None]
 """Called as (phase, done, total): "count" in bytes of text (total 0 where unknown), "merge" in merges."""
 
-_MERGES_PER_REPORT = 512
+_SECONDS_BETWEEN_REPORTS = 0.05  # what an eye can follow
 
 
 @TOKENIZERS.register("bpe")
@@ -51,6 +48,10 @@ class BPETrainer:
         vocab_size: int = 4096,
         pattern: str = "gpt2",
         special_tokens: tuple[str, ...] = (END_OF_TEXT,),
+        tie: Tie = "bytes",
+        max_pieces: int | None = None,
+        num_threads: int | None = None,
+        errors: Errors = "strict",
     ) -> None:
         """Choose the settings.
 
@@ -58,22 +59,45 @@ class BPETrainer:
             vocab_size: Number of ids in all: special tokens, 256 bytes, merges.
             pattern: Split pattern: gpt2, cl100k, o200k, llama3 or qwen2.
             special_tokens: Texts that become one id and are never merged with anything.
+            tie: Which of several equally frequent pairs is merged (see `merging.Tie`), and the order of the
+                ids: special tokens, bytes, merges; with "raw" bytes, merges, special tokens; with "hf" the
+                bytes in the order of the characters that show them, as Hugging Face's tokenizers.
+            max_pieces: The most kinds of pieces to keep in memory, for text that has more than fit: at about
+                100 bytes each; the rarest are forgotten. None: all are kept.
+            num_threads: Threads that count; None: one for each core. The result does not depend on it.
+            errors: What happens to bytes of files that are no UTF-8: "strict" is an error, "replace" puts
+                U+FFFD there, "lossless" learns from the bytes as they are.
 
         Raises:
-            ValueError: The vocabulary has no room for the bytes and special tokens, or the pattern is not
-            known.
+            ValueError: The vocabulary has no room for the bytes and special tokens, or a setting is not
+            known or out of range.
         """
         compiled(pattern)
-        self.special_tokens = tuple(check_specials(special_tokens))
         self.pattern = pattern
+        self.special_tokens = tuple(check_specials(special_tokens))
         self.vocab_size = vocab_size
+        self.tie: Tie = tie
+        self.max_pieces = max_pieces
+        self.num_threads = num_cores() if num_threads is None else num_threads
+        self.errors: Errors = errors
+        check_name(tie, get_args(Tie), "tie rule")
+        check_name(errors, get_args(Errors), "errors setting")
         if vocab_size < 256 + len(self.special_tokens):
             raise ValueError(
                 f"vocab_size={vocab_size} is too small: 256 bytes and "
                 f"{len(self.special_tokens)} special tokens need at least {256 + len(self.special_tokens)}."
             )
+        for name, number in (("max_pieces", max_pieces), ("num_threads", num_threads)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number}: must be at least 1, or None.")
 
-    def train(self, texts: Iterable[str], progress: Progress | None = None) -> BPETokenizer:
+    def train(
+        self,
+        texts: Iterable[str],
+        progress: Progress | None = None,
+        *,
+        profile: TrainingProfile | None = None,
+    ) -> BPETokenizer:
         """Learn the merges from `texts`; each text is split for itself.
 
         Raises:
@@ -81,54 +105,48 @@ class BPETrainer:
         """
         if isinstance(texts, str):
             raise ValueError("texts is one string; pass a list of texts: [text].")
-        return self._train(self._segments(texts), progress or _no_progress, 0)
+        jobs = jobs_of_texts(texts, self.pattern, self.special_tokens)
+        return self._train(jobs, "", 0, progress, profile)
 
-    def train_on_file(self, path: Path, progress: Progress | None = None) -> BPETokenizer:
-        """Learn the merges from a UTF-8 file, read in chunks.
+    def train_on_file(
+        self,
+        path: Path | Sequence[Path],
+        progress: Progress | None = None,
+        *,
+        profile: TrainingProfile | None = None,
+    ) -> BPETokenizer:
+        """Learn the merges from a file of text, or from several, each a text of its own.
 
         Raises:
-            ValueError: The file is missing, not UTF-8, or holds nothing to merge; the message names it.
+            ValueError: A file is missing, not UTF-8, or there is nothing to merge; the message names it.
         """
-        path = Path(path)
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                chunks = iter(lambda: file.read(CUT_CHARACTERS), "")
-                stream = cut_stream(
-                    chunks,
-                    specials=specials_pattern(self.special_tokens),
-                    stable_prefix=lambda text: stable_prefix(text, self.pattern),
-                    held_characters=CUT_CHARACTERS,
-                )
-                segments = (text for text, _ in stream)
-                return self._train(segments, progress or _no_progress, path.stat().st_size)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error}); convert it first.") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+        jobs = jobs_of_files(paths, self.pattern, self.special_tokens)
+        num_bytes = sum(one.stat().st_size for one in paths if one.is_file())
+        where = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
+        return self._train(jobs, f"{where or 'no file'}: ", num_bytes, progress, profile)
 
-    def _segments(self, texts: Iterable[str]) -> Iterator[str]:
-        specials = specials_pattern(self.special_tokens).pattern
-        for text in texts:
-            repaired = repair_surrogates(text)
-            for segment in specials.split(repaired) if specials is not None else [repaired]:
-                yield from parts(segment, self.pattern)
-
-    def _train(self, segments: Iterable[str], progress: Progress, num_bytes: int) -> BPETokenizer:
-        table = _PieceTable()
-        done = 0
-        for batch in _batches(segments):
-            buffer, ends = split_to_bytes(batch, self.pattern)
-            table.count(buffer, ends)
-            done += len(buffer)
-            progress("count", done, max(num_bytes, done) if num_bytes else 0)
-        if done == 0:
-            raise ValueError("the training text is empty: nothing to learn a vocabulary from.")
+    def _train(
+        self,
+        jobs: Iterable[Job],
+        where: str,
+        num_bytes: int,
+        progress: Progress | None,
+        profile: TrainingProfile | None,
+    ) -> BPETokenizer:
+        reports, profile = _Reports(progress), profile or TrainingProfile()
+        words = self._count(jobs, num_bytes, reports, profile)
+        if not profile.num_occurrences:
+            raise ValueError(f"{where}the training text is empty: nothing to learn a vocabulary from.")
         num_merges = self.vocab_size - 256 - len(self.special_tokens)
-        merges = _learn_merges(table.words(), num_merges, progress)
+        with profile.phase("merge"):
+            merges = learn_merges(words, num_merges, tie=self.tie, progress=reports)
+            reports.flush()
+        profile.num_merges = len(merges)
         if num_merges and not merges:
-            raise ValueError("the training text holds no two adjacent bytes to merge; give more text.")
+            raise ValueError(
+                f"{where}the training text holds no two adjacent bytes to merge; give more text."
+            )
         if len(merges) < num_merges:
             reached = self.vocab_size - num_merges + len(merges)
             log.warning(
@@ -136,9 +154,49 @@ class BPETrainer:
                 self.vocab_size,
                 reached,
             )
-        tokens = [name.encode("utf-8") for name in self.special_tokens]
-        tokens += [bytes([value]) for value in range(256)] + [left + right for left, right in merges]
-        return BPETokenizer(dict(enumerate(tokens)), merges, self.special_tokens, pattern=self.pattern)
+        with profile.phase("vocabulary"):
+            vocab = vocabulary(merges, self.special_tokens, self.tie)
+            return BPETokenizer(vocab, merges, self.special_tokens, pattern=self.pattern)
+
+    def _count(
+        self, jobs: Iterable[Job], num_bytes: int, reports: "_Reports", profile: TrainingProfile
+    ) -> Words:
+        """Count the distinct pieces; meanwhile another thread loads the loops of merging."""
+        load_merging = threading.Thread(target=_load_merging)
+
+        def report(done: int) -> None:
+            # Not before the loops of counting are there: only one thread at a time can compile.
+            if load_merging.ident is None and done < num_bytes:
+                load_merging.start()
+            reports("count", done, max(num_bytes, done) if num_bytes else 0)
+
+        with profile.phase("count"):
+            counts = count_jobs(
+                jobs,
+                lambda: Splitter(self.pattern, self.special_tokens, errors=self.errors),
+                num_threads=self.num_threads,
+                max_pieces=self.max_pieces,
+                report=report,
+            )
+            reports.flush()
+        with profile.phase("combine"):
+            table = add_tables(counts.tables, self.num_threads)
+            words = table.words()
+        profile.num_threads, profile.num_bytes = self.num_threads, counts.num_bytes
+        profile.num_pieces, profile.table_bytes = table.num_pieces, table.num_bytes
+        profile.num_occurrences = table.num_occurrences + counts.num_dropped
+        if counts.num_dropped:
+            log.warning(
+                "max_pieces=%d: %d of the text's %d pieces (%.2f %%) are of kinds too rare to keep and were "
+                "forgotten; merges may differ from those of the whole text.",
+                self.max_pieces,
+                counts.num_dropped,
+                profile.num_occurrences,
+                100 * counts.num_dropped / profile.num_occurrences,
+            )
+        if load_merging.ident is not None:
+            load_merging.join()
+        return words
 
 
 def train_bpe(
@@ -147,149 +205,87 @@ def train_bpe(
     vocab_size: int,
     special_tokens: Iterable[str] = (END_OF_TEXT,),
     pattern: str = "gpt2",
+    tie: Tie = "bytes",
+    max_pieces: int | None = None,
+    num_threads: int | None = None,
     progress: Progress | None = None,
+    profile: TrainingProfile | None = None,
 ) -> BPETokenizer:
-    """Learn a byte-pair encoding; ids are special tokens, then the 256 bytes, then the merges.
+    """Learn a byte-pair encoding from texts; for the settings see `BPETrainer`.
 
     Raises:
         ValueError: As `BPETrainer`.
     """
-    trainer = BPETrainer(vocab_size=vocab_size, special_tokens=tuple(special_tokens), pattern=pattern)
-    return trainer.train(texts, progress)
+    trainer = BPETrainer(
+        vocab_size=vocab_size,
+        special_tokens=tuple(special_tokens),
+        pattern=pattern,
+        tie=tie,
+        max_pieces=max_pieces,
+        num_threads=num_threads,
+    )
+    return trainer.train(texts, progress, profile=profile)
 
 
 def train_bpe_on_file(
-    path: Path,
+    path: Path | Sequence[Path],
     *,
     vocab_size: int,
     special_tokens: Iterable[str] = (END_OF_TEXT,),
     pattern: str = "gpt2",
+    tie: Tie = "bytes",
+    max_pieces: int | None = None,
+    num_threads: int | None = None,
+    errors: Errors = "strict",
     progress: Progress | None = None,
+    profile: TrainingProfile | None = None,
 ) -> BPETokenizer:
-    """Like `train_bpe`, on one UTF-8 file of any size.
+    """Like `train_bpe`, on a file of any size, or on several.
 
     Raises:
         ValueError: As `BPETrainer`, naming the file.
     """
-    trainer = BPETrainer(vocab_size=vocab_size, special_tokens=tuple(special_tokens), pattern=pattern)
-    return trainer.train_on_file(Path(path), progress)
+    trainer = BPETrainer(
+        vocab_size=vocab_size,
+        special_tokens=tuple(special_tokens),
+        pattern=pattern,
+        tie=tie,
+        max_pieces=max_pieces,
+        num_threads=num_threads,
+        errors=errors,
+    )
+    return trainer.train_on_file(path, progress, profile=profile)
 
 
-def _no_progress(phase: str, done: int, total: int) -> None:
-    """Report to nobody."""
+def vocabulary(merges: Sequence[Pair], special_tokens: Sequence[str], tie: Tie) -> dict[int, bytes]:
+    """Id -> bytes, in the order that belongs to the rule for ties (see `BPETrainer`)."""
+    specials = [name.encode("utf-8") for name in special_tokens]
+    values = sorted(range(256), key=byte_characters().__getitem__) if tie == "hf" else range(256)
+    ordinary = [bytes([value]) for value in values] + [left + right for left, right in merges]
+    return dict(enumerate(ordinary + specials if tie == "raw" else specials + ordinary))
 
 
-def _batches(segments: Iterable[str]) -> Iterator[list[str]]:
-    """Group short texts, so that a call of the compiled loops has something to do."""
-    batch, size = [], 0
-    for segment in segments:
-        batch.append(segment)
-        size += len(segment)
-        if size >= CUT_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if size:
-        yield batch
+def _load_merging() -> None:
+    """Load or compile the loops of merging: 0.1 or 3 seconds in a new process."""
+    learn_merges(words_of([(b"aab", 2), (b"ab", 1)]), 2)
 
 
-class _PieceTable:
-    """Distinct pieces and their counts; grows as they come."""
+class _Reports:
+    """Hands progress on, not more often than someone can look at it; the last report of a phase always."""
 
-    def __init__(self) -> None:
-        self.slots = np.zeros(1 << 15, np.int32)
-        self.records = np.zeros((1 << 14, 4), np.int64)
-        self.arena = np.zeros(1 << 17, np.uint8)
-        self.used = np.zeros(3, np.int64)
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._next = 0.0
+        self._held: tuple[str, int, int] | None = None
 
-    def count(self, buffer: np.ndarray, ends: np.ndarray) -> None:
-        """Count every piece."""
-        done = 0
-        while True:
-            done = count_pieces(buffer, ends, done, self.slots, self.records, self.arena, self.used)
-            if done == len(ends):
-                return
-            self._grow(int(ends[done]))
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        self._held = (phase, done, total)
+        if time.monotonic() >= self._next:
+            self.flush()
 
-    def _grow(self, num_bytes: int) -> None:
-        if self.used[0] >= len(self.records):
-            self.records = np.concatenate([self.records, np.zeros_like(self.records)])
-            self.slots = _slots_for(self.records[: self.used[0], 0], 2 * len(self.slots))
-        else:
-            self.arena = np.concatenate([self.arena, np.zeros(len(self.arena) + num_bytes, np.uint8)])
-
-    def words(self) -> Words:
-        """The pieces as words of byte symbols."""
-        records = self.records[: self.used[0]]
-        return Words(
-            self.arena[: self.used[1]].astype(np.int32),
-            records[:, START].copy(),
-            records[:, LENGTH].astype(np.int32),
-            records[:, VALUE].copy(),
-        )
-
-
-def _slots_for(hashes: np.ndarray, size: int) -> np.ndarray:
-    """An open-addressing table of `size` slots with entry numbers + 1, filled in rounds of one probe each."""
-    slots = np.zeros(size, np.int32)
-    entries = np.arange(1, len(hashes) + 1, dtype=np.int32)
-    places = hashes & (size - 1)
-    while len(entries):
-        free = slots[places] == 0
-        slots[places[free]] = entries[free]
-        left = slots[places] != entries
-        entries, places = entries[left], (places[left] + 1) & (size - 1)
-    return slots
-
-
-def _learn_merges(words: Words, num_merges: int, progress: Progress) -> list[tuple[bytes, bytes]]:
-    """Merge `num_merges` pairs, fewer when none is left."""
-    pairs = _empty_pairs(len(words.symbols) + 1)
-    tokens = _byte_tokens(num_merges)
-    merges = np.zeros((num_merges, 2), np.int32)
-    state = np.zeros(4, np.int64)
-    count_pairs(words, pairs, tokens, state)
-    while state[NUM_MERGES] < num_merges:
-        until = min(num_merges, int(state[NUM_MERGES]) + _MERGES_PER_REPORT)
-        outcome = merge_pairs(words, pairs, tokens, merges, state, until)
-        if outcome == GROW_PAIRS:
-            pairs = _grown_pairs(pairs, int(state[NUM_PAIRS]))
-        elif outcome == GROW_TOKENS:
-            tokens = _grown_tokens(tokens)
-        else:
-            progress("merge", int(state[NUM_MERGES]), num_merges)
-        if outcome == EXHAUSTED:
-            break
-    made = [bytes([value]) for value in range(256)]
-    learnt = []
-    for left, right in merges[: state[NUM_MERGES]].tolist():
-        learnt.append((made[left], made[right]))
-        made.append(made[left] + made[right])
-    return learnt
-
-
-def _empty_pairs(size: int) -> Pairs:
-    whole = [np.empty(size, dtype) for dtype in (np.int32, np.int32, np.int64, np.int64, np.int64)]
-    nodes = [np.empty(size, dtype) for dtype in (np.int32, np.int64)]
-    heap = [np.empty(size, dtype) for dtype in (np.int64, np.int64)]
-    return Pairs(np.zeros(1 << (2 * size).bit_length(), np.int64), *whole, *nodes, *heap)
-
-
-def _grown_pairs(pairs: Pairs, num_pairs: int) -> Pairs:
-    larger = [np.concatenate([array, np.empty_like(array)]) for array in itertools.islice(pairs, 1, None)]
-    grown = Pairs(np.zeros(2 * len(pairs.slots), np.int64), *larger)
-    rebuild_slots(grown, num_pairs)
-    return grown
-
-
-def _byte_tokens(num_merges: int) -> Tokens:
-    starts = np.zeros(256 + num_merges + 1, np.int64)
-    starts[:257] = np.arange(257)
-    heads = np.zeros(256 + num_merges, np.uint64)
-    heads[:256] = np.arange(256, dtype=np.uint64) << np.uint64(56)
-    arena = np.zeros(512 + 16 * num_merges, np.uint8)
-    arena[:256] = np.arange(256)
-    return Tokens(arena, starts, heads)
-
-
-def _grown_tokens(tokens: Tokens) -> Tokens:
-    return tokens._replace(arena=np.concatenate([tokens.arena, np.zeros_like(tokens.arena)]))
+    def flush(self) -> None:
+        """Hand on what is held back."""
+        if self._held is not None and self._progress is not None:
+            self._progress(*self._held)
+        self._held = None
+        self._next = time.monotonic() + _SECONDS_BETWEEN_REPORTS

@@ -36,12 +36,10 @@ from scratchlm.tokenizer.compiled.vector import (
     store,
     store_8_bytes,
 )
+from scratchlm.tokenizer.merging import SYMBOL_PADDING, Words
 
 LONGEST_KEY = 15
 """Bytes of a piece that fits into its key: sixteen, less one for the length."""
-
-SYMBOL_PADDING = 64
-"""Symbols that are readable behind the last word: merging looks at whole vectors."""
 
 _SLOT = 4  # uint64 in a slot of either table: LOW, HIGH, COUNT here, HASH, START, LENGTH there
 _LOW, _HIGH, _COUNT = 0, 1, 2
@@ -54,20 +52,6 @@ _FULLEST = 2  # slots for each piece, at least: linear probing then needs 1.5 lo
 _SPREAD, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x9FB21C651E98DF25)
 _HALF, _EIGHT, _LENGTH_BITS, _LOWEST_BYTE = (np.uint64(number) for number in (32, 8, 56, 255))
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
-
-
-class Words(NamedTuple):
-    """The distinct words that merging starts from; a word is a piece of two or more bytes.
-
-    Attributes:
-        symbols: All words' symbols (at first the bytes), one after the other, then `SYMBOL_PADDING` zeros.
-        starts: Where each word begins; one more at the end.
-        counts: How often each word stands in the text.
-    """
-
-    symbols: Int32[np.ndarray, " symbols"]
-    starts: Int64[np.ndarray, " words_and_one"]
-    counts: Int64[np.ndarray, " words"]
 
 
 class Slots(NamedTuple):
