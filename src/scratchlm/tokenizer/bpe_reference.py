@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Literal
 
 from scratchlm.tokenizer.base import END_OF_TEXT
+from scratchlm.tokenizer.formats.printable import byte_characters
 from scratchlm.tokenizer.pretokenize import pretokenize
 from scratchlm.tokenizer.streaming import repair_surrogates, specials_pattern
 
@@ -57,7 +58,12 @@ def train_bpe_reference(
 
 
 def learn_merges_reference(
-    words: Counter[Word], num_merges: int, *, tie: Tie = "bytes", given: Sequence[Pair] = ()
+    words: Counter[Word],
+    num_merges: int,
+    *,
+    tie: Tie = "bytes",
+    given: Sequence[Pair] = (),
+    max_words: int | None = None,
 ) -> list[Pair]:
     """Learn merges from words and how often each occurs.
 
@@ -66,6 +72,8 @@ def learn_merges_reference(
         num_merges: How many to learn, the given ones not counted.
         tie: Which of several equally frequent pairs goes first.
         given: Merges to apply first, in this order.
+        max_words: The most words that a new token may touch; one with ": " is then not made either.
+            None: no such limits.
 
     Returns:
         The new merges in order.
@@ -77,7 +85,8 @@ def learn_merges_reference(
         counts: Counter[Pair] = Counter()
         for word, count in words.items():
             for pair in pairwise(word):
-                counts[pair] += count
+                if max_words is None or touches_few_words(pair, max_words):
+                    counts[pair] += count
         if not counts:
             break
         most = max(counts.values())
@@ -98,16 +107,18 @@ def choose(pairs: Sequence[Pair], merges: Sequence[Pair], tie: Tie) -> Pair:
     return min(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))
 
 
+def touches_few_words(pair: Pair, max_words: int) -> bool:
+    """Whether SuperBPE may make this token: b" by the" touches two words; none with b": "."""
+    token = pair[0] + pair[1]
+    return len(token.split()) <= max_words and b": " not in token
+
+
 def byte_order(tie: Tie) -> list[bytes]:
     """The 256 bytes in the order in which their ids break ties by "hf" or "raw".
 
-    In GPT-2's files a printable character of Latin-1 stands for the byte with its number; U+0100 and up
-    stand for the other bytes. Hugging Face's trainer sorts the bytes by these characters.
+    Hugging Face's trainer sorts the bytes by the characters that show them in files.
     """
-    values = list(range(256))
-    if tie == "hf":
-        printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-        values.sort(key=lambda value: (value not in printable, value))
+    values = sorted(range(256), key=byte_characters().__getitem__) if tie == "hf" else range(256)
     return [bytes([value]) for value in values]
 
 

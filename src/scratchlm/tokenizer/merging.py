@@ -22,6 +22,7 @@ from scratchlm.tokenizer.bpe_reference import Pair, Tie, byte_order
 from scratchlm.tokenizer.compiled import merges as loop
 from scratchlm.tokenizer.compiled import pair_queue as queue
 from scratchlm.tokenizer.compiled import pair_table as table
+from scratchlm.tokenizer.compiled.superwords import byte_shapes, joined_shape, num_words
 
 Progress = Callable[[str, int, int], None]
 """Called as (phase, merges done, merges in all); the phase is "apply" for given merges, then "merge"."""
@@ -71,6 +72,7 @@ def learn_merges(
     *,
     tie: Tie = "bytes",
     given: Sequence[Pair] = (),
+    max_words: int | None = None,
     progress: Progress | None = None,
 ) -> list[Pair]:
     """Learn up to `num_merges` merges.
@@ -80,19 +82,26 @@ def learn_merges(
         num_merges: How many to learn, the given ones not counted.
         tie: Which of several equally frequent pairs goes first; see `Tie`.
         given: Merges to apply first, in this order; learning goes on from there.
+        max_words: The most words of a text that a new token may touch; one with ": " is then not made
+            either (see `compiled.superwords`). None: no such limits.
         progress: Told every few hundred merges how far it is.
 
     Returns:
-        The new merges in order; fewer than asked for when every word has become one symbol.
+        The new merges in order; fewer than asked for when no pair is left.
 
     Raises:
-        ValueError: The tie rule is not known, or the given merges contradict themselves.
+        ValueError: The tie rule is not known, max_words is less than 1, or the given merges contradict
+            themselves.
     """
+    if max_words is not None and max_words < 1:
+        raise ValueError(f"max_words={max_words}: must be at least 1, or None for no limit.")
     check_name(tie, get_args(Tie), "tie rule")
     given_keys = _given_keys(given)
     if len(given):
         _check_reachable(given, given_keys, tie)
     merger = _Merger(words, given_keys, num_merges, tie)
+    if max_words is not None:
+        merger.state[loop.MAX_WORDS] = max_words
     report = progress or (lambda phase, done, total: None)
     if len(given):
         merger.apply_given(report)
@@ -151,6 +160,7 @@ class _Merger:
         self.neighbours = loop.Neighbours(lines.ravel(), np.empty(2 * num_symbols, np.int32), notes)
         self.state = np.zeros(loop.STATE_SIZE, np.int64)
         self.state[loop.NUM_GIVEN], self.state[loop.LONGEST] = len(given), 1
+        self.state[loop.MAX_WORDS] = np.iinfo(np.int64).max
         self.state[queue.TIE] = _TIES.get(tie, queue.TIE_ORDER)
         self.tokens = _byte_tokens(num_symbols, tie)
         self.merges = np.empty(self.num_merges, np.int64)
@@ -168,42 +178,45 @@ class _Merger:
         table.enter_pairs(self.pairs, len(self.given))
         self.state[table.AT_WORD] = self.state[table.AT_PLACE] = 0
         table.count_pairs(self.words, self.pairs, self.state, False)
-        self._start_round(threshold=0)
+        self._start_round(records, threshold=0)
         self._merge(len(self.given), "apply", report)
 
     def learn(self, report: Progress) -> None:
         """Learn the other merges, round after round."""
         while self.state[loop.NUM_MERGES] < self.num_merges:
-            best = self._count()
+            records = self._count()
+            best = int(records[:, table.COUNT].max(initial=0))
             if best < 1:
                 return
-            self._start_round(threshold=max(1, best // _ROUND_RATIO))
+            self._start_round(records, threshold=max(1, best // _ROUND_RATIO))
             self._merge(self.num_merges, "merge", report)
 
     def learnt(self) -> list[Pair]:
         """The bytes of the pairs merged, without the given ones."""
         made = [bytes([value]) for value in range(256)]
         learnt = []
-        keys = self.merges[: self.state[loop.NUM_MERGES]]
-        for left, right in zip((keys >> 32).tolist(), (keys & 0xFFFFFFFF).tolist(), strict=True):
+        lefts, rights = _symbols_of(self.merges[: self.state[loop.NUM_MERGES]])
+        for left, right in zip(lefts.tolist(), rights.tolist(), strict=True):
             learnt.append((made[left], made[right]))
             made.append(made[left] + made[right])
         return learnt[len(self.given) :]
 
-    def _count(self) -> int:
-        """Count all pairs of the words as they are; return the largest count."""
+    def _count(self) -> Int64[np.ndarray, "pairs fields"]:
+        """Count all pairs of the words as they are; return the records of those that may become a token."""
         self.queue = _empty_queue(0)
         self.pairs = _empty_table(_PAIRS_AT_FIRST)
         self.state[table.NUM_PAIRS] = self.state[table.AT_WORD] = self.state[table.AT_PLACE] = 0
         while not table.count_pairs(self.words, self.pairs, self.state, True):
             self._grow_pairs()
-        counts = self.pairs.records[table.COUNT :: table.FIELDS][: self.state[table.NUM_PAIRS]]
-        return int(counts.max(initial=0))
+        records = self.pairs.records.reshape(-1, table.FIELDS)[: self.state[table.NUM_PAIRS]]
+        if self.state[loop.MAX_WORDS] == np.iinfo(np.int64).max:
+            return records
+        shapes = (self.tokens.shapes[symbols] for symbols in _symbols_of(records[:, table.KEY]))
+        return records[num_words(joined_shape(*shapes)) <= self.state[loop.MAX_WORDS]]
 
-    def _start_round(self, threshold: int) -> None:
+    def _start_round(self, records: Int64[np.ndarray, "pairs fields"], threshold: int) -> None:
         """Keep the pairs that reach the threshold, list their words, fill the queue."""
         state = self.state
-        records = self.pairs.records.reshape(-1, table.FIELDS)[: state[table.NUM_PAIRS]]
         records = records[records[:, table.COUNT] >= threshold]
         ends = np.cumsum(records[:, table.POSTINGS] + 1)  # each list of words after its length
         num_pairs, num_postings = len(records), int(ends[-1]) if len(ends) else 0
@@ -256,6 +269,13 @@ class _Merger:
 _TIES = {"bytes": queue.TIE_GREATEST_BYTES, "assembled_bytes": queue.TIE_SMALLEST_BYTES}
 
 
+def _symbols_of(
+    keys: Int64[np.ndarray, " pairs"],
+) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+    """The left and the right symbols of pairs."""
+    return keys >> 32, keys & 0xFFFFFFFF
+
+
 def _empty_table(num_pairs: int) -> table.PairTable:
     """Room for at least so many pairs."""
     capacity = max(num_pairs, 1 << 10)
@@ -283,4 +303,6 @@ def _byte_tokens(num_symbols: int, tie: Tie) -> queue.Tokens:
         heads[np.frombuffer(b"".join(byte_order(tie)), np.uint8)] = ~values
     arena = np.zeros(256 + _TOKEN_BYTES * num_symbols, np.uint8)
     arena[:256] = np.arange(256)
-    return queue.Tokens(arena, starts, heads)
+    shapes = np.zeros(num_symbols, np.int64)
+    shapes[:256] = byte_shapes()
+    return queue.Tokens(arena, starts, heads, shapes)

@@ -46,6 +46,7 @@ from scratchlm.tokenizer.compiled.pair_table import (
     prefetch_word,
     slot_of,
 )
+from scratchlm.tokenizer.compiled.superwords import joined_shape_part, num_words_part
 from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.vector import (
     NONE,
@@ -55,9 +56,9 @@ from scratchlm.tokenizer.compiled.vector import (
     store,
 )
 
-NUM_MERGES, NUM_GIVEN, LONGEST, NUM_TOUCHED = 8, 9, 10, 11
-"""Places in `state`: merges made, merges that are given, bytes of the longest token, neighbours touched on
-the left and (one further) on the right."""
+NUM_MERGES, NUM_GIVEN, MAX_WORDS, LONGEST, NUM_TOUCHED = 8, 9, 10, 11, 12
+"""Places in `state`: merges made, merges that are given, words that a token may touch, bytes of the longest
+token, neighbours touched on the left and (one further) on the right."""
 
 STATE_SIZE = 16
 
@@ -220,7 +221,7 @@ def _update_pairs(left, right, symbol, table, queue, tokens, neighbours, state):
             other = np.int64(neighbours.touched[side * half + i])
             line = LINE * other + SIDE * side
             lost, gained = lines[line + LOST], lines[line + GAINED]
-            num_words = lines[line + NUM_WORDS]
+            words_with = lines[line + NUM_WORDS]
             lines[line + LOST], lines[line + GAINED], lines[line + LAST_WORD] = 0, 0, -1
             old = pair_key(right, other) if side else pair_key(other, left)
             new = pair_key(symbol, other) if side else pair_key(other, symbol)
@@ -228,17 +229,25 @@ def _update_pairs(left, right, symbol, table, queue, tokens, neighbours, state):
                 number = find_pair(old, table.slots, table.records)
                 if number >= 0:
                     table.records[FIELDS * number + COUNT] += lost
-            lines[line + NUM_WORDS] = _create(new, gained, num_words, table, queue, tokens, state)
+            lines[line + NUM_WORDS] = _create(new, gained, words_with, table, queue, tokens, state)
 
 
 @uncounted_part
-def _create(key, count, num_words, table, queue, tokens, state):
+def _may_join(key, tokens, state):
+    """Whether the pair touches no more words than a token may."""
+    left, right = pair_parts(key)
+    shape = joined_shape_part(load(tokens.shapes, left), load(tokens.shapes, right))
+    return num_words_part(shape) <= state[MAX_WORDS]
+
+
+@uncounted_part
+def _create(key, count, words_with, table, queue, tokens, state):
     """Start a pair's list of words; return where its first word goes, or -1 if the pair is not wanted.
 
     While merges are given, the wanted pairs are theirs and have records already.
     """
     choosing = state[NUM_MERGES] >= state[NUM_GIVEN]
-    if choosing and count < state[THRESHOLD]:
+    if choosing and (count < state[THRESHOLD] or not _may_join(key, tokens, state)):
         return np.int64(-1)
     slot = slot_of(key, table.slots, table.records)
     number = np.int64(table.slots[slot]) - 1
@@ -253,8 +262,8 @@ def _create(key, count, num_words, table, queue, tokens, state):
         return np.int64(-1)
     first = state[NUM_POSTINGS]
     table.records[FIELDS * number + POSTINGS] = first
-    table.postings[first] = num_words
-    state[NUM_POSTINGS] = first + 1 + num_words
+    table.postings[first] = words_with
+    state[NUM_POSTINGS] = first + 1 + words_with
     return first + 1
 
 
@@ -276,7 +285,7 @@ def _fill_postings(num_notes, table, neighbours, state):
 
 @uncounted_part
 def _add_token(left, right, symbol, tokens, state):
-    """Write the bytes and the head of `symbol` = left + right."""
+    """Write the bytes, the head and the shape of `symbol` = left + right."""
     arena, starts = tokens.arena, tokens.starts
     end = starts[symbol]
     for part in (left, right):
@@ -285,6 +294,7 @@ def _add_token(left, right, symbol, tokens, state):
             end += 1
     starts[symbol + 1] = end
     state[LONGEST] = max(state[LONGEST], end - starts[symbol])
+    tokens.shapes[symbol] = joined_shape_part(tokens.shapes[left], tokens.shapes[right])
     if state[TIE] == TIE_ORDER:
         tokens.heads[symbol] = ~np.uint64(symbol)
         return

@@ -61,11 +61,13 @@ class Tokens(NamedTuple):
         heads: uint64; of two symbols the one with the greater head goes first. With ties by bytes the
             first eight bytes, big-endian (all bits inverted if the smallest goes first); equal heads leave
             it to the rest of the bytes. With ties by order, a number that falls with the order.
+        shapes: int64, which words the symbol touches; see `superwords`.
     """
 
     arena: np.ndarray
     starts: np.ndarray
     heads: np.ndarray
+    shapes: np.ndarray
 
 
 @uncounted_part
