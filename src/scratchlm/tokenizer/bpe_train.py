@@ -21,8 +21,8 @@ from scratchlm.runtime import num_cores
 from scratchlm.tokenizer import TOKENIZERS
 from scratchlm.tokenizer.base import END_OF_TEXT, check_name, check_specials
 from scratchlm.tokenizer.bpe import BPETokenizer
-from scratchlm.tokenizer.formats.printable import byte_characters
-from scratchlm.tokenizer.merging import Pair, Tie, Words, learn_merges, words_of
+from scratchlm.tokenizer.bpe_reference import Pair, Tie, byte_order
+from scratchlm.tokenizer.merging import Words, learn_merges, words_of
 from scratchlm.tokenizer.piece_counts import Job, add_tables, count_jobs, jobs_of_files, jobs_of_texts
 from scratchlm.tokenizer.pretokenize import compiled
 from scratchlm.tokenizer.train_profile import TrainingProfile
@@ -59,7 +59,7 @@ class BPETrainer:
             vocab_size: Number of ids in all: special tokens, 256 bytes, merges.
             pattern: Split pattern: gpt2, cl100k, o200k, llama3 or qwen2.
             special_tokens: Texts that become one id and are never merged with anything.
-            tie: Which of several equally frequent pairs is merged (see `merging.Tie`), and the order of the
+            tie: Which of several equally frequent pairs is merged (see `bpe_reference.Tie`), and the order of the
                 ids: special tokens, bytes, merges; with "raw" bytes, merges, special tokens; with "hf" the
                 bytes in the order of the characters that show them, as Hugging Face's tokenizers.
             max_pieces: The most kinds of pieces to keep in memory, for text that has more than fit: at about
@@ -155,7 +155,7 @@ class BPETrainer:
                 reached,
             )
         with profile.phase("vocabulary"):
-            vocab = vocabulary(merges, self.special_tokens, self.tie)
+            vocab = number_tokens(merges, self.special_tokens, self.tie)
             return BPETokenizer(vocab, merges, self.special_tokens, pattern=self.pattern)
 
     def _count(
@@ -257,11 +257,10 @@ def train_bpe_on_file(
     return trainer.train_on_file(path, progress, profile=profile)
 
 
-def vocabulary(merges: Sequence[Pair], special_tokens: Sequence[str], tie: Tie) -> dict[int, bytes]:
+def number_tokens(merges: Sequence[Pair], special_tokens: Sequence[str], tie: Tie) -> dict[int, bytes]:
     """Id -> bytes, in the order that belongs to the rule for ties (see `BPETrainer`)."""
     specials = [name.encode("utf-8") for name in special_tokens]
-    values = sorted(range(256), key=byte_characters().__getitem__) if tie == "hf" else range(256)
-    ordinary = [bytes([value]) for value in values] + [left + right for left, right in merges]
+    ordinary = [*byte_order(tie), *(left + right for left, right in merges)]
     return dict(enumerate(ordinary + specials if tie == "raw" else specials + ordinary))
 
 
