@@ -59,9 +59,9 @@ class BPETrainer:
             vocab_size: Number of ids in all: special tokens, 256 bytes, merges.
             pattern: Split pattern: gpt2, cl100k, o200k, llama3 or qwen2.
             special_tokens: Texts that become one id and are never merged with anything.
-            tie: Which of several equally frequent pairs is merged (see `bpe_reference.Tie`), and the order of the
-                ids: special tokens, bytes, merges; with "raw" bytes, merges, special tokens; with "hf" the
-                bytes in the order of the characters that show them, as Hugging Face's tokenizers.
+            tie: Which of several equally frequent pairs is merged (see `bpe_reference.Tie`), and the order of
+                the ids: special tokens, bytes, merges; with "raw" bytes, merges, special tokens; with "hf"
+                the bytes in the order of the characters that show them, as Hugging Face's tokenizers.
             max_pieces: The most kinds of pieces to keep in memory, for text that has more than fit: at about
                 100 bytes each; the rarest are forgotten. None: all are kept.
             num_threads: Threads that count; None: one for each core. The result does not depend on it.

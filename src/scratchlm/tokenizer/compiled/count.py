@@ -24,11 +24,10 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8, UInt64
 
 from scratchlm.tokenizer.compiled.pages import zeroed_table
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.vector import (
     PADDING,
-    compiled_loop,
     highest_bit,
-    inlined,
     load,
     load_8_bytes,
     pack_key,
@@ -79,26 +78,26 @@ class Block(NamedTuple):
     long_pieces: Int64[np.ndarray, " block"]
 
 
-@inlined
+@uncounted_part
 def _slot_of(hashed, slots):
     """Where a piece with this hash belongs: as many of its highest bits as number the slots."""
     unused_bits = 64 - highest_bit(np.uint64(len(slots) // _SLOT))
     return np.int64(hashed >> np.uint64(unused_bits)) * _SLOT
 
 
-@inlined
+@uncounted_part
 def _hash_short(low, high):
     mixed = low ^ (high * _MIX)
     return (mixed ^ (mixed >> _HALF)) * _SPREAD
 
 
-@inlined
+@uncounted_part
 def _tail(text, i, num_bytes):
     """The last 1 to 8 bytes of a piece as a uint64."""
     return load_8_bytes(text, i) & (~_ZERO >> (np.uint64(64) - _EIGHT * np.uint64(num_bytes)))
 
 
-@inlined
+@uncounted_part
 def _hash_long(text, start, length):
     hashed = np.uint64(length)
     for i in range(0, length - 8, 8):
@@ -108,7 +107,7 @@ def _hash_long(text, start, length):
     return _hash_short(hashed, _tail(text, start + length - rest, rest))
 
 
-@inlined
+@uncounted_part
 def _equal(text, start, other, other_start, length):
     for i in range(0, length - 8, 8):
         if load_8_bytes(text, start + i) != load_8_bytes(other, other_start + i):
@@ -118,7 +117,7 @@ def _equal(text, start, other, other_start, length):
     return _tail(text, start + at, rest) == _tail(other, other_start + at, rest)
 
 
-@inlined
+@uncounted_part
 def _add_short(slots, at, low, high, count):
     """Add `count` to a piece, looking for it from slot `at` on; return 1 if it is new."""
     while True:
@@ -133,7 +132,7 @@ def _add_short(slots, at, low, high, count):
         at = (at + _SLOT) & (len(slots) - 1)
 
 
-@inlined
+@uncounted_part
 def _add_long(text, start, length, hashed, count, table):
     """Add `count` to the piece text[start : start + length]; a new one's bytes go to the arena."""
     slots, arena, used = table.long, table.arena, table.used
@@ -153,7 +152,7 @@ def _add_long(text, start, length, hashed, count, table):
     used[2] += length
 
 
-@inlined
+@uncounted_part
 def _pack(text, starts, piece, last, table, block, num_short, num_long):
     """First pass over pieces of one segment: keys and slots of short ones, numbers of long ones."""
     start = np.int64(load(starts, piece))
@@ -174,7 +173,7 @@ def _pack(text, starts, piece, last, table, block, num_short, num_long):
     return num_short, num_long
 
 
-@inlined
+@uncounted_part
 def _look_up(text, starts, table, block, num_short, num_long):
     """Second pass: add one to each piece's count."""
     num_new = 0
@@ -188,7 +187,7 @@ def _look_up(text, starts, table, block, num_short, num_long):
         _add_long(text, start, length, _hash_long(text, start, length), _ONE, table)
 
 
-@compiled_loop
+@uncounted_loop
 def count_pieces(text, starts, bounds, table, block):
     """Count every piece of a window; the table must have room for all of them being new."""
     segment, piece = 0, np.int64(0)
@@ -207,7 +206,7 @@ def count_pieces(text, starts, bounds, table, block):
         _look_up(text, starts, table, block, num_short, num_long)
 
 
-@compiled_loop
+@uncounted_loop
 def add_table(source, least, table):
     """Add the pieces of `source` that it counts at least `least` times; there must be room for them."""
     for i in range(0, len(source.short), _SLOT):
@@ -222,7 +221,7 @@ def add_table(source, least, table):
             _add_long(source.arena, start, length, source.long[i + _HASH], count, table)
 
 
-@compiled_loop
+@uncounted_loop
 def write_words(table, symbols, starts, counts):
     """Write the pieces of two or more bytes as words; return how many there are."""
     word, place = 0, 0
