@@ -10,7 +10,8 @@ way.
 
 Sources: gpt2, https://github.com/openai/gpt-2/blob/master/src/encoder.py; cl100k and o200k,
 https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py (cl100k in its original form,
-whose ids are the same); llama3 and qwen2, the models' tokenizer.json.
+whose ids are the same); llama3 and qwen2, the models' tokenizer.json; superbpe (words are left together),
+https://github.com/PythonNut/superbpe, second stage.
 """
 
 import functools
@@ -33,12 +34,16 @@ _O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_SUPERBPE = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"
+_SUPERBPE += r"|(?:(?!\p{N}| ?[^\s\p{L}\p{N}]{2}| +(?!\S))[\s\S])+"  # what lies between is left whole
+
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": _CL100K,
     "o200k": _O200K,
     "llama3": _CL100K,
     "qwen2": _CL100K.replace(r"\p{N}{1,3}", r"\p{N}"),
+    "superbpe": _SUPERBPE,
 }
 """Name -> regular expression; every character of a text belongs to exactly one match."""
 
@@ -52,7 +57,8 @@ _UNSETTLED_PIECES = 3
 # number, mark, blank nor apostrophe ("don't" is one piece in o200k); and none begins before such a place
 # and reaches over it.
 _SAFE_PLACE = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?:(?= \p{L})|(?=[^\s\p{L}\p{N}\p{M}']))")
-
+# The pattern superbpe reaches over words, but neither into a number nor out of it.
+_SAFE_PLACE_AT_NUMBERS = regex.compile(r"(?r)(?<=\p{N})(?=\P{N})|(?<=[^\s\p{N}])(?=\p{N})")
 
 _FIRST_PLANE_WITHOUT_LETTERS = 0x40000
 """From here on Unicode has only marks, tags and private characters."""
@@ -81,7 +87,8 @@ def stable_prefix(text: str, pattern: str = "gpt2") -> int:
     Example: "one two" -> 3 (the next piece starts at " two", which may go on). Found by a place where no
     pattern reaches over, else by splitting and giving up the last pieces.
     """
-    place = _SAFE_PLACE.search(text)
+    safe = _SAFE_PLACE if pattern in SCANNED_PATTERNS else _SAFE_PLACE_AT_NUMBERS
+    place = safe.search(text)
     if place is not None and place.start() > len(text) // 2:
         return place.start()
     kept = pretokenize(text, pattern)[:-_UNSETTLED_PIECES]
