@@ -2,6 +2,7 @@
 
     corpora    what text there is: the family `CORPORA` (stories, your own files, downloads)
     prepare    documents -> shards of token ids, by several threads, resumable
+    encode_file    text files -> the same, without documents in between: as fast as the tokenizer
     shards     ids on disk: .npy files beside one manifest.json
     loader     shards -> rows for training: the family `LOADERS`
     packing    shards -> rows for evaluation, each token predicted once

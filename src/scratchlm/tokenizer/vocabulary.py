@@ -111,9 +111,9 @@ class Vocabulary(ABC):
         Raises:
             ValueError: One is no id of this tokenizer, or they are no UTF-8 together.
         """
-        listed = list(_plain(ids))
-        text = self.decode(listed, errors="strict")
-        return DecodedWithOffsets(text, *self._lengths.offsets(np.array(listed, np.int64)))
+        array = ids if isinstance(ids, np.ndarray) else np.array(list(_plain(ids)), np.int64)
+        text = self.decode(array, errors="strict")
+        return DecodedWithOffsets(text, *self._lengths.offsets(array))
 
     def _join(self, ids: Ids) -> bytes:
         """The bytes of `ids`.
