@@ -120,7 +120,7 @@ class DropoutEncoder:
 
     def _encode_window(self, window: Window, seed: np.uint64) -> np.ndarray:
         longest = int(np.diff(window.starts).max(initial=1))
-        links = [np.empty(longest, np.int32) for _ in range(3)]
+        places = [np.empty(longest, np.int32) for _ in range(4)]
         heaps = [np.empty(ENTRIES_PER_BYTE * longest, np.int64) for _ in range(2)]
         output = np.empty(window.num_bytes, np.int32)
         count = encode_window_with_dropout(
@@ -133,7 +133,7 @@ class DropoutEncoder:
             self._pairs,
             self._products,
             self._ids,
-            (*links, *heaps),
+            (*places, *heaps),
             output,
         )
         return output[:count]

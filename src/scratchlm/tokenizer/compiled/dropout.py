@@ -3,9 +3,9 @@ r"""Windows of pieces -> ids by byte-pair encoding that passes merges over at ra
     heap       rank << 32 | place of every pair that may merge, the smallest on top
     skipped    those passed over in this step; a merge ends the step and puts them back
 
-The symbols of a piece are a linked list of places. An entry of the heap is stale when the two symbols that
-now stand at its place have another rank; stale entries draw no random number, so the numbers are used up
-exactly as in the plain twin, `bpe_dropout.encode_piece_with_dropout_reference`.
+The symbols of a piece are a linked list of places, and each place knows the rank of the pair that begins
+there. An entry of the heap is stale when that is another rank by now; stale entries draw no random number,
+so the numbers are used up exactly as in the plain twin, `bpe_dropout.encode_piece_with_dropout_reference`.
 
 A step considers 1 / (1 - probability) entries on average, at most all of them.
 """
@@ -15,7 +15,7 @@ A step considers 1 / (1 - probability) entries on average, at most all of them.
 import numpy as np
 
 from scratchlm.tokenizer.compiled.encode_short import NO_RANK, find_rank
-from scratchlm.tokenizer.compiled.vector import compiled_loop, inlined
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 
 ENTRIES_PER_BYTE = 3
 """Entries that one byte of a piece can cause in the heap: its first pair, and two for each merge."""
@@ -36,14 +36,14 @@ _UNUSED_BITS = np.uint64(64 - RANDOM_BITS)
 _PLACE = np.int64(2**32 - 1)
 
 
-@inlined
+@uncounted_part
 def _mix(number):
     number = (number ^ (number >> _SHIFT_1)) * _FACTOR_1
     number = (number ^ (number >> _SHIFT_2)) * _FACTOR_2
     return number ^ (number >> _SHIFT_3)
 
 
-@inlined
+@uncounted_part
 def _push(heap, size, entry):
     i = size
     while i > 0 and heap[(i - 1) >> 1] > entry:
@@ -52,7 +52,7 @@ def _push(heap, size, entry):
     heap[i] = entry
 
 
-@inlined
+@uncounted_part
 def _drop_top(heap, size):
     """Take the top out of a heap of `size` entries."""
     last = heap[size - 1]
@@ -67,61 +67,63 @@ def _drop_top(heap, size):
     heap[i] = last
 
 
-@inlined
-def _push_pair(symbols, after, place, size, pairs, heap, waiting):
-    """Put the pair that begins at `place` into the heap if it may merge; return the heap's new size."""
-    if place < 0 or after[place] >= size:
+@uncounted_part
+def _look_up(place, symbols, after, size, ranks, pairs, heap, waiting):
+    """Note the rank of the pair that begins at `place` and put it into the heap; return the heap's size."""
+    if place < 0:
         return waiting
-    rank = find_rank(pairs, np.int64(symbols[place]), np.int64(symbols[after[place]]))
+    rank = np.int64(NO_RANK)
+    if after[place] < size:
+        rank = find_rank(pairs, np.int64(symbols[place]), np.int64(symbols[after[place]]))
+    ranks[place] = rank
     if rank == NO_RANK:
         return waiting
     _push(heap, waiting, (rank << 32) | place)
     return waiting + 1
 
 
-@inlined
-def _merge_at(place, symbol, symbols, before, after, size):
+@uncounted_part
+def _merge_at(place, symbol, symbols, before, after, size, ranks):
     """Put `symbol` in place of the one at `place` and the next."""
     gone = after[place]
     symbols[place], symbols[gone] = symbol, -1
+    ranks[gone] = NO_RANK
     after[place] = after[gone]
     if after[gone] < size:
         before[after[gone]] = place
 
 
-@inlined
+@uncounted_part
 def _merge_piece(size, stream, threshold, pairs, products, work):
     """Merge the symbols of one piece; places whose symbol is -1 are gone."""
-    symbols, before, after, heap, skipped = work
+    symbols, before, after, ranks, heap, skipped = work
     waiting, num_skipped, counter = np.int64(0), np.int64(0), stream
     for i in range(size):
         before[i], after[i] = i - 1, i + 1
-    for i in range(size):
-        waiting = _push_pair(symbols, after, np.int64(i), size, pairs, heap, waiting)
+        waiting = _look_up(np.int64(i), symbols, after, size, ranks, pairs, heap, waiting)
     while waiting > 0:
         entry = heap[0]
         _drop_top(heap, waiting)
         waiting -= 1
         place, rank = entry & _PLACE, entry >> 32
-        if symbols[place] < 0 or after[place] >= size:
-            continue
-        if find_rank(pairs, np.int64(symbols[place]), np.int64(symbols[after[place]])) != rank:
+        if ranks[place] != rank:
             continue
         counter += _STEP
         if _mix(counter) >> _UNUSED_BITS < threshold:
             skipped[num_skipped] = entry
             num_skipped += 1
             continue
-        _merge_at(place, products[rank], symbols, before, after, size)
-        waiting = _push_pair(symbols, after, np.int64(before[place]), size, pairs, heap, waiting)
-        waiting = _push_pair(symbols, after, place, size, pairs, heap, waiting)
+        _merge_at(place, products[rank], symbols, before, after, size, ranks)
+        for side in range(2):
+            changed = place if side else np.int64(before[place])
+            waiting = _look_up(changed, symbols, after, size, ranks, pairs, heap, waiting)
         for i in range(num_skipped):
             _push(heap, waiting, skipped[i])
             waiting += 1
         num_skipped = np.int64(0)
 
 
-@compiled_loop
+@uncounted_loop
 def encode_window_with_dropout(
     text, starts, bounds, position, seed, threshold, pairs, products, ids, work, output
 ):
@@ -137,7 +139,7 @@ def encode_window_with_dropout(
         pairs: uint64, the merges as `encode_short.fill_pairs` enters them.
         products: int32, the symbol that each merge makes.
         ids: int32, the id of each symbol.
-        work: symbols, before, after (int32, as long as the longest piece); heap, skipped (int64,
+        work: symbols, before, after, ranks (int32, as long as the longest piece); heap, skipped (int64,
             ENTRIES_PER_BYTE times as long).
         output: int32, as long as the window.
     """

@@ -14,10 +14,10 @@ The plain twins are in `scaffold_reference`.
 import numpy as np
 
 from scratchlm.tokenizer.compiled.encode_short import NO_RANK, find_rank
-from scratchlm.tokenizer.compiled.vector import compiled_loop, inlined
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 
 
-@inlined
+@uncounted_part
 def _first_merge(ranks, num_pairs):
     """The smallest of ranks[:num_pairs] and how many there are of it."""
     best, count = np.int64(NO_RANK), np.int64(0)
@@ -28,7 +28,7 @@ def _first_merge(ranks, num_pairs):
     return best, count
 
 
-@inlined
+@uncounted_part
 def _merge_everywhere(symbols, first, ranks, size, best, pairs):
     """Make merge `best` wherever it stands in a word, from the left; return the number of symbols left.
 
@@ -50,7 +50,7 @@ def _merge_everywhere(symbols, first, ranks, size, best, pairs):
     return write
 
 
-@compiled_loop
+@uncounted_loop
 def count_merges(symbols, starts, counts, pairs, pair_counts, merge_counts, ranks):
     """Merge every word completely and count what happens; merge r makes the symbol 256 + r.
 
@@ -78,7 +78,7 @@ def count_merges(symbols, starts, counts, pairs, pair_counts, merge_counts, rank
             size = left
 
 
-@compiled_loop
+@uncounted_loop
 def demolish(ids, first_scaffold, part_starts, parts, visible):
     """Write the visible ids to `visible` and return their number.
 
