@@ -165,6 +165,10 @@ SCANNED_PATTERNS = ("gpt2", "cl100k", "o200k", "llama3", "qwen2")
 
 def choose_scanner(pattern: str) -> Callable[..., int]:
     """A scanner for `pattern`, with the signature that `windows` describes."""
+    if pattern == "gpt2":
+        from scratchlm.tokenizer.compiled.scan_gpt2 import scan_gpt2
+
+        return scan_gpt2
     from scratchlm.tokenizer.scan_regex import regex_scanner
 
     return regex_scanner(pattern)

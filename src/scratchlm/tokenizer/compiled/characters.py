@@ -14,7 +14,7 @@ Source: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences".
 import numpy as np
 
 from scratchlm.tokenizer.compiled.unicode_classes import OTHER
-from scratchlm.tokenizer.compiled.vector import inlined, load
+from scratchlm.tokenizer.compiled.vector import compiled_loop, inlined, load
 
 
 @inlined
@@ -60,16 +60,21 @@ def class_at(text, i, end, classes):
     return np.int64(load(classes, code)), length
 
 
-@inlined
-def start_before(text, first, i, end):
-    """Where the character that ends right before text[i] starts; i > first."""
-    for length in range(2, 5):
-        place = i - length
-        if place < first:
-            break
-        if (load(text, place) & 0xC0) != 0x80:
-            _, size = code_point_at(text, place, end)
-            if size == length:
-                return place
-            break
-    return i - 1
+@compiled_loop
+def class_of(text, i, end, classes):
+    """`class_at`, as a call: decoding is too large to be compiled into every place that asks."""
+    return class_at(text, i, end, classes)
+
+
+@compiled_loop
+def character_start(text, first, i, end):
+    """Where the character that text[i] belongs to starts, not before `first`."""
+    if (load(text, i) & 0xC0) == 0x80:
+        for back in range(1, 4):
+            place = i - back
+            if place < first:
+                break
+            if (load(text, place) & 0xC0) != 0x80:
+                _, length = code_point_at(text, place, end)
+                return place if length > back else i
+    return i

@@ -13,7 +13,7 @@ before the cut ends its piece there, so the left side is complete as well.
 
 import numpy as np
 
-from scratchlm.tokenizer.compiled.characters import class_at, code_point_at, start_before
+from scratchlm.tokenizer.compiled.characters import character_start, class_of, code_point_at
 from scratchlm.tokenizer.compiled.unicode_classes import LETTERS, NUMBER, OTHER, SPACE
 from scratchlm.tokenizer.compiled.vector import compiled_loop, inlined, load, mask_below
 
@@ -24,33 +24,18 @@ _BLOCK = 64
 @inlined
 def _is_cut(text, first, i, end, classes):
     """May the text be cut before text[i]? first < i < end, and text[i] starts a character."""
-    after, _ = class_at(text, i, end, classes)
+    after, _ = class_of(text, i, end, classes)
     if load(text, i - 1) == _NEWLINE:
         return after != SPACE and load(text, i) != _SLASH
-    before, _ = class_at(text, start_before(text, first, i, end), end, classes)
+    before, _ = class_of(text, character_start(text, first, i - 1, end), end, classes)
     if before != NUMBER and before < LETTERS:
         return False
     if load(text, i) == _BLANK:
         if i + 1 >= end:
             return False
-        following, _ = class_at(text, i + 1, end, classes)
+        following, _ = class_of(text, i + 1, end, classes)
         return following >= LETTERS
     return after == OTHER and load(text, i) != _APOSTROPHE
-
-
-@inlined
-def _starts_character(text, first, i, end):
-    """Does no well-formed character that starts in text[first:i] reach over text[i]?"""
-    if (load(text, i) & 0xC0) != 0x80:
-        return True
-    for back in range(1, 4):
-        place = i - back
-        if place < first:
-            return True
-        if (load(text, place) & 0xC0) != 0x80:
-            _, length = code_point_at(text, place, end)
-            return length <= back
-    return True
 
 
 @compiled_loop
@@ -65,7 +50,7 @@ def last_cut(text, first, stop, end, classes):
         classes: uint8, the class of each code point.
     """
     for i in range(min(stop, end - 1), first, -1):
-        if _starts_character(text, first, i, end) and _is_cut(text, first, i, end, classes):
+        if character_start(text, first, i, end) == i and _is_cut(text, first, i, end, classes):
             return np.int64(i)
     return np.int64(-1)
 
@@ -74,7 +59,7 @@ def last_cut(text, first, stop, end, classes):
 def first_cut(text, first, stop, end, classes):
     """The smallest safe cut behind `first` and not behind `stop`; -1 where there is none."""
     for i in range(first + 1, min(stop, end - 1) + 1):
-        if _starts_character(text, first, i, end) and _is_cut(text, first, i, end, classes):
+        if character_start(text, first, i, end) == i and _is_cut(text, first, i, end, classes):
             return np.int64(i)
     return np.int64(-1)
 
