@@ -18,7 +18,6 @@ The plain twin is `scan_scalar`, the oracle the expression itself.
 
 import numpy as np
 
-from scratchlm.tokenizer.compiled.block_classes import BLOCK, is_blank, wide_characters
 from scratchlm.tokenizer.compiled.vector import (
     ALL,
     NONE,
@@ -33,6 +32,7 @@ from scratchlm.tokenizer.compiled.vector import (
     mask_letters,
     write_bit_numbers,
 )
+from scratchlm.tokenizer.compiled.wide_characters import BLOCK, is_blank, wide_characters
 
 _LAST = np.uint64(63)
 
