@@ -193,7 +193,7 @@ def test_progress_tells_the_phase_and_the_merges():
     given = learn_merges(words_of(words), 3)
     calls = []
     learn_merges(words_of(words), 5, given=given, progress=lambda *call: calls.append(call))
-    assert calls[0] == ("apply", 3, 3)
+    assert calls[0] == ("replay", 3, 3)
     assert calls[-1] == ("merge", 5, 5)
 
 

@@ -25,7 +25,7 @@ from scratchlm.tokenizer.compiled import pair_table as table
 from scratchlm.tokenizer.compiled.superwords import byte_shapes, joined_shape, num_words
 
 Progress = Callable[[str, int, int], None]
-"""Called as (phase, merges done, merges in all); the phase is "apply" for given merges, then "merge"."""
+"""Called as (phase, merges done, merges in all); the phase is "replay" for given merges, then "merge"."""
 
 SYMBOL_PADDING = 64
 """Spare symbols behind the last word: vector loads reach over its end."""
@@ -179,7 +179,7 @@ class _Merger:
         self.state[table.AT_WORD] = self.state[table.AT_PLACE] = 0
         table.count_pairs(self.words, self.pairs, self.state, False)
         self._start_round(records, threshold=0)
-        self._merge(len(self.given), "apply", report)
+        self._merge(len(self.given), "replay", report)
 
     def learn(self, report: Progress) -> None:
         """Learn the other merges, round after round."""
