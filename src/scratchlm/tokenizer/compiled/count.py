@@ -43,8 +43,8 @@ LONGEST_KEY = 15
 _SLOT = 4  # uint64 in a slot of either table: LOW, HIGH, COUNT here, HASH, START, LENGTH there
 _LOW, _HIGH, _COUNT = 0, 1, 2
 _HASH, _START, _LENGTH = 0, 1, 3
-_BLOCK = 2048  # pieces between the two passes: their slots' lines, 128 KB, stay in the second-level cache
-_FULLEST = 2  # slots for each piece, at least: linear probing then needs 1.5 looks on average (Knuth 6.4)
+_BLOCK = 512  # pieces between the two passes: their slots' lines, 32 KB, stay in the first-level cache
+_FULLEST = 0.75  # of the slots; before a window, of which every piece might be new: then it is about half
 
 # Multipliers that spread consecutive keys: 2^64 / golden ratio, and one of Pelle Evensen's "rrmxmx"
 # mixers, https://mostlymangling.blogspot.com/2018/07/on-mixing-functions-in-fast-splittable.html.
@@ -324,7 +324,7 @@ class PieceTable:
     def _reserve(self, short: int, long: int, arena_bytes: int) -> None:
         """Have room for so many pieces and bytes more; a larger table is filled from the old one."""
         wanted = np.add(self._slots.used, (short, long, arena_bytes))
-        sizes = [len(slots) // _SLOT // _FULLEST for slots in self._slots[:2]]
+        sizes = [int(_FULLEST * (len(slots) // _SLOT)) for slots in self._slots[:2]]
         sizes.append(len(self._slots.arena) - PADDING)
         if (wanted > sizes).any():
             larger = _empty(*np.maximum(wanted, sizes).tolist())
@@ -335,8 +335,8 @@ class PieceTable:
 def _empty(short: int, long: int, arena_bytes: int) -> Slots:
     """A table with room for so many pieces and bytes."""
     return Slots(
-        zeroed_table(_SLOT * _power_of_two(_FULLEST * short)),
-        zeroed_table(_SLOT * _power_of_two(_FULLEST * long)),
+        zeroed_table(_SLOT * _power_of_two(int(short / _FULLEST) + 1)),
+        zeroed_table(_SLOT * _power_of_two(int(long / _FULLEST) + 1)),
         np.zeros(_power_of_two(arena_bytes) + PADDING, np.uint8),
         np.zeros(3, np.int64),
     )
