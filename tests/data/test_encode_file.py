@@ -8,7 +8,7 @@ import pytest
 
 from scratchlm.data.encode_file import encode_file
 from scratchlm.data.shards import TokenDataset
-from scratchlm.tokenizer import END_OF_TEXT, TOKENIZERS
+from scratchlm.tokenizer import END_OF_TEXT, TOKENIZERS, windows
 
 TEXTS = {
     "one document": "The quick brown fox.",
@@ -207,3 +207,24 @@ def test_bpe_gives_the_ids_of_encode(tmp_path, bpe, text):
     if not text.endswith(END_OF_TEXT):
         ids.append(bpe.end_of_text_id)
     assert dataset.read(0, dataset.num_tokens).tolist() == ids == naive_ids(bpe, text)
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 50_000])
+def test_real_text_in_several_ranges_is_encoded_as_one(tmp_path, bpe, shared_data, monkeypatch, num_bytes):
+    """A document of 50 KB that ranges cut, then stories with separators on the edges of ranges."""
+
+    def cut_source(source, specials):
+        return windows.ranges(source, bpe.pattern, specials, num_bytes)
+
+    monkeypatch.setattr(bpe, "cut_source", cut_source)
+    stories = (shared_data / "pretrain" / "tinystories_train.txt").read_text(encoding="utf-8")[:150_000]
+    novel = (shared_data / "tokenizer" / "japanese_wagahai.txt").read_text(encoding="utf-8")[:20_000]
+    text = novel + stories.replace("\n", "\r\n", 50) + novel
+    path = write(tmp_path / "text.txt", text)
+    for num_threads in (1, 2, 3):
+        folder = tmp_path / str(num_threads)
+        stats = encode_file(bpe, path, folder, num_threads=num_threads, tokens_per_shard=2**14)
+        assert files_of(folder) == files_of(tmp_path / "1")
+    dataset = TokenDataset.open(tmp_path / "1")
+    assert stats.documents == len(naive_documents(text))
+    assert dataset.read(0, dataset.num_tokens).tolist() == naive_ids(bpe, text)
