@@ -76,6 +76,16 @@ def test_given_merges_of_another_corpus_are_applied_first():
         assert learn_merges(words_of(counts.items()), 40, given=given) == expected, seed
 
 
+def test_given_merges_apply_to_long_words_with_many_kinds_of_parts():
+    rng = random.Random(9)
+    names = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 8))) for _ in range(6000)]
+    counts = Counter(" ".join(rng.choices(names, k=400)).encode("utf-8") for _ in range(30))
+    words = Counter((" " + name).encode("utf-8") for name in names)
+    given = learn_merges(words_of(words.items()), 20)
+    expected = learn_merges_reference(as_reference(counts), 10, given=given)
+    assert learn_merges(words_of(counts.items()), 10, given=given) == expected
+
+
 def test_the_order_of_the_words_changes_nothing():
     rng = random.Random(3)
     pieces = list(random_corpus(11).items()) + list(random_corpus(12).items())
@@ -164,6 +174,7 @@ def test_merges_end_when_no_pair_is_left():
     assert learn_merges(words_of([(b"abab", 1)]), 10) == [(b"a", b"b"), (b"ab", b"ab")]
     assert learn_merges(words_of([]), 10) == []
     assert learn_merges(words_of([(b"ab", 1)]), 0) == []
+    assert learn_merges(words_of([]), 10, given=[(b"a", b"b")]) == []
 
 
 def seconds(word, num_merges):

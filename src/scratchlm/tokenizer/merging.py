@@ -23,6 +23,7 @@ from scratchlm.tokenizer.compiled import merges as loop
 from scratchlm.tokenizer.compiled import pair_queue as queue
 from scratchlm.tokenizer.compiled import pair_table as table
 from scratchlm.tokenizer.compiled.superwords import byte_shapes, joined_shape, num_words
+from scratchlm.tokenizer.merge_replay import WordParts
 
 Progress = Callable[[str, int, int], None]
 """Called as (phase, merges done, merges in all); the phase is "replay" for given merges, then "merge"."""
@@ -99,12 +100,12 @@ def learn_merges(
     given_keys = _given_keys(given)
     if len(given):
         _check_reachable(given, given_keys, tie)
-    merger = _Merger(words, given_keys, num_merges, tie)
+    merger = _Merger(words, len(given), num_merges, tie)
     if max_words is not None:
         merger.state[loop.MAX_WORDS] = max_words
     report = progress or (lambda phase, done, total: None)
     if len(given):
-        merger.apply_given(report)
+        merger.replay(given, given_keys, report)
     merger.learn(report)
     return merger.learnt()
 
@@ -131,8 +132,8 @@ def _given_keys(given: Sequence[Pair]) -> Int64[np.ndarray, " merges"]:
 def _check_reachable(given: Sequence[Pair], keys: Int64[np.ndarray, " merges"], tie: Tie) -> None:
     """Each token, taken alone, must become one symbol: else learning could make it a second time."""
     tokens = words_of((left + right, 0) for left, right in given)
-    merger = _Merger(tokens, keys, 0, tie)
-    merger.apply_given(lambda phase, done, total: None)
+    merger = _Merger(tokens, len(given), 0, tie)
+    merger.replay(given, keys, lambda phase, done, total: None)
     for rank in np.flatnonzero(merger.words.lengths != 1)[:1].tolist():
         left, right = given[rank]
         raise ValueError(
@@ -144,22 +145,19 @@ def _check_reachable(given: Sequence[Pair], keys: Int64[np.ndarray, " merges"], 
 class _Merger:
     """The arrays of one training."""
 
-    def __init__(self, words: Words, given: Int64[np.ndarray, " merges"], num_merges: int, tie: Tie) -> None:
-        starts = words.starts[:-1]
-        lengths = np.diff(words.starts).astype(np.int32)
-        self.words = table.WorkingWords(words.symbols, starts, lengths, words.counts)
-        self.given = given
-        possible = int(words.starts[-1]) - len(starts)  # each merge takes at least one symbol away
-        self.num_merges = len(given) + min(num_merges, possible)
+    def __init__(self, words: Words, num_given: int, num_merges: int, tie: Tie) -> None:
+        self.starts = words.starts
+        self.words = _working(words)
+        self.num_given = num_given
+        possible = int(words.starts[-1]) - len(words.counts)  # each merge takes at least one symbol away
+        self.num_merges = num_given + min(num_merges, possible)
         num_symbols = 256 + self.num_merges
         lines = np.zeros((num_symbols, 2, loop.SIDE), np.int64)
         lines[:, :, loop.LAST_WORD] = -1
-        # a merge takes as many symbols away as it merges places, and notes two pairs for each place; memory
-        # that is never written is never taken
-        notes = np.empty(int(words.starts[-1]) + 1, np.int64)
-        self.neighbours = loop.Neighbours(lines.ravel(), np.empty(2 * num_symbols, np.int32), notes)
+        touched, notes = np.empty(2 * num_symbols, np.int32), np.empty(0, np.int64)
+        self.neighbours = loop.Neighbours(lines.ravel(), touched, notes)
         self.state = np.zeros(loop.STATE_SIZE, np.int64)
-        self.state[loop.NUM_GIVEN], self.state[loop.LONGEST] = len(given), 1
+        self.state[loop.NUM_GIVEN], self.state[loop.LONGEST] = num_given, 1
         self.state[loop.MAX_WORDS] = np.iinfo(np.int64).max
         self.state[queue.TIE] = _TIES.get(tie, queue.TIE_ORDER)
         self.tokens = _byte_tokens(num_symbols, tie)
@@ -167,19 +165,23 @@ class _Merger:
         self.pairs = _empty_table(0)
         self.queue = _empty_queue(0)
 
-    def apply_given(self, report: Progress) -> None:
-        """Apply the given merges; their pairs are the only ones with records."""
-        self.pairs = _empty_table(len(self.given))
-        records = self.pairs.records.reshape(-1, table.FIELDS)[: len(self.given)]
-        records[:, table.KEY] = self.given
+    def replay(self, given: Sequence[Pair], keys: Int64[np.ndarray, " merges"], report: Progress) -> None:
+        """Apply the given merges to the distinct parts of the words, then put the words together again."""
+        symbols, counts = self.words.symbols, self.words.counts
+        parts = WordParts(symbols, self.starts, given, padding=SYMBOL_PADDING)
+        self.words = _working(Words(parts.symbols, parts.starts, np.zeros(len(parts.starts) - 1, np.int64)))
+        self.pairs = _empty_table(len(given))  # the only pairs with records: no other will be merged
+        records = self.pairs.records.reshape(-1, table.FIELDS)[: len(given)]
+        records[:, table.KEY] = keys
         records[:, table.COUNT : table.POSTINGS + 1] = 0
         records[:, table.NEXT] = -1
-        self.state[table.NUM_PAIRS] = len(self.given)
-        table.enter_pairs(self.pairs, len(self.given))
+        self.state[table.NUM_PAIRS] = len(given)
+        table.enter_pairs(self.pairs, len(given))
         self.state[table.AT_WORD] = self.state[table.AT_PLACE] = 0
         table.count_pairs(self.words, self.pairs, self.state, False)
         self._start_round(records, threshold=0)
-        self._merge(len(self.given), "replay", report)
+        self._merge(len(given), "replay", report)
+        self.words = _working(Words(symbols, parts.join(symbols, self.words.lengths), counts))
 
     def learn(self, report: Progress) -> None:
         """Learn the other merges, round after round."""
@@ -199,7 +201,7 @@ class _Merger:
         for left, right in zip(lefts.tolist(), rights.tolist(), strict=True):
             learnt.append((made[left], made[right]))
             made.append(made[left] + made[right])
-        return learnt[len(self.given) :]
+        return learnt[self.num_given :]
 
     def _count(self) -> Int64[np.ndarray, "pairs fields"]:
         """Count all pairs of the words as they are; return the records of those that may become a token."""
@@ -223,8 +225,11 @@ class _Merger:
         records[1:, table.POSTINGS], records[:1, table.POSTINGS] = ends[:-1], 0
         capacity = 2 * (num_pairs + len(self.tokens.heads))
         # merging a place takes a symbol away and adds at most two pairs with one word each
-        room = num_postings + 4 * int(self.words.lengths.sum())
+        num_symbols = int(self.words.lengths.sum())
+        room = num_postings + 4 * num_symbols
         self.pairs = _empty_table(capacity)._replace(postings=np.empty(room, np.int32))
+        # likewise two notes for each place; memory that is never written is never taken
+        self.neighbours = self.neighbours._replace(notes=np.empty(num_symbols + 1, np.int64))
         self.pairs.records[: records.size] = records.ravel()
         self.queue = _empty_queue(capacity)
         table.enter_pairs(self.pairs, num_pairs)
@@ -236,7 +241,7 @@ class _Merger:
     def _merge(self, until: int, phase: str, report: Progress) -> None:
         """Merge until there are so many merges or no pair reaches the threshold."""
         state = self.state
-        offset = len(self.given) if phase == "merge" else 0
+        offset = self.num_given if phase == "merge" else 0
         while state[loop.NUM_MERGES] < until:
             step = min(until, int(state[loop.NUM_MERGES]) + _MERGES_PER_REPORT)
             outcome = loop.merge_pairs(
@@ -267,6 +272,11 @@ class _Merger:
 
 
 _TIES = {"bytes": queue.TIE_GREATEST_BYTES, "assembled_bytes": queue.TIE_SMALLEST_BYTES}
+
+
+def _working(words: Words) -> table.WorkingWords:
+    lengths = np.diff(words.starts).astype(np.int32)
+    return table.WorkingWords(words.symbols, words.starts[:-1], lengths, words.counts)
 
 
 def _symbols_of(
