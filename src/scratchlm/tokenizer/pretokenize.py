@@ -16,6 +16,7 @@ https://github.com/PythonNut/superbpe, second stage.
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import regex
@@ -162,13 +163,54 @@ def character_classes(num_characters: int) -> UInt8[np.ndarray, " characters"]:
 SCANNED_PATTERNS = ("gpt2", "cl100k", "o200k", "llama3", "qwen2")
 """Patterns that have a compiled scanner and whose pieces start at every safe cut."""
 
+Implementation = Literal["auto", "vector", "scalar"]
+"""Which scanner: 64 bytes at a time, one character at a time, or what suits the CPU."""
 
-def choose_scanner(pattern: str) -> Callable[..., int]:
-    """A scanner for `pattern`, with the signature that `windows` describes."""
+
+@functools.cache
+def choose_scanner(pattern: str, implementation: Implementation = "auto") -> Callable[..., int]:
+    """The compiled scanner: (text, firsts, stops, ends, classes, starts, bounds) -> number of starts written.
+
+    `compiled.scan_scalar` documents the arguments. Only the chosen one is imported and, at its first call,
+    compiled.
+
+    Raises:
+        ValueError: There is no such pattern, or no compiled scanner for it.
+    """
+    check_name(pattern, SCANNED_PATTERNS, "pattern")
+    if implementation == "auto":
+        implementation = "vector" if _has_wide_vectors() else "scalar"
+    return _vector_scanner(pattern) if implementation == "vector" else _scalar_scanner(pattern)
+
+
+def _has_wide_vectors() -> bool:
+    """Are compares of 64 bytes known to pay? English, GB/s: 2.0 with AVX-512, 1.2 AVX2, 1.0 SSE2; scalar 0.1.
+
+    Elsewhere (NEON) neither speed nor compile time has been measured.
+    """
+    from llvmlite import binding
+
+    return bool(binding.get_host_cpu_features().get("sse2"))
+
+
+def _vector_scanner(pattern: str) -> Callable[..., int]:
     if pattern == "gpt2":
         from scratchlm.tokenizer.compiled.scan_gpt2 import scan_gpt2
 
         return scan_gpt2
-    from scratchlm.tokenizer.scan_regex import regex_scanner
+    if pattern == "o200k":
+        from scratchlm.tokenizer.compiled.scan_o200k import scan_o200k
 
-    return regex_scanner(pattern)
+        return scan_o200k
+    from scratchlm.tokenizer.compiled.scan_cl100k import scan_cl100k
+
+    digits = 1 if pattern == "qwen2" else 3
+    return lambda *arguments: scan_cl100k(*arguments, digits)
+
+
+def _scalar_scanner(pattern: str) -> Callable[..., int]:
+    from scratchlm.tokenizer.compiled import scan_scalar
+
+    codes = {"gpt2": scan_scalar.GPT2, "qwen2": scan_scalar.QWEN2, "o200k": scan_scalar.O200K}
+    code = codes.get(pattern, scan_scalar.CL100K)
+    return lambda *arguments: scan_scalar.scan_scalar(*arguments, code)
