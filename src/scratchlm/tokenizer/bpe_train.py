@@ -135,11 +135,14 @@ class BPETrainer:
         profile: TrainingProfile | None,
     ) -> BPETokenizer:
         reports, profile = _Reports(progress), profile or TrainingProfile()
-        words = self._count(jobs, num_bytes, reports, profile)
+        load_merging = threading.Thread(target=_load_merging)
+        words = self._count(jobs, num_bytes, reports, profile, load_merging)
         if not profile.num_occurrences:
             raise ValueError(f"{where}the training text is empty: nothing to learn a vocabulary from.")
         num_merges = self.vocab_size - 256 - len(self.special_tokens)
         with profile.phase("merge"):
+            if load_merging.ident is not None:
+                load_merging.join()
             merges = learn_merges(words, num_merges, tie=self.tie, progress=reports)
             reports.flush()
         profile.num_merges = len(merges)
@@ -159,14 +162,18 @@ class BPETrainer:
             return BPETokenizer(vocab, merges, self.special_tokens, pattern=self.pattern)
 
     def _count(
-        self, jobs: Iterable[Job], num_bytes: int, reports: "_Reports", profile: TrainingProfile
+        self,
+        jobs: Iterable[Job],
+        num_bytes: int,
+        reports: "_Reports",
+        profile: TrainingProfile,
+        load_merging: threading.Thread,
     ) -> Words:
-        """Count the distinct pieces; meanwhile another thread loads the loops of merging."""
-        load_merging = threading.Thread(target=_load_merging)
+        """Count the distinct pieces; where that takes a while, start `load_merging` meanwhile."""
 
         def report(done: int) -> None:
             # Not before the loops of counting are there: only one thread at a time can compile.
-            if load_merging.ident is None and done < num_bytes:
+            if load_merging.ident is None and (done < num_bytes or not num_bytes):
                 load_merging.start()
             reports("count", done, max(num_bytes, done) if num_bytes else 0)
 
@@ -184,18 +191,16 @@ class BPETrainer:
             words = table.words()
         profile.num_threads, profile.num_bytes = self.num_threads, counts.num_bytes
         profile.num_pieces, profile.table_bytes = table.num_pieces, table.num_bytes
-        profile.num_occurrences = table.num_occurrences + counts.num_dropped
+        profile.num_occurrences = counts.num_occurrences
         if counts.num_dropped:
             log.warning(
                 "max_pieces=%d: %d of the text's %d pieces (%.2f %%) are of kinds too rare to keep and were "
                 "forgotten; merges may differ from those of the whole text.",
                 self.max_pieces,
                 counts.num_dropped,
-                profile.num_occurrences,
-                100 * counts.num_dropped / profile.num_occurrences,
+                counts.num_occurrences,
+                100 * counts.num_dropped / counts.num_occurrences,
             )
-        if load_merging.ident is not None:
-            load_merging.join()
         return words
 
 

@@ -75,11 +75,13 @@ class Counts(NamedTuple):
     Attributes:
         tables: The distinct pieces with their counts, still in several tables; see `add_tables`.
         num_bytes: Bytes of text, special tokens included.
+        num_occurrences: Pieces of the text, equal ones counted each time.
         num_dropped: Occurrences that `max_pieces` made the tables forget.
     """
 
     tables: list[PieceTable]
     num_bytes: int
+    num_occurrences: int
     num_dropped: int
 
 
@@ -129,15 +131,16 @@ class _Worker:
         self.table = PieceTable()
         self.stopped = False
 
-    def run(self, job: Job) -> int:
-        """Count a job; return its number of bytes."""
-        num_bytes = 0
+    def run(self, job: Job) -> tuple[int, int]:
+        """Count a job; return its number of bytes and of pieces."""
+        num_bytes = num_occurrences = 0
         for window in job(self.splitter):
             if self.stopped:
                 break
             self.table.count(window.text, window.starts, window.bounds)
             num_bytes += window.num_bytes
-        return num_bytes
+            num_occurrences += len(window.starts) - len(window.specials)  # less one stop for each segment
+        return num_bytes, num_occurrences
 
 
 class _Counter:
@@ -156,9 +159,9 @@ class _Counter:
         self._report = report
         self._workers: list[_Worker] = []
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._running: collections.deque[Future[tuple[int, PieceTable | None]]] = collections.deque()
+        self._running: collections.deque[Future[tuple[int, int, PieceTable | None]]] = collections.deque()
         self._bounded = PieceTable()
-        self._num_bytes = self._num_dropped = 0
+        self._num_bytes = self._num_occurrences = self._num_dropped = 0
 
     def start(self, pool: ThreadPoolExecutor, job: Job) -> None:
         """Give the job to an idle worker, and wait for one if there is none."""
@@ -176,27 +179,28 @@ class _Counter:
             self._collect()
         found = [self._bounded, *(worker.table for worker in self._workers)]
         tables = [table for table in found if table.num_pieces]
-        return Counts(tables, self._num_bytes, self._num_dropped)
+        return Counts(tables, self._num_bytes, self._num_occurrences, self._num_dropped)
 
     def stop(self) -> None:
         """After an error or Ctrl-C: threads stop at their next window instead of the end of their job."""
         for worker in self._workers:
             worker.stopped = True
 
-    def _run(self, worker: _Worker, job: Job) -> tuple[int, PieceTable | None]:
+    def _run(self, worker: _Worker, job: Job) -> tuple[int, int, PieceTable | None]:
         try:
-            num_bytes = worker.run(job)
+            num_bytes, num_occurrences = worker.run(job)
             if self._max_pieces is None:
-                return num_bytes, None
+                return num_bytes, num_occurrences, None
             table, worker.table = worker.table, PieceTable()
-            return num_bytes, table
+            return num_bytes, num_occurrences, table
         finally:
             self._idle.put(worker)
 
     def _collect(self) -> None:
         """Take the result of the oldest job."""
-        num_bytes, table = self._running.popleft().result()
+        num_bytes, num_occurrences, table = self._running.popleft().result()
         self._num_bytes += num_bytes
+        self._num_occurrences += num_occurrences
         if table is not None and self._max_pieces is not None:
             self._bounded.add(table)
             if self._bounded.num_pieces > self._max_pieces:
