@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchlm.tokenizer.compiled.count import Words
+from scratchlm.tokenizer.bpe_reference import Pair
 from scratchlm.tokenizer.compiled.encode_short import fill_pairs
 from scratchlm.tokenizer.compiled.scaffold import count_merges
 from scratchlm.tokenizer.compiled.vector import ALL
-from scratchlm.tokenizer.merging import Pair, Progress, learn_merges
+from scratchlm.tokenizer.merging import Progress, Words, learn_merges
 from scratchlm.tokenizer.scaffold_reference import ScaffoldMerges
 
 SPARE_MERGES = 0.2
