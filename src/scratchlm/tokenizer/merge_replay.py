@@ -22,7 +22,7 @@ class WordParts:
     def __init__(
         self,
         symbols: Int32[np.ndarray, " symbols"],
-        starts: Int64[np.ndarray, " words+1"],
+        starts: Int64[np.ndarray, " borders"],
         given: Sequence[Pair],
         *,
         padding: int,
@@ -49,7 +49,7 @@ class WordParts:
 
     def join(
         self, symbols: Int32[np.ndarray, " symbols"], lengths: Int32[np.ndarray, " parts"]
-    ) -> Int64[np.ndarray, " words+1"]:
+    ) -> Int64[np.ndarray, " borders"]:
         """Write the words of merged parts to `symbols`, where they were before; return their new starts.
 
         Args:

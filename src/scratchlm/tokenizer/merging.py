@@ -51,7 +51,7 @@ class Words(NamedTuple):
     """
 
     symbols: Int32[np.ndarray, " symbols"]
-    starts: Int64[np.ndarray, " words+1"]
+    starts: Int64[np.ndarray, " borders"]
     counts: Int64[np.ndarray, " words"]
 
 
