@@ -49,7 +49,7 @@ _FULLEST = 0.75  # of the slots; before a window, of which every piece might be 
 # Multipliers that spread consecutive keys: 2^64 / golden ratio, and one of Pelle Evensen's "rrmxmx"
 # mixers, https://mostlymangling.blogspot.com/2018/07/on-mixing-functions-in-fast-splittable.html.
 _SPREAD, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x9FB21C651E98DF25)
-_HALF, _EIGHT, _LENGTH_BITS, _LOWEST_BYTE = (np.uint64(number) for number in (32, 8, 56, 255))
+_HALF, _EIGHT, _LENGTH_BITS = np.uint64(32), np.uint64(8), np.uint64(56)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 
@@ -222,30 +222,25 @@ def add_table(source, least, table):
 
 
 @uncounted_loop
-def write_words(table, symbols, starts, counts):
-    """Write the pieces of two or more bytes as words; return how many there are."""
-    word, place = 0, 0
-    for i in range(0, len(table.short), _SLOT):
-        length = np.int64(table.short[i + _HIGH] >> _LENGTH_BITS)
-        if length > 1:
-            starts[word], counts[word] = place, np.int64(table.short[i + _COUNT])
-            for half in range(2):  # eight symbols at a time; the next word overwrites what is too many
-                packed = table.short[i + half]
-                for j in range(8):
-                    symbol = np.int32((packed >> np.uint64(8 * j)) & _LOWEST_BYTE)
-                    store(symbols, place + 8 * half + j, symbol)
-            place += length
-            word += 1
-    for i in range(0, len(table.long), _SLOT):
-        if table.long[i + _COUNT] != _ZERO:
-            starts[word], counts[word] = place, np.int64(table.long[i + _COUNT])
-            start = np.int64(table.long[i + _START])
-            for j in range(np.int64(table.long[i + _LENGTH])):
-                symbols[place] = table.arena[start + j]
-                place += 1
-            word += 1
-    starts[word] = place
-    return word
+def write_words(slots, text, is_long, symbols, starts, counts, num_words):
+    """Write one table's pieces of two or more bytes behind the words that are there; return how many then are.
+
+    `text` is where the pieces' bytes are: the table of short ones itself, as bytes, or the arena. The next
+    word begins at starts[num_words]; `symbols`, `starts` and `counts` are those of `merging.Words`.
+    """
+    place = starts[num_words]
+    for i in range(0, len(slots), _SLOT):
+        if slots[i + _COUNT] != _ZERO:
+            start = np.int64(slots[i + _START]) if is_long else np.int64(8 * (i + _LOW))
+            length = np.int64(slots[i + _LENGTH] if is_long else slots[i + _HIGH] >> _LENGTH_BITS)
+            if length > 1:
+                counts[num_words] = np.int64(slots[i + _COUNT])
+                for j in range(length):
+                    store(symbols, place + j, np.int32(load(text, start + j)))
+                place += length
+                num_words += 1
+                starts[num_words] = place
+    return num_words
 
 
 class PieceTable:
@@ -313,13 +308,15 @@ class PieceTable:
 
     def words(self) -> Words:
         """The pieces of two or more bytes: what merging starts from."""
-        short, long, arena_bytes = self._slots.used.tolist()
-        symbols = np.zeros(short * LONGEST_KEY + arena_bytes + SYMBOL_PADDING, np.int32)
-        starts, counts = np.empty(short + long + 1, np.int64), np.empty(short + long, np.int64)
-        num_words = int(write_words(self._slots, symbols, starts, counts))
-        end = int(starts[num_words])
-        symbols[end : end + SYMBOL_PADDING] = 0
-        return Words(symbols[: end + SYMBOL_PADDING], starts[: num_words + 1], counts[:num_words])
+        slots = self._slots
+        short, long, arena_bytes = slots.used.tolist()
+        symbols = np.empty(short * LONGEST_KEY + arena_bytes + SYMBOL_PADDING, np.int32)
+        starts, counts = np.zeros(short + long + 1, np.int64), np.empty(short + long, np.int64)
+        num_words = write_words(slots.short, slots.short.view(np.uint8), 0, symbols, starts, counts, 0)
+        num_words = write_words(slots.long, slots.arena, 1, symbols, starts, counts, num_words)
+        end = int(starts[num_words]) + SYMBOL_PADDING
+        symbols[end - SYMBOL_PADDING : end] = 0
+        return Words(symbols[:end], starts[: num_words + 1], counts[:num_words])
 
     def _reserve(self, short: int, long: int, arena_bytes: int) -> None:
         """Have room for so many pieces and bytes more; a larger table is filled from the old one."""
