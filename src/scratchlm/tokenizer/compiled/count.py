@@ -223,7 +223,7 @@ def add_table(source, least, table):
 
 @uncounted_loop
 def write_words(slots, text, is_long, symbols, starts, counts, num_words):
-    """Write one table's pieces of two or more bytes behind the words that are there; return how many then are.
+    """Write one table's pieces of two or more bytes behind `num_words` words; return how many then are there.
 
     `text` is where the pieces' bytes are: the table of short ones itself, as bytes, or the arena. The next
     word begins at starts[num_words]; `symbols`, `starts` and `counts` are those of `merging.Words`.
