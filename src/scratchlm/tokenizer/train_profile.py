@@ -80,7 +80,7 @@ class TrainingProfile:
         return "\n".join([*lines, f"{'in all':<12}{self.seconds():>9.3f}"])
 
 
-def _rate(amount: float, seconds: float) -> str:
+def _rate(amount: int | float, seconds: float) -> str:
     return f"{amount / seconds:,.0f}" if seconds > 0 else "0"
 
 
