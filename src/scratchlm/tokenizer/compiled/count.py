@@ -44,6 +44,7 @@ _SLOT = 4  # uint64 in a slot of either table: LOW, HIGH, COUNT here, HASH, STAR
 _LOW, _HIGH, _COUNT = 0, 1, 2
 _HASH, _START, _LENGTH = 0, 1, 3
 _BLOCK = 512  # pieces between the two passes: their slots' lines, 32 KB, stay in the first-level cache
+_PARTS = 16  # a table is added in parts: room for all its pieces being new would be twice what is needed
 _FULLEST = 0.75  # of the slots; before a window, of which every piece might be new: then it is about half
 
 # Multipliers that spread consecutive keys: 2^64 / golden ratio, and one of Pelle Evensen's "rrmxmx"
@@ -285,8 +286,14 @@ class PieceTable:
 
     def add(self, other: "PieceTable", *, least: int = 1) -> None:
         """Add the pieces of `other` that it counts at least `least` times."""
-        self._reserve(*other._slots.used.tolist())
-        add_table(other._slots, np.uint64(least), self._slots)
+        source, (short, long, arena_bytes) = other._slots, other._slots.used.tolist()
+        self._reserve(0, long, arena_bytes)
+        add_table(source._replace(short=source.short[:0]), np.uint64(least), self._slots)
+        step = _SLOT * max(_BLOCK, len(source.short) // _SLOT // _PARTS)
+        for start in range(0, len(source.short), step):
+            part = source.short[start : start + step]
+            self._reserve(min(short, len(part) // _SLOT), 0, 0)
+            add_table(source._replace(short=part, long=source.long[:0]), np.uint64(least), self._slots)
 
     def drop_rarest(self, max_pieces: int) -> int:
         """Keep at most `max_pieces` pieces, the most frequent; equally rare ones go together.
