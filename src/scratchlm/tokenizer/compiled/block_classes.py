@@ -5,8 +5,8 @@ r"""64 bytes -> where their characters start, a mask for each class of character
     lower          x   x   x   .    .   .   .    .
     caseless       .   .   .   .    x   .   .    .       one bit for a character: at its first byte
 
-ASCII needs only compares. The letters of four large scripts stand together in UTF-8 and are told by compares
-as well; every other character is decoded on its own. A character may reach over the block's end: `spilled`
+ASCII needs only compares. The letters of large scripts stand together in UTF-8 and are told by compares as
+well; every other character is decoded on its own. A character may reach over the block's end: `spilled`
 hands its continuation bytes on to the next block.
 
 "The character before this one is a letter" is a shift for ASCII; `following` makes it a shift and an addition
@@ -26,14 +26,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchlm.tokenizer.compiled.characters import class_at, class_of
+from scratchlm.tokenizer.compiled.characters import class_of
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.unicode_classes import CASELESS, LOWER, MARK, NUMBER, SPACE, UPPER
 from scratchlm.tokenizer.compiled.vector import (
     ALL,
     NONE,
     ONE,
     bits_between,
-    inlined,
     load,
     lowest_bit,
     mask_below,
@@ -84,7 +84,7 @@ class Wide(NamedTuple):
     spilled: np.uint64
 
 
-@inlined
+@uncounted_part
 def following(mask, continuation, carry):
     """The characters whose predecessor is in `mask`, and the carry into the next block (0 or 1)."""
     shifted = (mask << ONE) | carry
@@ -92,13 +92,13 @@ def following(mask, continuation, carry):
     return total & ~continuation, (mask >> _LAST) | np.uint64(total < shifted)
 
 
-@inlined
+@uncounted_part
 def whole(mask, continuation, carry):
     """All bytes of the characters in `mask`; the carry is that of `following`."""
     return mask | (continuation & ~(((mask << ONE) | carry) + continuation))
 
 
-@inlined
+@uncounted_part
 def flooded(run, sources):
     """Each bit of `sources`, a part of `run`, and all bits of its run above it.
 
@@ -107,19 +107,37 @@ def flooded(run, sources):
     return run & (~(run + sources) | sources)
 
 
-@inlined
-def _cyrillic(text, base):
-    """Upper and lower case from U+0400 to U+045F: lead bytes D0 and D1."""
-    first, second = mask_equal(text, base, 0xD0), mask_equal(text, base, 0xD1)
-    upper, lower = NONE, NONE
-    if first | second != NONE:
-        upper = first & mask_below(text, base + 1, 0x80, 0x30)
-        lower = first & mask_below(text, base + 1, 0xB0, 0x10)
-        lower |= second & mask_below(text, base + 1, 0x80, 0x20)
+@uncounted_part
+def _pairs(text, base, lead, first, count):
+    """Characters of two bytes, `lead` and one of the `count` values from `first` on."""
+    return mask_equal(text, base, lead) & mask_below(text, base + 1, first, count)
+
+
+@uncounted_part
+def _cased(text, base):
+    """Upper and lower case: Latin U+00C0 to U+00FF, Greek U+0391 to U+03CE, Cyrillic U+0400 to U+045F."""
+    if mask_below(text, base, 0xC3, 0x0F) == NONE:
+        return NONE, NONE
+    upper = _pairs(text, base, 0xC3, 0x80, 0x17) | _pairs(text, base, 0xC3, 0x98, 0x07)
+    upper |= _pairs(text, base, 0xCE, 0x91, 0x11) | _pairs(text, base, 0xCE, 0xA3, 0x09)
+    upper |= _pairs(text, base, 0xD0, 0x80, 0x30)
+    lower = _pairs(text, base, 0xC3, 0x9F, 0x18) | _pairs(text, base, 0xC3, 0xB8, 0x08)
+    lower |= _pairs(text, base, 0xCE, 0xAC, 0x14) | _pairs(text, base, 0xCF, 0x80, 0x0F)
+    lower |= _pairs(text, base, 0xD0, 0xB0, 0x10) | _pairs(text, base, 0xD1, 0x80, 0x20)
     return upper, lower
 
 
-@inlined
+@uncounted_part
+def _semitic(text, base):
+    """Hebrew U+05D0 to U+05EA, Arabic U+0620 to U+064A and U+0680 to U+06D3 without marks."""
+    if mask_below(text, base, 0xD7, 0x05) == NONE:
+        return NONE
+    caseless = _pairs(text, base, 0xD7, 0x90, 0x1B) | _pairs(text, base, 0xD8, 0xA0, 0x20)
+    caseless |= _pairs(text, base, 0xD9, 0x80, 0x0B) | _pairs(text, base, 0xDA, 0x80, 0x40)
+    return caseless | _pairs(text, base, 0xDB, 0x80, 0x14)
+
+
+@uncounted_part
 def _east_asian(text, base):
     """Kana U+3041 to U+30FF but a few, Han U+4E00 to U+9FFF, Hangul U+AC00 to U+D77F: lead bytes E3 to ED."""
     leads = mask_below(text, base, 0xE3, 0x0B)
@@ -139,14 +157,14 @@ def _east_asian(text, base):
     return third & ((mask_equal(text, base, 0xE3) & kana) | han | hangul)
 
 
-@inlined
+@uncounted_part
 def _other_wide(text, base, end, classes, leads, known):
     """Decode the characters that start at `leads`, one after the other, and add them to the `known` ones."""
     continuation, upper, lower, caseless, mark, number, blank, before_text, spilled = known
     while leads != NONE:
         bit = lowest_bit(leads)
         leads &= leads - ONE
-        kind, length = class_at(text, base + bit, end, classes)
+        kind, length = class_of(text, base + bit, end, classes)
         place = np.uint64(bit)
         rest = (ONE << np.uint64(length)) - np.uint64(2)
         continuation |= rest << place
@@ -164,24 +182,26 @@ def _other_wide(text, base, end, classes, leads, known):
     return Wide(continuation, upper, lower, caseless, mark, number, blank, before_text, spilled)
 
 
-@inlined
+@uncounted_loop
 def _wide(text, base, end, classes, high):
     """Classify what is not ASCII, of which `high` are the bytes."""
-    upper, lower = _cyrillic(text, base)
-    caseless = _east_asian(text, base)
+    upper, lower = _cased(text, base)
+    caseless = _semitic(text, base)
+    three = _east_asian(text, base)
     if base + BLOCK + _LONGEST > end:  # the next bytes may be behind the end
         upper &= bits_between(np.int64(0), end - 1 - base)
         lower &= bits_between(np.int64(0), end - 1 - base)
-        caseless &= bits_between(np.int64(0), end - 2 - base)
-    cased = upper | lower
-    continuation = ((cased | caseless) << ONE) | (caseless << np.uint64(2))
-    spilled = (cased >> _LAST) | (caseless >> _LAST) | (caseless >> np.uint64(62))
-    known = Wide(continuation, upper, lower, caseless, NONE, NONE, NONE, NONE, spilled)
-    leads = high & mask_below(text, base, 0xC2, 0x33) & ~(cased | caseless)
+        caseless &= bits_between(np.int64(0), end - 1 - base)
+        three &= bits_between(np.int64(0), end - 2 - base)
+    two = upper | lower | caseless
+    continuation = ((two | three) << ONE) | (three << np.uint64(2))
+    spilled = (two >> _LAST) | (three >> _LAST) | (three >> np.uint64(62))
+    known = Wide(continuation, upper, lower, caseless | three, NONE, NONE, NONE, NONE, spilled)
+    leads = high & mask_below(text, base, 0xC2, 0x33) & ~(two | three)
     return _other_wide(text, base, end, classes, leads, known)
 
 
-@inlined
+@uncounted_part
 def _text_behind(text, base, end, classes):
     """Bit 63 if a character follows the block that is not White_Space; for a block that ends with ASCII."""
     place = base + BLOCK
@@ -194,7 +214,7 @@ def _text_behind(text, base, end, classes):
     return np.uint64(not (byte == 32 or 9 <= byte < 14)) << _LAST
 
 
-@inlined
+@uncounted_part
 def block_at(text, base, end, classes, spilled):
     """Classify the characters of text[base : base + 64].
 

@@ -21,108 +21,68 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchlm.tokenizer.compiled.block_classes import BLOCK, block_at, flooded, following
-from scratchlm.tokenizer.compiled.block_rules import contraction_length, tails, threes
-from scratchlm.tokenizer.compiled.vector import (
-    NONE,
-    ONE,
-    bits_between,
-    compiled_loop,
-    inlined,
-    lowest_bit,
-    mask_equal,
-    store,
-    write_bit_numbers,
+from scratchlm.tokenizer.compiled.block_classes import BLOCK, block_at, following
+from scratchlm.tokenizer.compiled.block_rules import (
+    BlankCarries,
+    SignCarries,
+    blanks,
+    contractions,
+    signs,
+    threes,
 )
-
-_LAST = np.uint64(63)
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
+from scratchlm.tokenizer.compiled.vector import NONE, bits_between, mask_equal, store, write_bit_numbers
 
 
 class Carries(NamedTuple):
-    """What a block hands on: is the last character of this class? 0 or 1, but for the last three."""
+    """What a block hands on to the next."""
 
     letter: np.uint64
-    other: np.uint64
-    opening: np.uint64
-    """Punctuation that starts a piece."""
-    space: np.uint64
-    """U+0020, which punctuation takes in."""
-    blank: np.uint64
-    absorbed: np.uint64
-    """A newline that belongs to the punctuation before it."""
-    newline: np.uint64
-    """Any other newline."""
+    """1 if the last character is a letter."""
+    signs: SignCarries
+    blanks: BlankCarries
     phase: np.uint64
     """Of the numbers, see `threes`."""
+    inside: np.uint64
+    """Bytes of a contraction."""
     spilled: np.uint64
     """See `Block`."""
-    starts: np.uint64
-    """Starts behind contractions, as bits of the next block."""
 
 
-@inlined
-def _split_contractions(text, base, end, apostrophes):
-    """Starts behind contractions, in this block and the next; `apostrophes` start pieces."""
-    here, next_block = NONE, NONE
-    while apostrophes != NONE:
-        bit = lowest_bit(apostrophes)
-        apostrophes &= apostrophes - ONE
-        length = contraction_length(text, base + bit, end)
-        if length > 0:
-            here |= bits_between(bit + length, bit + length + 1)
-            next_block |= bits_between(bit + length - BLOCK, bit + length - BLOCK + 1)
-    return here, next_block
+@uncounted_part
+def _nothing_before():
+    """The carries where a text starts."""
+    before = SignCarries(NONE, NONE, NONE, NONE)
+    return Carries(NONE, before, BlankCarries(NONE, NONE), NONE, NONE, NONE)
 
 
-@inlined
+@uncounted_part
 def _starts_of_block(text, base, end, classes, digits, carries):
     """The starts in text[base : base + 64] and the carries for the next block."""
     block = block_at(text, base, end, classes, carries.spilled)
-    continuation = block.continuation
     letter = block.upper | block.lower | block.caseless
-    other = block.valid & ~(letter | block.number | block.newline | block.blank | continuation)
-    space = mask_equal(text, base, 32) & block.valid
-
-    after_letter, letter_carry = following(letter, continuation, carries.letter)
-    after_other, other_carry = following(other, continuation, carries.other)
-    after_blank, blank_carry = following(block.blank, continuation, carries.blank)
-    opening = other & ~after_other & ~((space << ONE) | carries.space)
-    after_opening, opening_carry = following(opening, continuation, carries.opening)
-
-    absorbed = flooded(block.newline, block.newline & (after_other | carries.absorbed))
-    newline = block.newline & ~absorbed
-    after_newline = (newline << ONE) | carries.newline
-
-    starts = opening | block.blank_before_text | carries.starts
-    starts |= letter & ~(after_letter | after_blank | after_opening)
-    starts |= (newline | block.blank) & ~(after_newline | after_blank)
-    starts |= tails(text, base, end, classes, block, carries.blank, after_newline)
+    other = block.valid & ~(letter | block.number | block.newline | block.blank | block.continuation)
+    sign = signs(text, base, block, other, block.newline, carries.signs)
+    inside, inside_next = carries.inside, NONE
+    apostrophes = sign.opening & mask_equal(text, base, 39)
+    if apostrophes != NONE:
+        inside, inside_next = contractions(text, base, end, apostrophes, inside, np.int64(0))
+    letter &= ~inside
+    after_letter, letter_carry = following(letter, block.continuation, carries.letter)
+    starts, after_blank, blank_carries = blanks(
+        text, base, end, classes, block, sign.absorbed, carries.blanks
+    )
+    starts |= sign.opening | (letter & ~(after_letter | after_blank | sign.after_opening))
     phase = NONE
     if digits == 1:
         starts |= block.number
     else:
-        numbers, phase = threes(block.number, continuation, carries.phase)
+        numbers, phase = threes(block.number, block.continuation, carries.phase)
         starts |= numbers
-    starts_behind = NONE
-    apostrophes = opening & mask_equal(text, base, 39)
-    if apostrophes != NONE:
-        here, starts_behind = _split_contractions(text, base, end, apostrophes)
-        starts |= here
-    return starts, Carries(
-        letter_carry,
-        other_carry,
-        opening_carry,
-        space >> _LAST,
-        blank_carry,
-        absorbed >> _LAST,
-        newline >> _LAST,
-        phase,
-        block.spilled,
-        starts_behind,
-    )
+    return starts, Carries(letter_carry, sign.carries, blank_carries, phase, inside_next, block.spilled)
 
 
-@compiled_loop
+@uncounted_loop
 def scan_cl100k(text, firsts, stops, ends, classes, starts, bounds, digits):
     """Find the pieces of each segment.
 
@@ -143,7 +103,7 @@ def scan_cl100k(text, firsts, stops, ends, classes, starts, bounds, digits):
     for segment in range(len(firsts)):
         bounds[segment] = count
         base, stop, end = np.int64(firsts[segment]), np.int64(stops[segment]), np.int64(ends[segment])
-        carries = Carries(NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE)
+        carries = _nothing_before()
         while base < stop:
             found, carries = _starts_of_block(text, base, end, classes, digits, carries)
             if base + BLOCK > stop:
