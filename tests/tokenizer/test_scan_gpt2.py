@@ -1,11 +1,13 @@
 """The scanner of GPT-2's pattern against the expression itself: random, damaged, real text, block edges."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 
 from scratchlm.tokenizer.compiled.scan_gpt2 import scan_gpt2
+from scratchlm.tokenizer.compiled.scan_scalar import GPT2, scan_scalar
 from scratchlm.tokenizer.compiled.unicode_classes import character_classes
 from scratchlm.tokenizer.compiled.vector import PADDING
 from scratchlm.tokenizer.scan_regex import regex_scanner
@@ -13,7 +15,21 @@ from scratchlm.tokenizer.scan_regex import regex_scanner
 PARTS = [
     *("the", "a", " ", "  ", "\n", "\t", "'", "'s", "'ll", "'re", "'v", "'t", "7", "42", "!", ".."),
     *("\u00e9", "\u4f60", "\u3042", "\u30fb", "\u3000", "\u00a0", "\u0301", "\U0001f600", "\u2019"),
-    *("\u0416", "\ud55c", "\u2028", "\u0663", "\u00bd", "\u00d7", "\u0085", "\u180e", "\u017f"),
+    *(
+        "\u0416",
+        "\u03bb",
+        "\u0627",
+        "\u064b",
+        "\u3002",
+        "\ud55c",
+        "\u2028",
+        "\u0663",
+        "\u00bd",
+        "\u00d7",
+        "\u0085",
+        "\u180e",
+        "\u017f",
+    ),
 ]
 DAMAGED = [
     b"\xff",
@@ -38,6 +54,10 @@ def scanned(scan, data, segments):
     return starts[:count].tolist(), bounds.tolist()
 
 
+def scalar_scanner(*arguments):
+    return scan_scalar(*arguments, GPT2)
+
+
 def check(data, segments=None):
     segments = segments or [(0, len(data), len(data))]
     assert scanned(scan_gpt2, data, segments) == scanned(regex_scanner("gpt2"), data, segments), (
@@ -60,11 +80,28 @@ def test_random_text_in_one_segment_and_in_two(damage):
         check(data, [(0, middle, middle), (middle, len(data), len(data))])
 
 
+def test_long_random_text_is_split_as_the_scalar_scanner_does():
+    draw = random.Random(2)
+    for _ in range(200):
+        texts = [
+            b"".join(
+                draw.choice(DAMAGED) if draw.random() < 0.02 else draw.choice(known).encode()
+                for _ in range(draw.randrange(300))
+            )
+            for known in (draw.sample(PARTS, draw.choice([2, 3, 6, 12, len(PARTS)])) for _ in range(100))
+        ]
+        ends = list(itertools.accumulate(map(len, texts), initial=0))
+        segments = [(first, end, end) for first, end in itertools.pairwise(ends)]
+        data = b"".join(texts)
+        assert scanned(scan_gpt2, data, segments) == scanned(scalar_scanner, data, segments), data
+
+
 CONSTRUCTS = [
     *("'s x", "'ll", "'", "'ve'", "  x", "\n\n", "7a", "\u3000\u3000x", "\u4f60\u597d", "\u3042\u3042."),
     *("\u00a0a", "\U0001f600a", "\u0416\u0416", "\u2028", "\u00a0\u00a0\u00a0"),
 ]
 FILES = [
+    "japanese_wagahai.txt",
     *("udhr.jsonl", "xquad_paragraphs.jsonl", "blns.json", "emoji-test.txt", "utf8_sequence_0x10ffff.txt"),
     *("code_mbpp.jsonl", "gutenberg_french.txt"),
 ]

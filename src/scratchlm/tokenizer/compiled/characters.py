@@ -13,17 +13,18 @@ Source: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences".
 
 import numpy as np
 
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.unicode_classes import OTHER
-from scratchlm.tokenizer.compiled.vector import compiled_loop, inlined, load
+from scratchlm.tokenizer.compiled.vector import load
 
 
-@inlined
+@uncounted_part
 def _follows(text, i, end):
     """Is text[i] a continuation byte before `end`?"""
     return i < end and (load(text, i) & 0xC0) == 0x80
 
 
-@inlined
+@uncounted_loop
 def code_point_at(text, i, end):
     """The code point at text[i] and its number of bytes; -1 and 1 where no well-formed character starts."""
     lead = np.int64(load(text, i))
@@ -51,7 +52,7 @@ def code_point_at(text, i, end):
     return code, np.int64(4)
 
 
-@inlined
+@uncounted_part
 def class_at(text, i, end, classes):
     """The class of the character at text[i] and its number of bytes."""
     code, length = code_point_at(text, i, end)
@@ -60,13 +61,13 @@ def class_at(text, i, end, classes):
     return np.int64(load(classes, code)), length
 
 
-@compiled_loop
+@uncounted_loop
 def class_of(text, i, end, classes):
     """`class_at`, as a call: decoding is too large to be compiled into every place that asks."""
     return class_at(text, i, end, classes)
 
 
-@compiled_loop
+@uncounted_loop
 def character_start(text, first, i, end):
     """Where the character that text[i] belongs to starts, not before `first`."""
     if (load(text, i) & 0xC0) == 0x80:

@@ -14,8 +14,9 @@ before the cut ends its piece there, so the left side is complete as well.
 import numpy as np
 
 from scratchlm.tokenizer.compiled.characters import character_start, class_of, code_point_at
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.unicode_classes import LETTERS, NUMBER, OTHER, SPACE
-from scratchlm.tokenizer.compiled.vector import NONE, compiled_loop, inlined, load, mask_below, mask_equal
+from scratchlm.tokenizer.compiled.vector import NONE, load, mask_below, mask_equal
 
 _NEWLINE, _BLANK, _APOSTROPHE, _SLASH = 10, 32, 39, 47
 _BLOCK = 64
@@ -23,7 +24,7 @@ _LONGEST = 4  # bytes of a character
 _1, _2, _3, _61, _62, _63 = (np.uint64(number) for number in (1, 2, 3, 61, 62, 63))
 
 
-@inlined
+@uncounted_part
 def _is_cut(text, first, i, end, classes):
     """May the text be cut before text[i]? first < i < end, and text[i] starts a character."""
     after, length = class_of(text, i, end, classes)
@@ -42,7 +43,7 @@ def _is_cut(text, first, i, end, classes):
     return after == OTHER and load(text, i) != _APOSTROPHE
 
 
-@compiled_loop
+@uncounted_loop
 def last_cut(text, first, stop, end, classes):
     """The greatest safe cut behind `first` and not behind `stop`, as a position; -1 where there is none.
 
@@ -59,7 +60,7 @@ def last_cut(text, first, stop, end, classes):
     return np.int64(-1)
 
 
-@compiled_loop
+@uncounted_loop
 def first_cut(text, first, stop, end, classes):
     """The smallest safe cut behind `first` and not behind `stop`; -1 where there is none."""
     for i in range(first + 1, min(stop, end - 1) + 1):
@@ -68,7 +69,7 @@ def first_cut(text, first, stop, end, classes):
     return np.int64(-1)
 
 
-@inlined
+@uncounted_part
 def _ill_formed(text, i, expected):
     """Is something in the 64 bytes at text[i] ill-formed? `expected`: continuation bytes as of before.
 
@@ -90,7 +91,7 @@ def _ill_formed(text, i, expected):
     return wrong != NONE, (leads >> _63) | (longer >> _62) | (four >> _61)
 
 
-@compiled_loop
+@uncounted_loop
 def valid_utf8(text, first, end):
     """The position of the first byte in text[first:end] that is part of no well-formed character, or -1.
 

@@ -19,6 +19,7 @@ Sources of the patterns: see `pretokenize`, whose regular expressions are the or
 import numpy as np
 
 from scratchlm.tokenizer.compiled.characters import class_at, class_of
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.unicode_classes import (
     CASELESS,
     LETTERS,
@@ -29,7 +30,7 @@ from scratchlm.tokenizer.compiled.unicode_classes import (
     SPACE,
     UPPER,
 )
-from scratchlm.tokenizer.compiled.vector import compiled_loop, inlined, load, store
+from scratchlm.tokenizer.compiled.vector import load, store
 
 GPT2, CL100K, QWEN2, O200K = range(4)
 """Codes of the patterns; llama3 splits as cl100k."""
@@ -47,7 +48,7 @@ _CAPITALS = 1 << UPPER | 1 << CASELESS | 1 << MARK
 _SMALL = 1 << LOWER | 1 << CASELESS | 1 << MARK
 
 
-@compiled_loop
+@uncounted_loop
 def run_end(text, i, end, classes, wanted, limit):
     """The place behind the run of at most `limit` characters from i on whose class is in the set `wanted`."""
     while i < end and limit > 0:
@@ -59,13 +60,13 @@ def run_end(text, i, end, classes, wanted, limit):
     return i
 
 
-@inlined
+@uncounted_part
 def is_newline(text, i):
     """Is text[i] a line feed or a carriage return?"""
     return load(text, i) == _NEWLINE or load(text, i) == _RETURN
 
 
-@compiled_loop
+@uncounted_loop
 def contraction_end(text, i, end, case_mask):
     """'s|'t|'re|'ve|'m|'ll|'d: the place behind it, or i; case_mask: 0x20 ignores the case, 0 does not."""
     if i + 1 >= end or load(text, i) != _APOSTROPHE:
@@ -84,7 +85,7 @@ def contraction_end(text, i, end, case_mask):
     return i
 
 
-@compiled_loop
+@uncounted_loop
 def blanks_end(text, i, end, classes, to_newline):
     r"""\s*[\r\n]+ if to_newline, then \s+(?!\S), then \s+: text[i] is White_Space."""
     last, newline, place = i, np.int64(-1), i
@@ -100,7 +101,7 @@ def blanks_end(text, i, end, classes, to_newline):
     return place if place == end or last == i else last
 
 
-@inlined
+@uncounted_part
 def piece_end_gpt2(text, i, end, classes):
     r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     place = contraction_end(text, i, end, 0)
@@ -115,14 +116,14 @@ def piece_end_gpt2(text, i, end, classes):
     return run_end(text, place, end, classes, wanted, end)
 
 
-@inlined
+@uncounted_part
 def word_start(text, i, end, classes):
     r"""[^\r\n\p{L}\p{N}]? : the place behind this character, or i."""
     kind, length = class_of(text, i, end, classes)
     return i if kind >= LETTERS or kind == NUMBER or is_newline(text, i) else i + length
 
 
-@inlined
+@uncounted_part
 def rest_end(text, i, end, classes, digits, slash):
     r"""\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ : behind the first that fits.
 
@@ -143,7 +144,7 @@ def rest_end(text, i, end, classes, digits, slash):
     return place
 
 
-@inlined
+@uncounted_part
 def piece_end_cl100k(text, i, end, classes, digits):
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*| ..."""
     place = contraction_end(text, i, end, 0x20)
@@ -154,7 +155,7 @@ def piece_end_cl100k(text, i, end, classes, digits):
     return place if place > start else rest_end(text, i, end, classes, digits, False)
 
 
-@compiled_loop
+@uncounted_loop
 def word_end_o200k(text, i, end, classes):
     r"""P?C*S+|P?C+S* with P = [^\r\n\p{L}\p{N}], C capitals and S small letters: the place behind, or i.
 
@@ -181,7 +182,7 @@ def word_end_o200k(text, i, end, classes):
     return place if place > start else i
 
 
-@inlined
+@uncounted_part
 def piece_end_o200k(text, i, end, classes):
     """Words with a contraction behind them, then the other alternatives."""
     place = word_end_o200k(text, i, end, classes)
@@ -190,7 +191,7 @@ def piece_end_o200k(text, i, end, classes):
     return rest_end(text, i, end, classes, 3, True)
 
 
-@compiled_loop
+@uncounted_loop
 def scan_scalar(text, firsts, stops, ends, classes, starts, bounds, pattern):
     """Write the start of every piece of every segment, and behind each segment's its stop.
 
