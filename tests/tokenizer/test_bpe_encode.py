@@ -12,8 +12,9 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchlm.tokenizer import END_OF_TEXT, bpe_encode
+from scratchlm.tokenizer import END_OF_TEXT
 from scratchlm.tokenizer.bpe import BPETokenizer
+from scratchlm.tokenizer.bpe_encode import Encoder
 from scratchlm.tokenizer.bpe_reference import encode_reference
 from scratchlm.tokenizer.bpe_train import train_bpe
 from scratchlm.tokenizer.formats import load_gpt2
@@ -213,11 +214,19 @@ def test_batches_do_not_depend_on_the_number_of_threads(tokenizer):
         tokenizer.encode_batch(texts, num_threads=0)
 
 
-def test_a_full_cache_does_not_change_the_result(tokenizer, monkeypatch):
-    monkeypatch.setattr(bpe_encode, "CACHED_PIECES", 4)
-    small = BPETokenizer(tokenizer.vocab, tokenizer.merges, pattern="gpt2")
-    text = " ".join(CORPUS)
-    assert small.encode_ordinary(text) == tokenizer.encode_ordinary(text)
+def encoders(tokenizer, **options):
+    ids = {token: id for id, token in tokenizer.vocab.items()}
+    return Encoder(ids, tokenizer.merges, pattern=tokenizer.pattern, **options)
+
+
+def test_the_size_of_the_cache_does_not_change_the_result(tokenizer):
+    rng = random.Random(7)
+    text = "".join(rng.choices([*ALPHABET, " the", "theatre", "aaaaaaaaaaaaaaaaaaaaa", " didn't"], k=40_000))
+    expected = encoders(tokenizer).encode_text(text)
+    for cache_bytes in (0, 10_000, 1 << 18):
+        small = encoders(tokenizer, cache_bytes=cache_bytes)
+        for _ in range(3):
+            assert np.array_equal(small.encode_text(text), expected)
 
 
 def test_dtype_follows_the_size_of_the_vocabulary(tokenizer, gpt2):

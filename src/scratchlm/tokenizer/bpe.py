@@ -124,7 +124,7 @@ class BPETokenizer(Tokenizer):
     # text -> ids
 
     def _encode_array(self, text: str) -> Int32[np.ndarray, " tokens"]:
-        return self._encoder.encode(normalize(text, self.normalization))
+        return self._encoder.encode_text(normalize(text, self.normalization))
 
     def _stable_prefix(self, text: str) -> int:
         if self.normalization is None:
