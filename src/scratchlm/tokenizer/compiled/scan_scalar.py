@@ -39,13 +39,15 @@ _NEWLINE, _RETURN, _BLANK, _APOSTROPHE, _SLASH = 10, 13, 32, 39, 47
 _S, _T, _M, _D, _L, _V, _R, _E = (ord(letter) for letter in "stmdlvre")
 _LONG_S = (0xC5, 0xBF)  # U+017F, the other letter that is "s" when case is ignored
 
-# Sets of classes, bit k for class k.
-_LETTER = 1 << UPPER | 1 << LOWER | 1 << CASELESS
-_DIGIT = 1 << NUMBER
-_BLANKS = 1 << SPACE
-_SIGN = 1 << OTHER | 1 << MARK
-_CAPITALS = 1 << UPPER | 1 << CASELESS | 1 << MARK
-_SMALL = 1 << LOWER | 1 << CASELESS | 1 << MARK
+# Sets of classes, bit k for class k. Typed: Numba would compile a function anew for each Python constant.
+_LETTERS = np.int64(1 << UPPER | 1 << LOWER | 1 << CASELESS)
+_NUMBERS = np.int64(1 << NUMBER)
+_SIGNS = np.int64(1 << OTHER | 1 << MARK)
+_CAPITALS = np.int64(1 << UPPER | 1 << CASELESS | 1 << MARK)
+_SMALL = np.int64(1 << LOWER | 1 << CASELESS | 1 << MARK)
+
+_EXACT_CASE, _ANY_CASE = np.int64(0), np.int64(0x20)  # what is set in a letter before it is compared
+_NO_NEWLINE, _TO_NEWLINE = np.int64(0), np.int64(1)
 
 
 @uncounted_loop
@@ -104,15 +106,15 @@ def blanks_end(text, i, end, classes, to_newline):
 @uncounted_part
 def piece_end_gpt2(text, i, end, classes):
     r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-    place = contraction_end(text, i, end, 0)
+    place = contraction_end(text, i, end, _EXACT_CASE)
     if place > i:
         return place
     if load(text, i) == _BLANK and i + 1 < end:
         place = i + 1
     kind, _ = class_of(text, place, end, classes)
     if kind == SPACE:
-        return blanks_end(text, i, end, classes, False)
-    wanted = _LETTER if kind >= LETTERS else _DIGIT if kind == NUMBER else _SIGN
+        return blanks_end(text, i, end, classes, _NO_NEWLINE)
+    wanted = _LETTERS if kind >= LETTERS else _NUMBERS if kind == NUMBER else _SIGNS
     return run_end(text, place, end, classes, wanted, end)
 
 
@@ -132,27 +134,27 @@ def rest_end(text, i, end, classes, digits, slash):
     place = i
     kind, _ = class_of(text, i, end, classes)
     if kind == NUMBER:
-        return run_end(text, i, end, classes, _DIGIT, digits)
+        return run_end(text, i, end, classes, _NUMBERS, digits)
     if load(text, i) == _BLANK and i + 1 < end:
         place = i + 1
         kind, _ = class_of(text, place, end, classes)
-    if not _SIGN >> kind & 1:
-        return blanks_end(text, i, end, classes, True)
-    place = run_end(text, place, end, classes, _SIGN, end)
+    if not _SIGNS >> kind & 1:
+        return blanks_end(text, i, end, classes, _TO_NEWLINE)
+    place = run_end(text, place, end, classes, _SIGNS, end)
     while place < end and (is_newline(text, place) or (slash and load(text, place) == _SLASH)):
         place += 1
     return place
 
 
 @uncounted_part
-def piece_end_cl100k(text, i, end, classes, digits):
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*| ..."""
-    place = contraction_end(text, i, end, 0x20)
+def word_end_cl100k(text, i, end, classes):
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+ : the place behind, or i."""
+    place = contraction_end(text, i, end, _ANY_CASE)
     if place > i:
         return place
     start = word_start(text, i, end, classes)
-    place = run_end(text, start, end, classes, _LETTER, end)
-    return place if place > start else rest_end(text, i, end, classes, digits, False)
+    place = run_end(text, start, end, classes, _LETTERS, end)
+    return place if place > start else i
 
 
 @uncounted_loop
@@ -183,12 +185,17 @@ def word_end_o200k(text, i, end, classes):
 
 
 @uncounted_part
-def piece_end_o200k(text, i, end, classes):
-    """Words with a contraction behind them, then the other alternatives."""
-    place = word_end_o200k(text, i, end, classes)
-    if place > i:
-        return contraction_end(text, place, end, 0x20)
-    return rest_end(text, i, end, classes, 3, True)
+def piece_end_cl100k(text, i, end, classes, pattern):
+    """A word, else the alternatives that cl100k, qwen2 and o200k share; o200k's words end in contractions."""
+    if pattern == O200K:
+        place = word_end_o200k(text, i, end, classes)
+        if place > i:
+            return contraction_end(text, place, end, _ANY_CASE)
+    else:
+        place = word_end_cl100k(text, i, end, classes)
+        if place > i:
+            return place
+    return rest_end(text, i, end, classes, 1 if pattern == QWEN2 else 3, pattern == O200K)
 
 
 @uncounted_loop
@@ -221,10 +228,8 @@ def scan_scalar(text, firsts, stops, ends, classes, starts, bounds, pattern):
             count += 1
             if pattern == GPT2:
                 i = piece_end_gpt2(text, i, end, classes)
-            elif pattern == O200K:
-                i = piece_end_o200k(text, i, end, classes)
             else:
-                i = piece_end_cl100k(text, i, end, classes, 3 if pattern == CL100K else 1)
+                i = piece_end_cl100k(text, i, end, classes, pattern)
         store(starts, count, np.int32(stop))
         count += 1
     store(bounds, len(firsts), np.int32(count))
