@@ -8,8 +8,8 @@ A split pattern is a list of alternatives, tried in order wherever a piece start
 runs of characters of one class, so the expression becomes a chain of `if`s and runs: what may stand first
 decides the alternative, then the piece goes on while the class fits. Three places need care. `\s+(?!\S)`
 gives the last blank of a run back, which then opens the next word; at the end of the text it keeps it.
-`\s*[\r\n]+` ends at the last newline of a run of blanks. In o200k "HTTPServer" must give back: see
-`word_end_o200k`. No run is read more than twice, so the time is linear in the text.
+`\s*[\r\n]+` ends at the last newline of a run of blanks. In o200k capitals may have to give back what small
+letters need: see `word_end_o200k`. No run is read more than twice, so the time is linear in the text.
 
 Sources of the patterns: see `pretokenize`, whose regular expressions are the oracle of this file.
 """
