@@ -5,21 +5,24 @@ merges (as CS336's reference); GPT-2 numbers the bytes in another order and its 
 text never becomes a special token's id, because no merge may make one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import UInt
 
-from scratchlm.tokenizer.base import Tokenizer, check_name, check_specials
+from scratchlm.tokenizer.base import Errors, Tokenizer, check_name, check_specials
+from scratchlm.tokenizer.batches import Documents
 from scratchlm.tokenizer.bpe_encode import Encoder
-from scratchlm.tokenizer.formats.printable import merges_from_printable, split_merge_lines
 from scratchlm.tokenizer.formats.reading import MAX_VOCAB_SIZE, shown
 from scratchlm.tokenizer.formats.saved import bpe_content, load_bpe
 from scratchlm.tokenizer.normalization import normalize, settled_prefix
 from scratchlm.tokenizer.pretokenize import compiled, stable_prefix
+from scratchlm.tokenizer.sources import Source
+from scratchlm.tokenizer.streaming import EncodedPart
+from scratchlm.tokenizer.windows import ranges
 
 Normalization = Literal["NFC"]
 """What is done to text before it is split: Unicode's composed form, as Qwen 2 wants it."""
@@ -69,8 +72,9 @@ class BPETokenizer(Tokenizer):
         self.special_tokens = self._number_specials(names, ids, ordinary)
         for name in names:  # the encoder sees ordinary tokens only
             del ids[name.encode("utf-8")]
-        options: dict[str, Any] = {"ignore_merges": True} if ignore_merges else {}
-        self._encoder = Encoder(ids, self.merges, pattern=pattern, **options)
+        self._encoder = Encoder(
+            ids, self.merges, pattern=pattern, ignore_merges=ignore_merges, dtype=self.dtype
+        )
 
     def _number_specials(
         self, names: Sequence[str], ids: dict[bytes, int], ordinary: set[bytes]
@@ -123,8 +127,34 @@ class BPETokenizer(Tokenizer):
 
     # text -> ids
 
-    def _encode_array(self, text: str) -> Int32[np.ndarray, " tokens"]:
+    def _encode_array(self, text: str) -> UInt[np.ndarray, " tokens"]:
         return self._encoder.encode_text(normalize(text, self.normalization))
+
+    def _count(self, text: str) -> int:
+        return self._encoder.count_tokens(normalize(text, self.normalization))
+
+    def _encode_texts(self, texts: Sequence[str]) -> Documents:
+        return self._encoder.encode_texts(normalize(text, self.normalization) for text in texts)
+
+    def encode_source(
+        self, source: Source, start: int, stop: int, *, specials: Mapping[str, int], errors: Errors
+    ) -> Iterator[EncodedPart]:
+        """Encode source[start:stop], a range of `cut_source`, in parts; see `Tokenizer.encode_source`."""
+        if self.normalization is None:
+            yield from self._encoder.encode(source, start, stop, specials=specials, errors=errors)
+        elif errors == "lossless":
+            raise ValueError(
+                f"errors='lossless' keeps bytes that are no UTF-8, but this tokenizer normalizes text "
+                f"({self.normalization}); choose 'strict' or 'replace'."
+            )
+        else:
+            yield from super().encode_source(source, start, stop, specials=specials, errors=errors)
+
+    def cut_source(self, source: Source, specials: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """Cut a source where its parts can be encoded by themselves; a pure function of its bytes."""
+        if self.normalization is None:
+            return ranges(source, self.pattern, specials)
+        return super().cut_source(source, specials)
 
     def _stable_prefix(self, text: str) -> int:
         if self.normalization is None:
@@ -172,15 +202,6 @@ def _rebuild(vocab: dict[int, bytes], merges: Merges, names: list[str], *setting
     return BPETokenizer(
         vocab, merges, names, pattern=pattern, ignore_merges=ignore_merges, normalization=normalization
     )
-
-
-def from_printable_pair(line: str) -> tuple[bytes, bytes]:
-    r"""Read one merge: "\u0120t he" -> (b" t", b"he").
-
-    Raises:
-        ValueError: The line is not two printable tokens with one blank between them.
-    """
-    return merges_from_printable(split_merge_lines([line]))[0]
 
 
 # Checks: whole tables at a time, because vocabularies have 200,000 entries; only a table that turns out to

@@ -25,8 +25,15 @@ from typing import TYPE_CHECKING, Any
 from scratchlm import runtime
 from scratchlm.tokenizer.formats.gpt2 import vocab_from_table, vocab_table
 from scratchlm.tokenizer.formats.printable import all_to_printable, merges_from_printable, split_merge_lines
-from scratchlm.tokenizer.formats.reading import check_ids, is_id, parse_json, read_json, read_text, shown
-from scratchlm.tokenizer.formats.reading import saved_problem as problem_of
+from scratchlm.tokenizer.formats.reading import (
+    check_ids,
+    is_id,
+    parse_json,
+    read_json,
+    read_text,
+    saved_problem,
+    shown,
+)
 from scratchlm.tokenizer.formats.split_patterns import NEWLINE_THEN_BLANK, known_pattern
 
 if TYPE_CHECKING:
@@ -38,6 +45,9 @@ TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 
 NO_LIMIT = int(1e30)
 """What `transformers` writes for a tokenizer that knows no longest text."""
+
+_ADDING_PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+"""They put special tokens before and behind an encoded text."""
 
 
 # writing
@@ -190,7 +200,7 @@ def tokenizer_from_table(
     """
     from scratchlm.tokenizer.bpe import BPETokenizer
 
-    with problem_of(path):
+    with saved_problem(path):
         model = _model(content)
         normalization = _normalization(content.get("normalizer"))
         specials = _merge_specials(_added_tokens(content, normalization), more_specials or {}, model["vocab"])
@@ -278,7 +288,7 @@ def _check_flags(token: dict[str, Any], place: str, normalization: str | None) -
 def _config_specials(path: Path) -> dict[str, int]:
     """Special token -> id of a tokenizer_config.json."""
     content = read_json(path)
-    with problem_of(path):
+    with saved_problem(path):
         tokens = _table(content.get("added_tokens_decoder") or {}, "added_tokens_decoder")
         listed = []
         for id, token in tokens.items():
@@ -315,14 +325,13 @@ def _pattern(pre_tokenizer: Any, vocab: dict[int, bytes]) -> str:
     splits_again = steps[-1].get("use_regex", True)
     if kinds == ["ByteLevel"] and splits_again:
         return "gpt2"
-    # What is between two matches is empty, so matches alone or what is between them comes to the same.
     expression = steps[0].get("pattern")
-    isolated = (steps[0].get("behavior"), bool(steps[0].get("invert"))) in (
-        ("Isolated", False), ("Removed", True),
-    )  # fmt: skip
     regular = expression.get("Regex") if isinstance(expression, dict) else None
-    known = known_pattern(regular) if isinstance(regular, str) and isolated and not splits_again else None
-    if known is None:
+    known = known_pattern(regular) if isinstance(regular, str) else None
+    behaviour = steps[0].get("behavior"), bool(steps[0].get("invert"))
+    # "Removed" inverted keeps the matches and drops what lies between them, of which there may be nothing.
+    alike = behaviour == ("Isolated", False) or (behaviour == ("Removed", True) and known and known.covers)
+    if known is None or not alike or splits_again:
         raise ValueError(f"pre_tokenizer={shown(steps)}: {advice}")
     if known.at_end and any(NEWLINE_THEN_BLANK.search(token) for token in vocab.values()):
         raise ValueError(
@@ -353,7 +362,10 @@ def _check_decoder(decoder: Any) -> None:
 
 def _warn_about_additions(path: Path, content: dict[str, Any]) -> None:
     processors = _steps(content.get("post_processor"), "post_processor", "processors")
-    ignored = [str(step.get("type")) for step in processors if step.get("type") != "ByteLevel"]
+    kinds = [step.get("type") for step in processors]
+    if any(kind not in ("ByteLevel", *_ADDING_PROCESSORS) for kind in kinds):
+        raise ValueError(f"post_processor={shown(processors)}: not known")
+    ignored = [kind for kind in kinds if kind != "ByteLevel"]
     ignored += [field for field in ("truncation", "padding") if content.get(field)]
     if ignored:
         log.warning("%s: %s: not part of encoding here, left out", path, ", ".join(ignored))

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import regex
 
+from scratchlm.tokenizer.pretokenize import PATTERNS
+
 NEWLINE_THEN_BLANK = regex.compile(rb"[\r\n][\r\n]*[\t\x0b\x0c \xc2\xe1\xe2\xe3]")
 """A token with blanks after a newline; the last four bytes begin the blanks outside of ASCII."""
 
@@ -56,16 +58,28 @@ _SPELLINGS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 _BLANKS_AT_END = r"\s++$"
 
+_SHORT_SUPERBPE = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"
+"""The second stage of SuperBPE without its last alternative: what lies between two matches is one piece."""
+
 
 class KnownPattern(NamedTuple):
-    """One of our split patterns; `at_end` if a run of blanks at the end of the text stays whole."""
+    """One of our split patterns.
+
+    Attributes:
+        name: Its name.
+        at_end: A run of blanks at the end of the text stays whole.
+        covers: The matches cover the text; else what lies between them are pieces too.
+    """
 
     name: str
-    at_end: bool
+    at_end: bool = False
+    covers: bool = True
 
 
 def known_pattern(expression: str) -> KnownPattern | None:
     """The pattern that a regular expression spells, or None if we have none that splits alike."""
+    if expression in (PATTERNS["superbpe"], _SHORT_SUPERBPE):
+        return KnownPattern("superbpe", covers=expression != _SHORT_SUPERBPE)
     for name, spelling in _compiled_spellings().items():
         match = spelling.fullmatch(expression)
         if match is not None:
