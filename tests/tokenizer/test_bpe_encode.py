@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,10 +19,8 @@ from scratchlm.tokenizer.bpe_train import train_bpe
 from scratchlm.tokenizer.formats import load_gpt2
 from scratchlm.tokenizer.pretokenize import (
     PATTERNS,
-    character_classes,
     parts,
     pretokenize,
-    split_to_bytes,
     stable_prefix,
 )
 
@@ -48,16 +45,6 @@ def gpt2(shared_data):
     return load_gpt2(folder / "gpt2_encoder.json", folder / "gpt2_vocab.bpe")
 
 
-@settings(max_examples=300, deadline=None)
-@given(TEXT)
-def test_the_fast_split_equals_the_regular_expression(text):
-    buffer, ends = split_to_bytes([text, "x", text])
-    pieces = [*pretokenize(text), "x", *pretokenize(text)]
-    assert "".join(pieces) == text + "x" + text
-    assert ends.tolist() == np.cumsum([len(piece.encode()) for piece in pieces]).tolist()
-    assert bytes(buffer).decode() == text + "x" + text
-
-
 @pytest.mark.parametrize("pattern", PATTERNS)
 @settings(max_examples=100, deadline=None)
 @given(text=TEXT, more=TEXT)
@@ -65,10 +52,6 @@ def test_a_stable_prefix_keeps_its_pieces_whatever_follows(pattern, text, more):
     settled = stable_prefix(text, pattern)
     pieces = pretokenize(text[:settled], pattern) if settled else []
     assert pieces == pretokenize(text + more, pattern)[: len(pieces)]
-    buffer, ends = split_to_bytes([text, more], pattern)
-    expected = [len(piece.encode()) for part in (text, more) for piece in pretokenize(part, pattern)]
-    assert np.diff(ends, prepend=0).tolist() == expected
-    assert len(buffer) == sum(expected)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -90,13 +73,6 @@ def test_parts_of_a_long_text_have_the_same_pieces(pattern):
     cut = list(parts(text, pattern, num_characters=50))
     assert len(cut) > 20
     assert [piece for part in cut for piece in pretokenize(part, pattern)] == pretokenize(text, pattern)
-
-
-def test_character_classes_agree_with_and_without_the_large_table():
-    classes = character_classes(0x110000)
-    assert (character_classes(128) == classes[:128]).all()
-    assert not regex.search(r"[\p{L}\p{N}\s]", "".join(map(chr, range(0x40000, 0x110000))))
-    assert not classes[0x40000:].any()
 
 
 @settings(max_examples=200, deadline=None)

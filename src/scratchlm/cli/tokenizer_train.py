@@ -75,7 +75,7 @@ def extend(
     plugin: Plugin = None,
 ) -> None:
     """Learn more merges from another text: old entries keep their ids, new ones follow."""
-    from scratchlm.tokenizer.vocabulary import extend_bpe
+    from scratchlm.tokenizer.bpe_extend import extend_bpe
 
     load_plugins(plugin)
     _check_output(output)
@@ -91,7 +91,7 @@ def cut(
     pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
 ) -> None:
     """Keep the first merges only: the tokenizer that training would have given at that size."""
-    from scratchlm.tokenizer.vocabulary import cut_vocabulary
+    from scratchlm.tokenizer.bpe_extend import cut_vocabulary
 
     _check_output(output)
     _save(cut_vocabulary(open_bpe(tokenizer, pattern), vocab_size), output)

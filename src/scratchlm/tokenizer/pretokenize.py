@@ -18,12 +18,9 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-import numpy as np
 import regex
-from jaxtyping import Int64, UInt8
 
 from scratchlm.tokenizer.base import check_name
-from scratchlm.tokenizer.bpe_numba import LETTER, NUMBER, OTHER, SPACE, split_gpt2
 
 _CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -60,9 +57,6 @@ _UNSETTLED_PIECES = 3
 _SAFE_PLACE = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?:(?= \p{L})|(?=[^\s\p{L}\p{N}\p{M}']))")
 # The pattern superbpe reaches over words, but neither into a number nor out of it.
 _SAFE_PLACE_AT_NUMBERS = regex.compile(r"(?r)(?<=\p{N})(?=\P{N})|(?<=[^\s\p{N}])(?=\p{N})")
-
-_FIRST_PLANE_WITHOUT_LETTERS = 0x40000
-"""From here on Unicode has only marks, tags and private characters."""
 
 _BLANK = regex.compile(r"\s+")
 
@@ -109,55 +103,6 @@ def parts(text: str, pattern: str = "gpt2", *, num_characters: int = CUT_CHARACT
         yield text[start : start + settled]
         start, size = start + settled, num_characters
     yield text[start:] if start else text
-
-
-def split_to_bytes(
-    texts: list[str], pattern: str = "gpt2"
-) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " pieces"]]:
-    """Split several texts, each for itself.
-
-    Example: ["a b", "c"] -> the bytes "a bc" and the ends [1, 3, 4].
-
-    Returns:
-        The UTF-8 of all texts, joined, and the end of every piece in it.
-    """
-    joined = "".join(texts)
-    encoded = joined.encode("utf-8")
-    buffer = np.frombuffer(encoded, np.uint8)
-    if pattern != "gpt2":
-        return buffer, _ends_by_pattern(texts, buffer, pattern)
-    if len(encoded) == len(joined):
-        lengths, classes = [len(text) for text in texts], character_classes(128)
-    else:
-        lengths, classes = [len(text.encode("utf-8")) for text in texts], character_classes(0x110000)
-    ends = np.empty(len(buffer), np.int64)
-    count = split_gpt2(buffer, np.cumsum(lengths, dtype=np.int64), classes, ends)
-    return buffer, ends[:count]
-
-
-def _ends_by_pattern(
-    texts: list[str], buffer: UInt8[np.ndarray, " bytes"], pattern: str
-) -> Int64[np.ndarray, " pieces"]:
-    find = compiled(pattern).findall
-    lengths = [len(piece) for text in texts for piece in find(text)]
-    character_ends = np.cumsum(lengths, dtype=np.int64)
-    if not len(character_ends) or character_ends[-1] == len(buffer):
-        return character_ends
-    character_starts = np.flatnonzero((buffer & 0xC0) != 0x80)
-    return np.append(character_starts, len(buffer))[character_ends]
-
-
-@functools.cache
-def character_classes(num_characters: int) -> UInt8[np.ndarray, " characters"]:
-    """Class of each code point below `num_characters`: letter, number, blank, other; as `regex` says."""
-    classes = np.full(num_characters, OTHER, np.uint8)
-    surrogates = range(0xD800, 0xE000)
-    codes = range(min(num_characters, _FIRST_PLANE_WITHOUT_LETTERS))
-    text = "".join("\0" if code in surrogates else chr(code) for code in codes)
-    for expression, kind in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", SPACE)):
-        for match in regex.finditer(expression, text):
-            classes[match.start() : match.end()] = kind
-    return classes
 
 
 SCANNED_PATTERNS = ("gpt2", "cl100k", "o200k", "llama3", "qwen2")

@@ -6,12 +6,13 @@ thread, the bytes behind the end are ours to read, and a file that shrinks is an
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 
+@runtime_checkable
 class Source(Protocol):
     """Bytes that can be read from any position, by several threads."""
 

@@ -20,6 +20,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scratchlm.tokenizer.formats.gpt2 import merge_lines, vocab_from_table, vocab_table
 from scratchlm.tokenizer.formats.printable import merges_from_printable, split_merge_lines
 from scratchlm.tokenizer.formats.reading import MAX_VOCAB_SIZE, shown
@@ -153,9 +155,7 @@ def tokenizer_from_gguf_fields(fields: Mapping[str, Any]) -> "BPETokenizer":
             f"{PREFIX}pre={shown(pre)}: none of our patterns; known: {', '.join(sorted(_PATTERN_OF))}."
         )
     tokens, merges = _texts(fields, "tokens"), _texts(fields, "merges")
-    types = [NORMAL] * len(tokens)
-    if PREFIX + "token_type" in fields:
-        types = list(fields[PREFIX + "token_type"])
+    types = _types(fields.get(PREFIX + "token_type", [NORMAL] * len(tokens)))
     if len(types) != len(tokens) or set(types) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
         raise ValueError(
             f"{PREFIX}token_type: expected {len(tokens)} numbers, as many as tokens, each one of "
@@ -175,6 +175,14 @@ def tokenizer_from_gguf_fields(fields: Mapping[str, Any]) -> "BPETokenizer":
         pattern=_PATTERN_OF[pre],
         ignore_merges=_PATTERN_OF[pre] == "llama3",
     )
+
+
+def _types(value: Any) -> list[int]:
+    """Types of tokens as whole numbers; an empty list if they are none."""
+    types = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(types, Sequence) or not all(isinstance(type, int) for type in types):
+        return []
+    return list(types)
 
 
 def _texts(fields: Mapping[str, Any], key: str) -> Sequence[str]:
