@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-MAX_FILE_BYTES = 1 << 28
-"""256 MB; the largest tokenizer.json that we know of, Gemma 3's, has 33 MB."""
+MAX_FILE_BYTES = 1 << 27
+"""128 MB; the largest tokenizer.json that we know of, Gemma 3's, has 33 MB."""
 
 MAX_VOCAB_SIZE = 1 << 24
 """Ids stay below it: 64 times Gemma's 262,144; a table by id has at most 128 MB."""
@@ -38,19 +38,20 @@ def read_bytes(path: Path) -> bytes:
         raise ValueError(f"{path}: no such file.") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
-    with open(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
             raise ValueError(f"{path}: is a folder; expected a file.")
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{path}: is no regular file (a pipe, a socket or a device); expected a file.")
-        size = os.fstat(descriptor).st_size
-        data = file.read(MAX_FILE_BYTES + 1) if size <= MAX_FILE_BYTES else b""
-    if max(size, len(data)) > MAX_FILE_BYTES:
-        raise ValueError(
-            f"{path}: has {size:,} bytes; a tokenizer's file has at most {MAX_FILE_BYTES:,}. Is it one?"
-        )
-    return data
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: is a pipe, a socket or a device; expected a regular file.")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ValueError(
+                f"{path}: has {status.st_size:,} bytes; a tokenizer's file has at most {MAX_FILE_BYTES:,}."
+            )
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE_BYTES)  # it may grow meanwhile
+    finally:
+        os.close(descriptor)
 
 
 def read_text(path: Path) -> str:

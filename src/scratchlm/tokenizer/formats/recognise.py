@@ -89,9 +89,7 @@ def _read_table(path: Path, content: dict[str, Any], pattern: str | None) -> "To
         for vocab, merges in FILE_PAIRS:
             if path.with_name(merges).is_file() and (path.name == vocab or path.name not in dict(FILE_PAIRS)):
                 return load_gpt2(path, path.with_name(merges), pattern=pattern or "gpt2")
-        raise ValueError(
-            f"{path}: a vocabulary without its merges; merges.txt or vocab.bpe is not beside it."
-        )
+        raise ValueError(f"{path}: a vocabulary, but no merges.txt or vocab.bpe beside it.")
     raise ValueError(f"{path}: JSON, but no tokenizer's; expected {_KNOWN}.")
 
 

@@ -60,7 +60,7 @@ def check_saved(path: Path, content: dict[str, Any], *, type: str | None = None)
     with saved_problem(path):
         if content.get("format") != FORMAT or not isinstance(content.get("type"), str):
             raise ValueError(f'it has no "format": "{FORMAT}"')
-        if content.get("version") != VERSION:
+        if content.get("version") != VERSION or isinstance(content["version"], bool):
             raise ValueError(f"version {shown(content.get('version'))} is not readable here, only {VERSION}")
         if type is not None and content["type"] != type:
             raise ValueError(f"it holds a tokenizer of type {shown(content['type'])}, not {type!r}")

@@ -3,8 +3,8 @@ r"""A regular expression from somebody's file -> the name of our split pattern t
 One pattern has many spellings: `'s|'t|'re`, `'(?:[st]|re)`; `\p{L}+`, possessive `\p{L}++`. Each of our
 patterns is listed here as its alternatives in order, each alternative with the spellings that match the same
 text at the same place. Anything else is not guessed at: an expression that is almost the same gives almost
-the same ids. So `\p{N}{1,3}+` is not listed: possessive for tiktoken, but for Oniguruma, Hugging Face's engine,
-a repetition of `\p{N}{1,3}`.
+the same ids. So `\p{N}{1,3}+` is not listed: possessive for tiktoken, but a repetition of `\p{N}{1,3}` for
+Oniguruma, Hugging Face's engine.
 
 Two spellings are the same only together: `\s++$` takes a run of blanks at the end of the text whole, and then
 `\s*[\r\n]` (or with a +) leaves no trailing blanks. In GPT-2's pattern `\s+(?!\S)` does that anyway. In the
