@@ -209,9 +209,9 @@ def _rebuild(vocab: dict[int, bytes], merges: Merges, names: list[str], *setting
 
 
 def _ids_by_bytes(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
-    ids = {token: id for id, token in vocab.items()}
-    if set(map(type, vocab)) - {int} or set(map(type, ids)) - {bytes}:
+    if set(map(type, vocab)) - {int} or set(map(type, vocab.values())) - {bytes}:
         raise ValueError("vocabulary: expected a table of whole numbers -> bytes.")
+    ids = {token: id for id, token in vocab.items()}
     if len(ids) < len(vocab):
         id, token = next((id, token) for id, token in vocab.items() if ids[token] != id)
         raise ValueError(f"vocabulary: ids {id} and {ids[token]} both stand for {shown(token)}.")
