@@ -186,6 +186,7 @@ def test_settings_change_the_fingerprint_and_are_saved(tmp_path):
         (BYTES | {300: b"abc"}, [(b"a", b"bc")], [], r"merge 0 .* b'bc' is not in the vocabulary"),
         (BYTES, [], ["a"], "special token 'a': ordinary text gives the same token"),
         (BYTES | {300: b"ab"}, [(b"a", b"b")], ["ab"], "special token 'ab': ordinary text gives"),
+        (BYTES | {300: b"xx", 301: b"xxa"}, [(b"xx", b"a")], ["xx"], "special token 'xx': .*or takes"),
         (BYTES, [], [""], "special token '': must be valid text"),
         (BYTES, [], ["\ud800"], "must be valid text"),
         (BYTES, [], ["<|x|>"] * 2, None),

@@ -337,3 +337,22 @@ def test_changed_values_work_or_are_a_value_error(good, tmp_path, kind, data):
     if loaded is None:
         return
     assert loaded.decode(loaded.encode_ordinary("the cat \u00e9 \x00")) == "the cat \u00e9 \x00"
+
+
+@pytest.mark.parametrize("kind", ["merges", "saved", "huggingface"])
+def test_a_vocabulary_works_without_any_one_of_its_merges(good, tmp_path, kind):
+    """What the lost merge made is then unreachable, or with vocab.json alone a special token."""
+    (tmp_path / "good_vocab.json").write_bytes((good / "good_vocab.json").read_bytes())
+    text = (good / kind).read_text(encoding="utf-8")
+    table = {} if kind == "merges" else json.loads(text)
+    inner = table.get("model", table)
+    merges = text.splitlines(keepends=True)[1:] if kind == "merges" else inner["merges"]
+    for place in range(len(merges)):
+        fewer = merges[:place] + merges[place + 1 :]
+        if kind != "merges":
+            inner["merges"] = fewer
+        path = tmp_path / "tested"
+        path.write_text("".join(fewer) if kind == "merges" else json.dumps(table), encoding="utf-8")
+        loaded = READERS[kind](path)
+        assert loaded.unreachable() or len(loaded.special_tokens) > 1
+        assert loaded.decode(loaded.encode_ordinary(CORPUS[0])) == CORPUS[0]

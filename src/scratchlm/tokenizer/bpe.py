@@ -68,27 +68,20 @@ class BPETokenizer(Tokenizer):
         self.merges = [(left, right) for left, right in merges]
         self._token_bytes = dict(vocab)
         ids = _ids_by_bytes(self._token_bytes)
-        ordinary = _check_merges(ids, self.merges)
-        self.special_tokens = self._number_specials(names, ids, ordinary)
+        _check_merges(ids, self.merges, names)
+        self.special_tokens = self._number_specials(names, ids)
         for name in names:  # the encoder sees ordinary tokens only
             del ids[name.encode("utf-8")]
         self._encoder = Encoder(
             ids, self.merges, pattern=pattern, ignore_merges=ignore_merges, dtype=self.dtype
         )
 
-    def _number_specials(
-        self, names: Sequence[str], ids: dict[bytes, int], ordinary: set[bytes]
-    ) -> dict[str, int]:
+    def _number_specials(self, names: Sequence[str], ids: dict[bytes, int]) -> dict[str, int]:
         """Give each special token its id or a new one."""
         next_id = max(self._token_bytes) + 1
         numbered = {}
         for name in names:
             token = name.encode("utf-8")
-            if token in ordinary:
-                raise ValueError(
-                    f"special token {shown(name)}: ordinary text gives the same token (a byte or a merge); "
-                    "choose a text that no merge makes, such as '<|name|>'."
-                )
             if token not in ids:
                 ids[token] = next_id
                 self._token_bytes[next_id] = token
@@ -230,10 +223,11 @@ def _ids_by_bytes(vocab: Mapping[int, bytes]) -> dict[bytes, int]:
     return ids
 
 
-def _check_merges(ids: Mapping[bytes, int], merges: Merges) -> set[bytes]:
-    """Every token that ordinary text can give: the bytes and the merges' products."""
-    products = {left + right for left, right in merges}
-    if not ids.keys() >= products.union(chain.from_iterable(merges)):
+def _check_merges(ids: Mapping[bytes, int], merges: Merges, specials: Sequence[str]) -> None:
+    """Check that merges and vocabulary belong together and leave the special tokens alone."""
+    products = [left + right for left, right in merges]
+    parts = chain.from_iterable(merges)
+    if not all(map(ids.__contains__, chain(products, parts))):
         for rank, (left, right) in enumerate(merges):
             for token in (left, right, left + right):
                 if token not in ids:
@@ -241,7 +235,13 @@ def _check_merges(ids: Mapping[bytes, int], merges: Merges) -> set[bytes]:
                         f"merge {rank} ({shown(left)}, {shown(right)}): {shown(token)} is not in the "
                         "vocabulary; do these merges belong to it?"
                     )
-    return products.union(_BYTES)
+    names = {name.encode("utf-8"): name for name in specials}
+    taken = names.keys() & chain(_BYTES, products, chain.from_iterable(merges)) if names else ()
+    for token in taken:
+        raise ValueError(
+            f"special token {shown(names[token])}: ordinary text gives the same token (a byte, or what a "
+            "merge makes or takes); choose a text that no merge makes, such as '<|name|>'."
+        )
 
 
 def _never_merged(entries: Sequence[bytes], merges: Merges) -> list[bool]:

@@ -6,13 +6,14 @@ r"""GPT-2's two files: vocab.json, printable token -> id; merges.txt, one merge 
 
 In GPT-2's own repository they are called encoder.json and vocab.bpe. They name neither the split pattern nor
 the special tokens: whoever reads them says the pattern, and a token that is no byte and that no merge makes
-counts as special.
+or takes counts as special.
 
 Source: https://github.com/openai/gpt-2/blob/master/src/encoder.py.
 """
 
 import json
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def load_gpt2(
     Args:
         vocab_path: Printable token -> id.
         merges_path: One merge a line; a first line that starts with "#version" is skipped.
-        special_tokens: By default every token that is neither a byte nor made by a merge.
+        special_tokens: By default every token that is no byte and that no merge makes or takes.
         pattern: The files do not name their split pattern; "gpt2" is GPT-2's.
 
     Raises:
@@ -117,7 +118,8 @@ def load_gpt2(
         merges = merges_from_printable(pairs)
     with saved_problem(vocab_path):
         check_ids(table.values(), "its tokens")
-        made = {*byte_characters().values(), *(left + right for left, right in pairs)}
+        made = {*byte_characters().values(), *chain.from_iterable(pairs)}
+        made.update(left + right for left, right in pairs)
         names = (
             [text for text in table if text not in made] if special_tokens is None else list(special_tokens)
         )
