@@ -138,20 +138,15 @@ def scaling() -> Iterator[Row]:
     for megabytes in (10, 60, 300, 1000):
         path = corpus("mixed", FOLDER, megabytes=megabytes)
         found = run({"task": "profile", "tool": OURS, "path": path, "vocab_size": 32_000, "threads": 2})
-        yield (
-            {"what": f"scaling {megabytes} MB", "tool": OURS, "threads": 2}
-            | found["check"]
-            | {
-                "peak_megabytes": found["peak_megabytes"],
-                "megabytes": path.stat().st_size / 1e6,
-            }
-        )
+        row = {"what": f"scaling {megabytes} MB", "tool": OURS, "threads": 2, "vocab_size": 32_000}
+        row |= {"megabytes": path.stat().st_size / 1e6, "peak_megabytes": found["peak_megabytes"]}
+        yield row | found["profile"]
 
 
 def vocabulary() -> Path:
     """GPT-2's ranks beside a tokenizer.json of the same; without the data folder, our own of 32k entries."""
     from scratchlm.tokenizer.bpe_train import train_bpe_on_file
-    from scratchlm.tokenizer.formats import read_any, write_huggingface, write_tiktoken
+    from scratchlm.tokenizer.formats import load_tiktoken, save_huggingface, save_tiktoken
 
     ranks = FOLDER / "ranks.tiktoken"
     given = DATA / "tokenizer/vocab/r50k_base.tiktoken"
@@ -160,9 +155,8 @@ def vocabulary() -> Path:
         ranks.write_bytes(given.read_bytes())
     else:
         path = corpus("code", FOLDER)
-        write_tiktoken(train_bpe_on_file(path, vocab_size=32_000, special_tokens=(), tie="raw"), ranks)
-    tokenizer = read_any(ranks, pattern="gpt2", special_tokens=(tokenizer_tools.SEPARATOR,))
-    write_huggingface(tokenizer, FOLDER)
+        save_tiktoken(train_bpe_on_file(path, vocab_size=32_000, special_tokens=(), tie="raw"), ranks)
+    save_huggingface(load_tiktoken(ranks, pattern="gpt2"), FOLDER)
     return ranks
 
 

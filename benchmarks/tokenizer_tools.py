@@ -114,15 +114,11 @@ TRAINERS: dict[str, Callable[[Path, int, int], int]] = {
 
 
 def encode_scratchlm(ranks: Path, threads: int) -> Callable[[Path], np.ndarray]:
-    from scratchlm.tokenizer.formats import read_any
+    from scratchlm.tokenizer.formats import load_tiktoken
+    from scratchlm.tokenizer.text_files import encode_text_file
 
-    tokenizer = read_any(ranks, pattern="gpt2", special_tokens=(SEPARATOR,))
-
-    def encode(path: Path) -> np.ndarray:
-        ids, _ = tokenizer.encode_file(path, separator=SEPARATOR, num_threads=threads)
-        return ids
-
-    return encode
+    tokenizer = load_tiktoken(ranks, pattern="gpt2")
+    return lambda path: encode_text_file(tokenizer, path, separator=SEPARATOR, num_threads=threads).ids
 
 
 def encode_gigatoken(ranks: Path, threads: int) -> Callable[[Path], np.ndarray]:
@@ -185,9 +181,9 @@ ENCODERS: dict[str, Callable[[Path, int], Callable[[Path], np.ndarray]]] = {
 
 
 def decode_scratchlm(ranks: Path) -> Callable[[np.ndarray], str]:
-    from scratchlm.tokenizer.formats import read_any
+    from scratchlm.tokenizer.formats import load_tiktoken
 
-    return read_any(ranks, pattern="gpt2", special_tokens=(SEPARATOR,)).decode
+    return load_tiktoken(ranks, pattern="gpt2").decode
 
 
 def decode_gigatoken(ranks: Path) -> Callable[[np.ndarray], str]:
@@ -210,6 +206,10 @@ def decode_tokenizers(ranks: Path) -> Callable[[list[int]], str]:
 
     tokenizer = tokenizers.Tokenizer.from_file(str(ranks.with_name("tokenizer.json")))
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
+
+
+MODULES = {"scratchlm": "scratchlm.tokenizer.bpe_train"}
+"""What to import before the clock starts, where it is not the library's own name."""
 
 
 DECODERS: dict[str, Callable[[Path], Callable[[Any], str]]] = {
