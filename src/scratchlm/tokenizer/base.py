@@ -246,7 +246,7 @@ class Tokenizer(Vocabulary):
 
     def _encode_unchanged(self, text: str) -> UInt[np.ndarray, " tokens"]:
         ids = self._encode_array(text).astype(self.dtype, copy=False)
-        if self._join(ids) != text.encode("utf-8"):
+        if self.decode_bytes(ids) != text.encode("utf-8"):
             raise ValueError(
                 "this tokenizer changes the text before it makes ids of it (a normalization, unknown "
                 "characters), so its tokens have no place in the text."

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scratchlm.tokenizer.batches import check_threads, map_in_order
+from scratchlm.tokenizer.compiled.decode import Decoder
 from scratchlm.tokenizer.offsets import DecodedWithOffsets, TokenLengths, token_lengths
 from scratchlm.tokenizer.streaming import StreamDecoder, repair_surrogates
 
@@ -87,14 +88,11 @@ class Vocabulary(ABC):
         Raises:
             ValueError: One of them is no id of this tokenizer.
         """
-        try:
-            return self._join(ids)
-        except KeyError as error:
-            raise self._unknown(error.args[0]) from None
+        return self._decoder.to_bytes(_list_or_array(ids))
 
     def decode(self, ids: Ids, *, errors: str = "replace") -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, or raise with errors="strict"."""
-        return self.decode_bytes(ids).decode("utf-8", errors)
+        return self._decoder.to_text(_list_or_array(ids), errors)
 
     def decode_batch(
         self, batch: Iterable[Ids], *, num_threads: int = 1, errors: str = "replace"
@@ -115,13 +113,9 @@ class Vocabulary(ABC):
         text = self.decode(array, errors="strict")
         return DecodedWithOffsets(text, *self._lengths.offsets(array))
 
-    def _join(self, ids: Ids) -> bytes:
-        """The bytes of `ids`.
-
-        Raises:
-            KeyError: One of them does not exist; it is the error's argument.
-        """
-        return b"".join(map(self._token_bytes.__getitem__, _plain(ids)))
+    @functools.cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._token_bytes)
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder that takes ids one at a time and never shows half a character."""
@@ -131,3 +125,7 @@ class Vocabulary(ABC):
 def _plain(ids: Ids) -> Iterable[int]:
     """Python's own whole numbers in place of an array's or a tensor's."""
     return ids.tolist() if hasattr(ids, "tolist") else ids
+
+
+def _list_or_array(ids: Ids) -> list[int] | np.ndarray:
+    return ids if isinstance(ids, list | np.ndarray) else list(_plain(ids))
