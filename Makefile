@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
 CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,beartype.beartype
 
-.PHONY: demo test test-slow lint format bench docs clean
+.PHONY: demo test test-slow lint format bench bench-tokenizer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
@@ -26,6 +26,10 @@ lint: $(VENV)/.development
 format: $(VENV)/.development
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+
+bench-tokenizer: $(VENV)/.benchmark
+	$(BIN)/python benchmarks/bench_tokenizer.py
+	$(BIN)/python benchmarks/tokenizer_table.py
 
 bench: $(VENV)/.development
 	$(BIN)/python benchmarks/bench_train.py
@@ -50,6 +54,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.development: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+$(VENV)/.benchmark: $(VENV)/.development
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(VENV)/.documentation: $(VENV)/.installed

@@ -2,8 +2,8 @@
 
 A table of 32 MB is 8,192 pages of 4 KB, more than a core remembers the places of, or 16 pages of 2 MB. Random
 access to it is then 10 to 15 % faster (measured: encoding 60 MB of Python source with an empty cache, 345 ->
-387 MB/s). The system must be asked before the memory is first touched, and only private memory qualifies. Large
-results gain as well: one fault for 2 MB instead of 512.
+387 MB/s). The system must be asked before the memory is first touched, and only private memory qualifies.
+Large results gain as well: one fault for 2 MB instead of 512.
 """
 
 import contextlib
