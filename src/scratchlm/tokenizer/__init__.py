@@ -1,18 +1,45 @@
 """Text -> token ids -> text.
 
-Reading order:
+Reading order; in each group the first file explains the others.
 
-    pretokenize     the split patterns: text -> pieces that no token may cross
-    bpe_reference   byte-pair encoding in plain Python: read first, the oracle of everything below
-    bpe_train       the same trainer, fast: distinct pieces counted once, postings, a lazy heap
-    bpe_encode      the same encoder, fast: a cache of pieces, a heap for long ones
-    bpe_numba       the compiled loops of counting, splitting and encoding; bpe_numba_merges those of training
-    bpe             BPETokenizer: vocabulary, merges, special tokens
-    chars           CharTokenizer: one id per character
-    streaming       text that arrives in chunks; ids that leave one at a time
-    formats         GPT-2's vocab.json + merges.txt, our one-file JSON
-    base            what every tokenizer offers
+  What every tokenizer offers
+    base             text -> ids: encode and its kin, batches, streams, the saved file
+    vocabulary       ids -> bytes and text: decode and its kin
+    special_tokens   which special tokens a text may hold, and where they stand
+    streaming        text that arrives in chunks; ids that leave one at a time
+    offsets          where each token stands in the text
+    normalization    Unicode's composed form, for tokenizers that want it
 
+  Text -> pieces that no token may cross
+    pretokenize      the split patterns, as expressions; which compiled scanner does the same fast
+    sources          bytes from memory or from a file, read at any position
+    windows          text of any size in stretches of 256 KB; safe cuts for windows and threads
+    scan_regex       a pattern without a compiled scanner, and the oracle of those that have one
+
+  Byte-pair encoding
+    bpe_reference    all of it in plain Python: read first, the oracle of everything below
+    bpe_train        texts -> BPETokenizer: count, merge, number
+    piece_counts     files -> each distinct piece once with its count, by several threads
+    merging          counted pieces -> the merges in order
+    train_profile    seconds and memory of each phase of a training
+    bpe              BPETokenizer: vocabulary, merges, special tokens
+    bpe_encode       pieces -> ids, each distinct piece merged once
+    piece_cache      the ids of pieces that a thread has met
+
+  Variants
+    bpe_extend       more merges for a trained tokenizer, or fewer
+    merge_replay     merges that are given, applied to words before new ones are learnt
+    superbpe         later merges may join words
+    scaffold_reference, scaffold_merges, scaffold    no ids for tokens that only serve to make longer ones
+    bpe_dropout      merges left out at random
+    words            WordTokenizer: one id per word
+    chars            CharTokenizer: one id per character
+
+  Many texts
+    batches          ids one after the other with offsets, rows of equal length, threads in order
+    text_files       a file -> the ids of its documents in memory (to shards on disk: data.encode_file)
+
+Folders: `compiled` has the loops that must be fast, `formats` the files of other programs.
 Elsewhere: `TOKENIZERS.build("bpe", vocab_size=4096).train(texts)`, `load_tokenizer(path)`.
 """
 
