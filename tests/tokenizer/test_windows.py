@@ -72,6 +72,10 @@ def test_ranges_give_the_pieces_of_the_whole(pattern):
             assert found == expected(text, pattern), (seed, num_bytes)
 
 
+def test_ranges_of_one_byte_do_not_look_before_the_text():
+    assert list(ranges(BytesSource(b"ab cd"), "gpt2", num_bytes=1)) == [(0, 2), (2, 5)]
+
+
 def test_windows_cover_the_source_once_and_say_where_it_ends():
     text = random_text(5).encode()
     position = 0
@@ -174,3 +178,13 @@ def test_starts_are_positions_in_the_window():
     assert window.starts.tolist() == [0, 3, 7]
     assert window.bounds.tolist() == [0, 3]
     assert window.starts.dtype == np.int32
+
+
+def test_a_file_is_read_alike_without_preadv(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    text = random_text(6, 2000)
+    path.write_text(text, encoding="utf-8", newline="")
+    monkeypatch.delattr("os.preadv", raising=False)
+    with FileSource(path) as source:
+        windows = Splitter("gpt2", SPECIALS, window_bytes=500).windows(source)
+        assert gathered(windows) == expected(text, "gpt2")

@@ -5,6 +5,7 @@ thread, the bytes behind the end are ours to read, and a file that shrinks is an
 """
 
 import os
+import threading
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +55,7 @@ class FileSource:
         except OSError as error:
             raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
         self.size = os.fstat(self._file.fileno()).st_size
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "FileSource":
         return self
@@ -70,10 +72,17 @@ class FileSource:
         wanted = max(0, min(len(buffer), self.size - position))
         done = 0
         while done < wanted:
-            step = os.preadv(self._file.fileno(), [memoryview(buffer)[done:wanted]], position + done)
+            step = self._read(memoryview(buffer)[done:wanted], position + done)
             if step == 0:
                 raise ValueError(
                     f"{self.name}: became shorter while it was read ({position + done} of {self.size} bytes)."
                 )
             done += step
         return done
+
+    def _read(self, buffer: memoryview, position: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], position)
+        with self._lock:  # Windows: one thread at a time
+            self._file.seek(position)
+            return self._file.readinto(buffer) or 0

@@ -298,30 +298,6 @@ def match_pairs(typing_context, array, i, first, second):
     return types.uint64(array, types.int64, types.int32, types.int32), code
 
 
-@intrinsic
-def smallest_of_16(typing_context, array):
-    """The smallest of array[0] to array[15] (int32 >= 0)."""
-
-    def code(context, builder, signature, arguments):
-        loaded = _load(context, builder, signature.args[0], arguments[0], _I64(0), _WORDS_16)
-        return builder.zext(_call(builder, "llvm.vector.reduce.umin.v16i32", _I32, loaded), _I64)
-
-    return types.int64(array), code
-
-
-@intrinsic
-def fill_16(typing_context, array, value):
-    """array[0] to array[15] = value (int32)."""
-
-    def code(context, builder, signature, arguments):
-        array, value = arguments
-        pointer = _address(context, builder, signature.args[0], array, _I64(0), _WORDS_16.as_pointer())
-        builder.store(_repeat(builder, value, _WORDS_16), pointer).align = 1
-        return context.get_dummy_value()
-
-    return types.void(array, types.int32), code
-
-
 @inlined
 def bits_between(low, high):
     """Bits low to high - 1, as far as they lie in 0 .. 63."""
