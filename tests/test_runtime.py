@@ -1,6 +1,7 @@
 """The machine: choices with reasons, and writes that are whole or not there."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +71,14 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         runtime.write_text_atomically(tmp_path / "a.txt", "x")
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_its_temporary(tmp_path):
+    for path in (tmp_path, Path("/proc/scratchlm.json")):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - the name is what is asked for
+            runtime.write_text_atomically(path, "x")
+        assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_auto_takes_a_device_that_works():

@@ -6,6 +6,7 @@ survives a power cut.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import platform
@@ -165,9 +166,19 @@ def _commit() -> str | None:
 
 @contextlib.contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; success gives it the name `path`, an error removes it."""
+    """Yield a temporary path beside `path`; success gives it the name `path`, an error removes it.
+
+    Raises:
+        OSError: `path` is a folder, or cannot be written; the error names it.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # nobody knows the temporary name
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
