@@ -179,6 +179,25 @@ def test_every_token_is_found_by_its_bytes(tokenizer):
             tokenizer.encode_single_token(missing)
 
 
+@pytest.mark.parametrize("ids", [np.array([[65, 66]]), np.array(65), np.array([65.0])])
+def test_an_array_that_is_no_list_of_whole_numbers_is_refused(tokenizer, ids):
+    for decode in (tokenizer.decode, tokenizer.decode_bytes, tokenizer.decode_with_offsets):
+        with pytest.raises(ValueError, match="ids are whole numbers in one dimension"):
+            decode(ids)
+
+
+@pytest.mark.parametrize("id", [-1, 1.5, 1 << 70])
+def test_decoding_with_offsets_refuses_what_is_no_id(tokenizer, id):
+    with pytest.raises(ValueError, match="is not in this tokenizer's vocabulary"):
+        tokenizer.decode_with_offsets([id])
+
+
+def test_a_special_token_in_place_of_a_collection_is_refused(tokenizer):
+    for choice in ({"allowed_special": END_OF_TEXT}, {"disallowed_special": "a"}):
+        with pytest.raises(ValueError, match="pass a collection of them"):
+            tokenizer.encode("a", **choice)
+
+
 def test_decoding_takes_ids_of_any_kind(tokenizer):
     text = "the cat \u4e2d\U0001f600"
     ids = tokenizer.encode(text)

@@ -103,6 +103,10 @@ def test_what_does_not_fit_into_rows_is_refused(tokenizer):
         tokenizer.encode_padded(["a"], truncation=-1)
     with pytest.raises(ValueError, match="padding_id=70000: no id of this tokenizer"):
         tokenizer.encode_padded(["a"], padding_id=70_000)
+    with pytest.raises(ValueError, match=f"padding_id={tokenizer.vocab_size}: no id of this tokenizer"):
+        tokenizer.encode_padded(["a"], padding_id=tokenizer.vocab_size)
+    with pytest.raises(ValueError, match="length=-3: must be a number of ids, at least 0, or 'longest'"):
+        tokenizer.encode_padded([""], length=-3)
     with pytest.raises(ValueError, match="side='up': must be 'left' or 'right'"):
         tokenizer.encode_padded(["a"], side="up")
 

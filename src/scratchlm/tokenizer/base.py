@@ -308,6 +308,10 @@ class Tokenizer(Vocabulary):
         """
         documents = self.encode_documents(texts, num_threads=num_threads, truncation=truncation)
         padding_id = self.end_of_text_id if padding_id is None else padding_id
+        if padding_id >= self.vocab_size:
+            raise ValueError(
+                f"padding_id={padding_id}: no id of this tokenizer; they end at {self.vocab_size - 1}."
+            )
         return pad_documents(documents, length=length, padding_id=padding_id, side=side)
 
     def encode_iterable(

@@ -84,13 +84,15 @@ def pad_documents(documents: Documents, *, length: Length, padding_id: int, side
 
     Args:
         documents: The texts.
-        length: Ids in every row, or "longest": as many as the longest text has.
+        length: Ids in every row, at least 0, or "longest": as many as the longest text has.
         padding_id: What fills a row up.
         side: Where the filling stands: "right" of the text or "left" of it.
 
     Raises:
         ValueError: A text is longer than `length`, or an argument is not allowed.
     """
+    if length != "longest" and not (isinstance(length, int) and length >= 0):
+        raise ValueError(f"length={length!r}: must be a number of ids, at least 0, or 'longest'.")
     lengths = np.diff(documents.offsets)
     longest = int(lengths.max(initial=0))
     if length != "longest" and longest > length:

@@ -87,6 +87,12 @@ class BPETrainer:
                 f"vocab_size={vocab_size} is too small: 256 bytes and "
                 f"{len(self.special_tokens)} special tokens need at least {256 + len(self.special_tokens)}."
             )
+        for name in self.special_tokens:
+            if len(name.encode("utf-8")) == 1:
+                raise ValueError(
+                    f"special token {name!r}: a single byte, which has an id already; choose a longer text "
+                    "that ordinary text does not hold, such as '<|name|>'."
+                )
         for name, number in (("max_pieces", max_pieces), ("num_threads", num_threads)):
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number}: must be at least 1, or None.")

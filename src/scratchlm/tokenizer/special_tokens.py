@@ -130,8 +130,11 @@ def choose(known: frozenset[str], allowed_special: Specials, disallowed_special:
         disallowed_special: Those that are an error, less the allowed; the others are plain text.
 
     Raises:
-        ValueError: A name is no special token of this tokenizer.
+        ValueError: A name is no special token of this tokenizer, or one name stands in place of a collection.
     """
+    for given in (allowed_special, disallowed_special):
+        if isinstance(given, str) and given != "all":
+            raise ValueError(f"special tokens {given!r}: pass a collection of them, {{{given!r}}}, or 'all'.")
     allowed = allowed_special if allowed_special == "all" else frozenset(allowed_special)
     disallowed = disallowed_special if disallowed_special == "all" else frozenset(disallowed_special)
     return _chosen(known, allowed, disallowed)

@@ -109,9 +109,9 @@ class Vocabulary(ABC):
         Raises:
             ValueError: One is no id of this tokenizer, or they are no UTF-8 together.
         """
-        array = ids if isinstance(ids, np.ndarray) else np.array(list(_plain(ids)), np.int64)
-        text = self.decode(array, errors="strict")
-        return DecodedWithOffsets(text, *self._lengths.offsets(array))
+        listed = _list_or_array(ids)
+        text = self.decode(listed, errors="strict")
+        return DecodedWithOffsets(text, *self._lengths.offsets(np.asarray(listed, np.int64)))
 
     @functools.cached_property
     def _decoder(self) -> Decoder:
@@ -128,4 +128,11 @@ def _plain(ids: Ids) -> Iterable[int]:
 
 
 def _list_or_array(ids: Ids) -> list[int] | np.ndarray:
-    return ids if isinstance(ids, list | np.ndarray) else list(_plain(ids))
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iub"):
+            raise ValueError(
+                f"an array of {ids.dtype} with shape {ids.shape}: ids are whole numbers in one dimension; "
+                "several texts at once: decode_batch."
+            )
+        return ids
+    return ids if isinstance(ids, list) else list(_plain(ids))

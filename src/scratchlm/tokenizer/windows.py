@@ -283,7 +283,7 @@ def ranges(
 
 def _cut_behind(source: Source, border: int, finder: SpecialsFinder | None) -> int | None:
     """The first safe cut at or after `border` that no special token covers; None when there is none."""
-    before = min(border - 1, finder.longest if finder is not None else 1)
+    before = min(border, finder.longest if finder is not None else 1)  # at least 1: a cut looks back
     size = _CUT_SEARCH_BYTES
     while True:
         text = np.zeros(before + size + PADDING, np.uint8)
