@@ -99,7 +99,9 @@ def open_tokenizer(path: Path, pattern: str | None = None) -> "Tokenizer":
     from scratchlm.tokenizer.formats import read_any
 
     if not path.exists():
-        raise ValueError(f"{path}: no such tokenizer; make one with: scratchlm tokenizer train TEXT {path}")
+        raise ValueError(
+            f"{path}: no such tokenizer; make one with: scratchlm tokenizer train TEXT -o {path}"
+        )
     return read_any(path, pattern=pattern)
 
 

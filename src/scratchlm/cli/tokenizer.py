@@ -56,8 +56,10 @@ def decode(
     """Print the text of ids."""
     from scratchlm.cli.console import write_text
 
+    if ids and file is not None:
+        raise ValueError("ids and --file were both given; leave one out.")
     loaded = open_tokenizer(tokenizer, pattern)
-    words = " ".join([*(ids or []), *_text(None, file)] if file or not ids else ids).replace(",", " ").split()
+    words = " ".join(ids or _text(None, file)).replace(",", " ").split()
     for word in words:
         if not word.isdecimal():
             raise ValueError(f"{word!r} is no id; ids are whole numbers from 0 to {loaded.vocab_size - 1}.")

@@ -1,7 +1,9 @@
 """`scratchlm tokenizer train`, `extend`, `cut`, `convert`: make a tokenizer, change it, write it out."""
 
+import logging
 import time
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +22,8 @@ from scratchlm.cli.sources import (
 if TYPE_CHECKING:
     from scratchlm.cli.progress import Bar
     from scratchlm.tokenizer import Tokenizer
+
+log = logging.getLogger("scratchlm")
 
 Source = Annotated[
     list[str], typer.Argument(help="Text files, or a corpus name and key=value settings of it.")
@@ -55,15 +59,16 @@ def train(
         raise ValueError(f"--set {names[0]}: write it as key=value.")
     asked = {"vocab_size": vocab_size, "pattern": pattern} | given
     trainer = TOKENIZERS.build(kind, **{key: value for key, value in asked.items() if value is not None})
+    profiled = "profile" in signature(trainer.train).parameters
+    if profile and not profiled:
+        log.warning("--profile: a %r has no phases to measure; it is ignored.", kind)
     files = [Path(word) for word in source if _is_plain_text(Path(word))]
     if len(files) == len(source) and hasattr(trainer, "train_on_file"):
-        _train(lambda **how: trainer.train_on_file(files, **how), output, profile)
+        _train(lambda **how: trainer.train_on_file(files, **how), output, profile and profiled)
     else:
         corpus = open_corpus(source)
         texts = (chunk.text for chunk in corpus.chunks("train"))
-        _train(
-            lambda **how: trainer.train(texts, **how), output, profile and hasattr(trainer, "train_on_file")
-        )
+        _train(lambda **how: trainer.train(texts, **how), output, profile and profiled)
 
 
 def extend(
@@ -107,7 +112,8 @@ def convert(
     pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
 ) -> None:
     """Write a tokenizer in another program's format; what it cannot hold is an error."""
-    from scratchlm.cli.console import out
+    from scratchlm.cli.console import err, out
+    from scratchlm.cli.errors import naming
     from scratchlm.tokenizer.formats import save_gpt2, save_huggingface, save_tiktoken
 
     loaded = open_bpe(tokenizer, pattern)
@@ -117,8 +123,14 @@ def convert(
         "tiktoken": lambda: save_tiktoken(loaded, output),
         "huggingface": lambda: save_huggingface(loaded, output),
     }
-    writers[to]()
+    with naming(output):
+        writers[to]()
     out().print(f"{output}: {loaded.vocab_size:,} entries, as {to}")
+    if to == "tiktoken" or (to == "gpt2" and loaded.pattern != "gpt2"):
+        err().print(f"this format does not name the split pattern; read it with --pattern {loaded.pattern}")
+    if to == "tiktoken" and loaded.special_tokens:
+        names = ", ".join(f"{name} = {id}" for name, id in loaded.special_tokens.items())
+        err().print(f"this format does not hold special tokens; tell its reader: {names}")
 
 
 def _train(learn: "Callable[..., Tokenizer]", output: Path, profile: bool = False) -> None:

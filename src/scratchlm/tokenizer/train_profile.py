@@ -66,9 +66,10 @@ class TrainingProfile:
 
     def __str__(self) -> str:
         """The table, ready to be shown."""
+        threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
         done = {
-            "count": f"{_rate(self.num_bytes / 1e6, self.seconds('count'))} MB/s on {self.num_threads} "
-            f"threads; {self.num_occurrences:,} pieces",
+            "count": f"{_rate(self.num_bytes / 1e6, self.seconds('count'))} MB/s on {threads}; "
+            f"{self.num_occurrences:,} pieces",
             "combine": f"{self.num_pieces:,} distinct pieces in a table of {self.table_bytes / 1e6:,.0f} MB",
             "merge": f"{_rate(self.num_merges, self.seconds('merge'))} merges/s",
         }
