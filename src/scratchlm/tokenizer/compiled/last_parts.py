@@ -14,7 +14,7 @@ Symbols are numbers of tokens; a pair is looked up in a table of 2 * size int64:
 
 # ruff: noqa: ANN001, ANN201, ANN202 - Numba infers the types; the docstrings name them
 
-from scratchlm.tokenizer.compiled.vector import compiled_loop, inlined
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 
 NEVER = 1 << 62
 """The rank of a pair that is no merge."""
@@ -23,7 +23,7 @@ _SPREAD = 0x5851F42D4C957F2D
 """An odd multiplier whose products' high bits depend on all bits (the one of Knuth's MMIX generator)."""
 
 
-@inlined
+@uncounted_part
 def _slot_of(pairs, left, right):
     """Index in `pairs` of this pair's key, or of the empty slot where it belongs."""
     key = (left << 32) | right
@@ -34,13 +34,13 @@ def _slot_of(pairs, left, right):
     return 2 * slot
 
 
-@inlined
+@uncounted_part
 def _rank_of(pairs, left, right):
     slot = _slot_of(pairs, left, right)
     return pairs[slot + 1] if pairs[slot] != -1 else NEVER
 
 
-@inlined
+@uncounted_part
 def _insert(pairs, left, right, rank):
     slot = _slot_of(pairs, left, right)
     if pairs[slot] == -1:  # of two equal merges the first counts
@@ -48,7 +48,7 @@ def _insert(pairs, left, right, rank):
         pairs[slot + 1] = rank
 
 
-@inlined
+@uncounted_part
 def _merge_all(parts, ranks, count, pairs, products):
     """Merge parts[:count] until no pair is a merge; return how many are left. `ranks` is scratch space."""
     for i in range(count - 1):
@@ -73,14 +73,14 @@ def _merge_all(parts, ranks, count, pairs, products):
     return count
 
 
-@compiled_loop
+@uncounted_loop
 def insert_merges(pairs, lefts, rights):
     """Put the merges (symbols, int64[merges]) into the table, which is filled with -1."""
     for rank in range(len(lefts)):
         _insert(pairs, lefts[rank], rights[rank], rank)
 
 
-@compiled_loop
+@uncounted_loop
 def split_entries(text, bounds, byte_symbols, pairs, products, learn, parts, ranks, left_over, counts):
     """Merge every entry as far as it goes.
 

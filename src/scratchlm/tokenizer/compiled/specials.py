@@ -13,11 +13,11 @@ the first byte alone, or a table of first bytes, takes their place.
 
 import numpy as np
 
+from scratchlm.tokenizer.compiled.uncounted import uncounted_loop
 from scratchlm.tokenizer.compiled.vector import (
     NONE,
     ONE,
     bits_between,
-    compiled_loop,
     load,
     lowest_bit,
     mask_equal,
@@ -25,7 +25,7 @@ from scratchlm.tokenizer.compiled.vector import (
 )
 
 
-@compiled_loop
+@uncounted_loop
 def find_names(text, first, end, pairs, any_second, begins, first_edges, edge_bytes, names, places, which):
     """Find the names in text[first:end], none over another.
 

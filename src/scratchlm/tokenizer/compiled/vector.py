@@ -15,19 +15,13 @@ https://arxiv.org/abs/1902.08318, section 3.1.
 
 # ruff: noqa: ANN001, ANN002, ANN201, ANN202 - Numba infers the types; the docstrings name them
 
-import inspect
-import logging
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-log = logging.getLogger("scratchlm")
+from scratchlm.tokenizer.compiled.uncounted import uncounted_part
 
 PADDING = 128
 """Bytes that must be readable behind the end of every text that a compiled loop sees."""
@@ -39,23 +33,6 @@ _MASK_64 = ir.VectorType(_I1, 64)
 
 ONE, NONE, ALL = np.uint64(1), np.uint64(0), np.uint64(2**64 - 1)
 """Masks: the first bit, no bit, every bit."""
-
-
-def compiled_loop(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` with Numba, without the GIL; the machine code is cached on disk where possible."""
-    plain = inspect.unwrap(function)  # a shape-checking hook may have wrapped it
-    options: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(plain)
-    except RuntimeError as error:
-        log.warning("compiled code cannot be cached, each process compiles anew (seconds): %s", error)
-        return numba.njit(**options)(plain)
-
-
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` into its callers: a call would count references to every array."""
-    options: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-    return numba.njit(forceinline=True, **options)(inspect.unwrap(function))
 
 
 def _address(context, builder, array_type, array, index, pointer_type):
@@ -298,7 +275,7 @@ def match_pairs(typing_context, array, i, first, second):
     return types.uint64(array, types.int64, types.int32, types.int32), code
 
 
-@inlined
+@uncounted_part
 def bits_between(low, high):
     """Bits low to high - 1, as far as they lie in 0 .. 63."""
     low, high = max(low, np.int64(0)), min(high, np.int64(64))
