@@ -138,10 +138,13 @@ def scaling() -> Iterator[Row]:
     """Train 32k entries on 10 to 1,000 MB of text without repeats: seconds and memory of each phase."""
     for megabytes in (10, 60, 300, 1000):
         path = corpus("mixed", FOLDER, megabytes=megabytes)
-        found = run({"task": "profile", "tool": OURS, "path": path, "vocab_size": 32_000, "threads": 2})
-        row = {"what": f"scaling {megabytes} MB", "tool": OURS, "threads": 2, "vocab_size": 32_000}
-        row |= {"megabytes": path.stat().st_size / 1e6, "peak_megabytes": found["peak_megabytes"]}
-        yield row | found["profile"]
+        job = {"path": path, "vocab_size": 32_000, "threads": 2, "repeats": 0}
+        row = {"what": f"scaling {megabytes} MB", "threads": 2, "megabytes": path.stat().st_size / 1e6}
+        found = run(job | {"task": "profile", "tool": OURS})
+        yield row | {"tool": OURS, "peak_megabytes": found["peak_megabytes"]} | found["profile"]
+        for tool in tokenizer_tools.installed(["gigatoken"]):
+            found = run(job | {"task": "train", "tool": tool})
+            yield row | {"tool": tool, "peak_megabytes": found["peak_megabytes"], "seconds": found["first"]}
 
 
 def vocabulary() -> Path:
