@@ -19,6 +19,7 @@ from jaxtyping import Int32, Int64, UInt
 from scratchlm.tokenizer.batches import Documents
 from scratchlm.tokenizer.compiled.encode import BATCH, encode_window
 from scratchlm.tokenizer.compiled.encode_short import NO_RANK, fill_pairs
+from scratchlm.tokenizer.compiled.seams import find_contexts, no_seams
 from scratchlm.tokenizer.compiled.unicode_classes import character_classes
 from scratchlm.tokenizer.compiled.vector import PADDING
 from scratchlm.tokenizer.piece_cache import CACHE_BYTES, PieceCache, WholePieces
@@ -72,7 +73,7 @@ class _Workspace:
     """One thread's cache and buffers."""
 
     def __init__(self, encoder: "Encoder") -> None:
-        self._merges = tuple(encoder.merges)
+        self._tables = (tuple(encoder.merges), tuple(encoder.seams))
         self._pattern = encoder.pattern
         self._dtype = encoder.dtype
         self._cache = PieceCache(encoder.dtype, num_bytes=encoder.cache_bytes, whole=encoder.whole)
@@ -88,9 +89,10 @@ class _Workspace:
 
     def _reserve(self, num_bytes: int) -> None:
         """Take buffers for a window of `num_bytes`."""
-        places = [np.empty(num_bytes + _LEVELS_SPARE, np.int32) for _ in range(3)]
+        symbols = np.empty(num_bytes + _LEVELS_SPARE, np.int32)
         ranks = np.empty(num_bytes + num_bytes // 15 + _LEVELS_SPARE, np.int32)
-        self._work = (places[0], ranks, places[1], places[2], np.empty(16, np.int64))
+        alive = np.empty(num_bytes // 64 + 2, np.uint64)
+        self._work = (symbols, ranks, alive, np.empty(16, np.int64))
         self._text = np.zeros(num_bytes + PADDING, np.uint8)
         self._starts = np.empty(num_bytes + PADDING + 1, np.int32)
         self.output = np.empty(num_bytes + _OUTPUT_SPARE, self._dtype)
@@ -143,7 +145,7 @@ class _Workspace:
             self._cache.longest,
             output,
             id_bounds,
-            self._merges,
+            self._tables,
             self._cache.arrays,
             self._cache.used,
             self._work,
@@ -182,6 +184,8 @@ class Encoder:
         self.pattern = pattern
         self.merges = _symbols_and_ranks(ids, merges, self.dtype)
         self.whole = WholePieces(dict(ids), self.dtype) if ignore_merges else None
+        # A part of a piece that is a token would become that token as well: such pieces stay whole.
+        self.seams = no_seams() if ignore_merges else find_contexts({left + right for left, right in merges})
         self.cache_bytes = cache_bytes
         self.scan: Callable[..., int] = (
             choose_scanner(pattern) if pattern in SCANNED_PATTERNS else regex_scanner(pattern)

@@ -6,15 +6,17 @@ r"""Windows of pieces -> ids: each distinct piece is merged once, then copied fr
 
 A batch of pieces is hashed before the first of them is looked up, so the memory works while the next keys
 are packed. Every hit writes 8 bytes whatever the number of ids, and the next piece overwrites the rest. More
-ids than fit lie in `more_ids`, pieces of more than 15 bytes in a table of their own (`encode_long`). When a
-table is full, new pieces are merged but not remembered: the ids never depend on what a cache holds.
+ids than fit lie in `more_ids`. Pieces of more than 15 bytes are first cut where no merge can reach over
+(`seams`); what is then still longer has a table of its own (`encode_long`). When a table is full, new pieces
+are merged but not remembered: the ids never depend on what a cache holds.
 
 Arguments that belong together are tuples of arrays:
 
     merges   byte_pairs int32[65536]: two bytes -> rank; pairs uint64[]: two symbols -> rank (encode_short);
              products int32[ranks]: rank -> symbol; ids uint16 or uint32[symbols]: symbol -> id
+    seams    kinds uint8[65536], contexts uint64[]: where long pieces are cut (seams)
     cache    slots uint64[4 * 2^k], long_slots uint64[4 * 2^k], long_bytes uint8[], more_ids as ids
-    work     symbols, ranks, before, after int32[longest piece]; levels int64[16]
+    work     symbols, ranks int32[longest piece], alive uint64[a 64th], levels int64[16]
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 - Numba infers the types; the docstrings name them
@@ -30,6 +32,7 @@ from scratchlm.tokenizer.compiled.encode_long import (
     slot_of,
 )
 from scratchlm.tokenizer.compiled.encode_short import load_lanes_16, merge_lanes, read_bytes
+from scratchlm.tokenizer.compiled.seams import next_seam
 from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.vector import (
     ALL,
@@ -50,26 +53,54 @@ SHORT_USED = 0
 SHORT_BYTES = 15
 """Longest piece whose bytes and length fit into a key of 16 bytes: 99.9 % of the pieces of English."""
 
-BATCH = 1024
-"""Pieces hashed ahead: their keys fill 24 KB, half of a core's first-level cache."""
+BATCH = 256
+"""Pieces hashed ahead: their keys and slots, 22 KB, stay in the first-level cache (128 to 1,024 are alike)."""
+
+
+_HALF, _LOW_HALF, _LENGTH_SHIFT = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(56)
 
 
 @uncounted_part
-def _hash_batch(text, starts, first, stop, slots, keys):
-    """Write key and slot of pieces first to stop - 1; the second half of a long piece's key is all ones."""
+def _enter(text, start, length, slots, mask, keys, count):
+    """Write key, slot and start of one piece; of a long one its length and all ones as key."""
+    low, high = pack_key(text, start, length)
+    slot = slot_of(low, high, mask)
+    prefetch(slots, slot)
+    if length > SHORT_BYTES:
+        low, high = np.uint64(length), ALL
+    store(keys, count, low)
+    store(keys, count + BATCH, high)
+    store(keys, count + 2 * BATCH, (np.uint64(slot) << _HALF) | np.uint64(start))
+
+
+@uncounted_part
+def _hash_batch(text, starts, piece, last, start, seams, slots, keys):
+    """Enter up to BATCH pieces in `keys`, long ones cut at their seams.
+
+    Returns the number of entries, and the piece and the place to go on from.
+    """
+    kinds, contexts = seams
     mask = np.uint64(len(slots) - 4)
-    start = np.int64(load(starts, first))
-    for i in range(stop - first):
-        end = np.int64(load(starts, first + i + 1))
-        low, high = pack_key(text, start, end - start)
-        slot = slot_of(low, high, mask)
-        prefetch(slots, slot)
-        if end - start > SHORT_BYTES:
-            high = ALL
-        store(keys, np.int64(i), low)
-        store(keys, np.int64(i + BATCH), high)
-        store(keys, np.int64(i + 2 * BATCH), np.uint64(slot))
-        start = end
+    count = np.int64(0)
+    while piece < last and count < BATCH:
+        stop = min(last, piece + BATCH - count)
+        while piece < stop:  # short pieces: nothing here waits for the piece before
+            end = np.int64(load(starts, piece + 1))
+            if end - start > SHORT_BYTES:
+                break
+            _enter(text, start, end - start, slots, mask, keys, count)
+            start = end
+            piece += 1
+            count += 1
+        if piece < stop:
+            end = np.int64(load(starts, piece + 1))
+            while start < end and count < BATCH:
+                seam = next_seam(text, start, end, kinds, contexts)
+                _enter(text, start, seam - start, slots, mask, keys, count)
+                start = seam
+                count += 1
+            piece += np.int64(start == end)
+    return count, piece, start
 
 
 @uncounted_part
@@ -109,7 +140,7 @@ def _merge_short(text, start, num_bytes, output, written, merges, work):
 
 
 @uncounted_part
-def _encode_short(text, start, end, low, high, slot, output, written, merges, cache, used, work):
+def _encode_short(text, start, low, high, slot, output, written, merges, cache, used, work):
     """Write the ids of a piece of at most 15 bytes; return where they end."""
     slots, more_ids = cache[0], cache[3]
     mask = np.uint64(len(slots) - 4)
@@ -123,35 +154,44 @@ def _encode_short(text, start, end, low, high, slot, output, written, merges, ca
                     store(output, written + i, load(more_ids, np.int64(value) + i))
             return written + count
         if load(slots, slot + 1) == NONE:
-            after = _merge_short(text, start, end - start, output, written, merges, work)
+            length = np.int64(high >> _LENGTH_SHIFT)
+            after = _merge_short(text, start, length, output, written, merges, work)
             _remember_short(low, high, slot, output, written, after - written, cache, used)
             return after
         slot = np.int64(np.uint64(slot + 4) & mask)
 
 
 @uncounted_part
-def _encode_batch(
-    text, starts, first, stop, longest_cached, output, written, merges, cache, used, work, keys
-):
-    """Write the ids of pieces first to stop - 1, which are hashed; return where they end."""
-    for i in range(stop - first):
+def _encode_batch(text, count, longest_cached, output, written, merges, cache, used, work, keys):
+    """Write the ids of the pieces that are hashed; return where they end."""
+    for i in range(count):
         low, high = load(keys, np.int64(i)), load(keys, np.int64(i + BATCH))
-        start, end = np.int64(load(starts, first + i)), np.int64(load(starts, first + i + 1))
+        place = load(keys, np.int64(i + 2 * BATCH))
+        start, slot = np.int64(place & _LOW_HALF), np.int64(place >> _HALF)
         if high == ALL:
             written = encode_long(
-                text, start, end - start, longest_cached, output, written, merges, cache, used, work
+                text, start, np.int64(low), longest_cached, output, written, merges, cache, used, work
             )
         else:
-            slot = np.int64(load(keys, np.int64(i + 2 * BATCH)))
-            written = _encode_short(
-                text, start, end, low, high, slot, output, written, merges, cache, used, work
-            )
+            written = _encode_short(text, start, low, high, slot, output, written, merges, cache, used, work)
     return written
 
 
 @uncounted_loop
 def encode_window(
-    text, starts, bounds, special_ids, longest_cached, output, id_bounds, merges, cache, used, work, keys
+    text,
+    starts,
+    bounds,
+    special_ids,
+    longest_cached,
+    output,
+    id_bounds,
+    merges,
+    seams,
+    cache,
+    used,
+    work,
+    keys,
 ):
     """Write the ids of every segment, each followed by its special token's.
 
@@ -163,8 +203,8 @@ def encode_window(
         longest_cached: Longer pieces are not remembered.
         output: uint16 or uint32, room for an id for each byte, each segment and 8 more.
         id_bounds: int64, receives where each segment's ids start and, at the end, their number.
-        merges: See the head of this file.
-        cache: Likewise.
+        tables: merges and seams; see the head of this file.
+        cache: See the head of this file.
         used: int64[4], entries of the table, of the long table, bytes and ids in the arenas.
         work: See the head of this file.
         keys: uint64[3 * BATCH].
@@ -172,17 +212,17 @@ def encode_window(
     Returns:
         The number of ids.
     """
+    merges, seams = tables
     written = np.int64(0)
     for segment in range(len(special_ids)):
         id_bounds[segment] = written
         piece, last = np.int64(bounds[segment]), np.int64(bounds[segment + 1]) - 1
+        start = np.int64(starts[piece])
         while piece < last:
-            stop = min(piece + BATCH, last)
-            _hash_batch(text, starts, piece, stop, cache[0], keys)
+            count, piece, start = _hash_batch(text, starts, piece, last, start, seams, cache[0], keys)
             written = _encode_batch(
-                text, starts, piece, stop, longest_cached, output, written, merges, cache, used, work, keys
+                text, count, longest_cached, output, written, merges, cache, used, work, keys
             )
-            piece = stop
         if special_ids[segment] >= 0:
             output[written] = special_ids[segment]
             written += 1

@@ -5,8 +5,9 @@ r"""A piece of any length -> ids, and where ids of pieces of 16 to 256 bytes are
 
 Beyond 64 bytes the ranks of all pairs lie in a tree in which every node is the smallest of its 16 children,
 one vector instruction. The best pair is found from the top down, the leftmost where several are equal; a
-merge changes three leaves and, as far as their minimum changes, the nodes above them. Places are a linked
-list. So n bytes take O(n log n), with log to the base 16: five levels for a million bytes.
+merge changes three leaves and, as far as their minimum changes, the nodes above them. Which places are left
+is a bit each, so neighbours are found by shifts. So n bytes take O(n log n), with log to the base 16: five
+levels for a million bytes.
 
 Source: the idea of a tree of winners is Knuth, The Art of Computer Programming 3, section 5.4.1.
 """
@@ -28,8 +29,10 @@ from scratchlm.tokenizer.compiled.encode_short import (
 )
 from scratchlm.tokenizer.compiled.uncounted import uncounted_part
 from scratchlm.tokenizer.compiled.vector import (
+    ALL,
     NONE,
     ONE,
+    highest_bit,
     load,
     load_8_bytes,
     lowest_bit,
@@ -132,35 +135,64 @@ def _best_place(ranks, levels, top, rank):
 
 
 @uncounted_part
-def _merge_tree(text, start, num_bytes, merges, work):
-    """Merge a piece of at least two bytes; `after` leads from place 0 through the symbols that are left."""
-    byte_pairs, pairs, products, _ = merges
-    symbols, ranks, before, after, levels = work
+def _place_behind(alive, place):
+    """The next place that is left; one is set behind the last."""
+    word = (place + 1) >> 6
+    bits = load(alive, word) & (ALL << np.uint64((place + 1) & 63))
+    while bits == NONE:
+        word += 1
+        bits = load(alive, word)
+    return (word << 6) + lowest_bit(bits)
+
+
+@uncounted_part
+def _place_before(alive, place):
+    """The place before that is left, -1 before the first."""
+    if place == 0:
+        return np.int64(-1)
+    word = place >> 6
+    bits = load(alive, word) & ((ONE << np.uint64(place & 63)) - ONE)
+    while bits == NONE:
+        word -= 1
+        bits = load(alive, word)
+    return (word << 6) + highest_bit(bits)
+
+
+@uncounted_part
+def _read_tree(text, start, num_bytes, byte_pairs, work):
+    """Every byte a symbol, every pair of neighbours a leaf; return the tree's top level."""
+    symbols, ranks, alive, levels = work
     for i in range(num_bytes):
         value = np.int64(load(text, start + i))
         store(symbols, np.int64(i), np.int32(value))
-        store(before, np.int64(i), np.int32(i - 1))
-        store(after, np.int64(i), np.int32(i + 1))
         store(ranks, np.int64(i), load(byte_pairs, (value << 8) | np.int64(load(text, start + i + 1))))
     store(ranks, np.int64(num_bytes - 1), np.int32(NO_RANK))
-    top = _plant(ranks, levels, num_bytes)
+    for word in range(num_bytes // 64 + 1):
+        store(alive, np.int64(word), ALL)
+    return _plant(ranks, levels, num_bytes)
+
+
+@uncounted_part
+def _merge_tree(text, start, num_bytes, merges, work):
+    """Merge a piece of any length; `alive` has the places that are left, and one behind them."""
+    byte_pairs, pairs, products, _ = merges
+    symbols, ranks, alive, levels = work
+    top = _read_tree(text, start, num_bytes, byte_pairs, work)
     while True:
         rank = smallest_of_16_at(ranks, load(levels, top))
         if rank == NO_RANK:
             return
         place = _best_place(ranks, levels, top, rank)
-        gone = np.int64(load(after, place))
-        right = np.int64(load(after, gone))
+        gone = _place_behind(alive, place)
+        store(alive, gone >> 6, load(alive, gone >> 6) & ~(ONE << np.uint64(gone & 63)))
         symbol = np.int64(load(products, np.int64(rank)))
         store(symbols, place, np.int32(symbol))
-        store(after, place, np.int32(right))
         _set_rank(ranks, levels, top, gone, np.int64(NO_RANK))
-        new_rank = np.int64(NO_RANK)
+        right, new_rank = _place_behind(alive, gone), np.int64(NO_RANK)
         if right < num_bytes:
-            store(before, right, np.int32(place))
             new_rank = find_rank(pairs, symbol, np.int64(load(symbols, right)))
         _set_rank(ranks, levels, top, place, new_rank)
-        left = np.int64(load(before, place))
+        left = _place_before(alive, place)
         if left >= 0:
             new_rank = find_rank(pairs, np.int64(load(symbols, left)), symbol)
             _set_rank(ranks, levels, top, left, new_rank)
@@ -170,14 +202,14 @@ def _merge_tree(text, start, num_bytes, merges, work):
 def _merge_long(text, start, num_bytes, output, written, merges, work):
     """Merge a piece of more than 15 bytes and write its ids; return where they end."""
     byte_pairs, pairs, products, ids = merges
-    symbols, ranks, _, after, _ = work
+    symbols, ranks, alive, _ = work
     if num_bytes <= LANES:
         read_bytes(text, start, num_bytes, LANES, byte_pairs, symbols, ranks)
-        alive = merge_lanes(load_lanes_64(ranks), num_bytes, symbols, pairs, products)
-        while alive != NONE:
-            symbol = np.int64(load(symbols, lowest_bit(alive)))
+        left = merge_lanes(load_lanes_64(ranks), num_bytes, symbols, pairs, products)
+        while left != NONE:
+            symbol = np.int64(load(symbols, lowest_bit(left)))
             store(output, written, load(ids, symbol))
-            alive &= alive - ONE
+            left &= left - ONE
             written += 1
         return written
     _merge_tree(text, start, num_bytes, merges, work)
@@ -185,7 +217,7 @@ def _merge_long(text, start, num_bytes, output, written, merges, work):
     while place < num_bytes:
         store(output, written, load(ids, np.int64(load(symbols, place))))
         written += 1
-        place = np.int64(load(after, place))
+        place = _place_behind(alive, place)
     return written
 
 
