@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -77,16 +77,26 @@ def extend(
     vocab_size: Size,
     output: Output = OUTPUT,
     pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
+    learn_pattern: Annotated[
+        str | None, typer.Option(help="Split pattern to learn with and to keep, such as superbpe.")
+    ] = None,
+    tie: Annotated[
+        str, typer.Option(help="Which of equally frequent pairs is merged: bytes, hf, raw.")
+    ] = "bytes",
     plugin: Plugin = None,
 ) -> None:
     """Learn more merges from another text: old entries keep their ids, new ones follow."""
+    from scratchlm.tokenizer.base import check_name
     from scratchlm.tokenizer.bpe_extend import extend_bpe
+    from scratchlm.tokenizer.bpe_reference import Tie
 
     load_plugins(plugin)
     _check_output(output)
     old = open_bpe(tokenizer, pattern)
     texts = (chunk.text for chunk in open_corpus(source).chunks("train"))
-    _train(lambda progress: extend_bpe(old, texts, vocab_size=vocab_size, progress=progress), output)
+    check_name(tie, get_args(Tie), "tie rule")
+    settings: dict[str, Any] = {"vocab_size": vocab_size, "pattern": learn_pattern, "tie": tie}
+    _train(lambda progress: extend_bpe(old, texts, progress=progress, **settings), output)
 
 
 def cut(
