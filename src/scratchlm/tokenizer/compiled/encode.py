@@ -54,7 +54,7 @@ SHORT_BYTES = 15
 """Longest piece whose bytes and length fit into a key of 16 bytes: 99.9 % of the pieces of English."""
 
 BATCH = 256
-"""Pieces hashed ahead: their keys and slots, 22 KB, stay in the first-level cache (128 to 1,024 are alike)."""
+"""Pieces hashed ahead: their keys and slots, 22 KB, stay in the first-level cache (128 to 1,024: alike)."""
 
 
 _HALF, _LOW_HALF, _LENGTH_SHIFT = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(56)
@@ -179,19 +179,7 @@ def _encode_batch(text, count, longest_cached, output, written, merges, cache, u
 
 @uncounted_loop
 def encode_window(
-    text,
-    starts,
-    bounds,
-    special_ids,
-    longest_cached,
-    output,
-    id_bounds,
-    merges,
-    seams,
-    cache,
-    used,
-    work,
-    keys,
+    text, starts, bounds, special_ids, longest_cached, output, id_bounds, tables, cache, used, work, keys
 ):
     """Write the ids of every segment, each followed by its special token's.
 
