@@ -208,5 +208,15 @@ def test_compare_shows_both_and_the_ratio(cli, tokenizer, stories):
     assert "c.json" in Path("p.html").read_text(encoding="utf-8")
 
 
+def test_the_name_of_a_special_token_cannot_write_to_the_terminal(cli, stories):
+    words = ["--vocab-size", 300, "--set", r'special_tokens=["<|\u001b[2J|>"]', "-o", "t.json"]
+    assert cli("tokenizer", "train", stories, *words).code == 0
+    assert list(load_tokenizer(Path("t.json")).special_tokens) == ["<|\x1b[2J|>"]
+    shown = cli("tokenizer", "inspect", "t.json").out
+    shown += cli("tokenizer", "convert", "t.json", "--to", "tiktoken", "-o", "t.tiktoken").err
+    assert shown.count("<|\ufffd[2J|> = 0") == 2
+    assert "\x1b" not in shown
+
+
 def test_a_saved_tokenizer_is_plain_json(cli, tokenizer):
     assert json.loads(Path(tokenizer).read_text(encoding="utf-8"))["type"] == "bpe"

@@ -122,7 +122,7 @@ def convert(
     pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
 ) -> None:
     """Write a tokenizer in another program's format; what it cannot hold is an error."""
-    from scratchlm.cli.console import err, out
+    from scratchlm.cli.console import err, out, printable
     from scratchlm.cli.errors import naming
     from scratchlm.tokenizer.formats import save_gpt2, save_huggingface, save_tiktoken
 
@@ -139,7 +139,7 @@ def convert(
     if to == "tiktoken" or (to == "gpt2" and loaded.pattern != "gpt2"):
         err().print(f"this format does not name the split pattern; read it with --pattern {loaded.pattern}")
     if to == "tiktoken" and loaded.special_tokens:
-        names = ", ".join(f"{name} = {id}" for name, id in loaded.special_tokens.items())
+        names = ", ".join(f"{printable(name)} = {id}" for name, id in loaded.special_tokens.items())
         err().print(f"this format does not hold special tokens; tell its reader: {names}")
 
 

@@ -108,9 +108,9 @@ def compare(
 
 
 def _print_facts(figures: "Figures") -> None:
-    from scratchlm.cli.console import count, out
+    from scratchlm.cli.console import count, out, printable
 
-    names = [f"{name} = {id}" for name, id in figures.special_tokens.items()]
+    names = [f"{printable(name)} = {id}" for name, id in figures.special_tokens.items()]
     more = f", and {len(names) - 8} more" if len(names) > 8 else ""
     facts = [
         ("vocabulary", f"{figures.vocab_size:,}"),
