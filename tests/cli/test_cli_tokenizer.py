@@ -220,3 +220,21 @@ def test_the_name_of_a_special_token_cannot_write_to_the_terminal(cli, stories):
 
 def test_a_saved_tokenizer_is_plain_json(cli, tokenizer):
     assert json.loads(Path(tokenizer).read_text(encoding="utf-8"))["type"] == "bpe"
+
+
+@pytest.mark.parametrize(
+    ("phase", "unit"), [("count", "MB/s"), ("merge", "merges/s"), ("replay", "merges/s")]
+)
+def test_the_bar_names_the_phase_and_its_unit(phase, unit):
+    from scratchlm.cli.tokenizer_train import _reporter
+
+    class Bar:
+        def update(self, done, total, detail=""):
+            self.detail = detail
+
+    bar = Bar()
+    report = _reporter(bar)
+    for done in (1, 2):
+        report(phase, done, 10)
+    assert bar.detail.startswith(phase)
+    assert bar.detail.endswith(unit)

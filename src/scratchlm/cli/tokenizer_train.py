@@ -161,12 +161,12 @@ def _train(learn: "Callable[..., Tokenizer]", output: Path, profile: bool = Fals
 
 
 def _reporter(bar: "Bar") -> Callable[[str, int, int], None]:
-    """Show phase and speed: MB/s of text, or steps a second."""
+    """Show phase and speed: MB/s of text, or merges a second."""
     began: dict[str, float] = {}
 
     def report(phase: str, done: int, total: int) -> None:
         seconds = time.perf_counter() - began.setdefault(phase, time.perf_counter())
-        unit, scale = ("MB/s", 1e6) if phase == "count" else (f"{phase}s/s", 1)
+        unit, scale = ("MB/s", 1e6) if phase == "count" else ("merges/s", 1)
         rate = f", {done / scale / seconds:,.0f} {unit}" if seconds > 0 else ""
         bar.update(done, total, f"{phase}{rate}")
 
