@@ -27,9 +27,9 @@ from scratchlm.data.prepare import PrepareStats, Progress, statistics
 from scratchlm.data.shard_writer import TOKENS_PER_SHARD, ShardWriter
 from scratchlm.data.shards import TokenDataset
 from scratchlm.tokenizer import END_OF_TEXT, Tokenizer
-from scratchlm.tokenizer.base import Errors, check_name
+from scratchlm.tokenizer.base import check_name
 from scratchlm.tokenizer.batches import check_threads, map_in_order
-from scratchlm.tokenizer.sources import FileSource
+from scratchlm.tokenizer.sources import Errors, FileSource
 
 WAITING_RANGES = 2
 """Ranges in memory for each thread: one at work, one done and waiting to be written."""

@@ -16,7 +16,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt
@@ -35,7 +35,7 @@ from scratchlm.tokenizer.batches import (
     truncate_documents,
 )
 from scratchlm.tokenizer.offsets import EncodedWithOffsets, Truncated
-from scratchlm.tokenizer.sources import BytesSource, Source
+from scratchlm.tokenizer.sources import BytesSource, Errors, Source, not_utf8
 from scratchlm.tokenizer.special_tokens import Choice, Specials, SpecialsFinder, choose
 from scratchlm.tokenizer.streaming import (
     HELD_CHARACTERS,
@@ -43,7 +43,6 @@ from scratchlm.tokenizer.streaming import (
     cut_specials,
     cut_stream,
     encode_parts,
-    not_utf8,
     read_texts,
     repair_surrogates,
 )
@@ -51,9 +50,6 @@ from scratchlm.tokenizer.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
 """The special token between documents."""
-
-Errors = Literal["strict", "replace", "lossless"]
-"""What happens to bytes that are no UTF-8: a ValueError; U+FFFD as in Python; they are kept as they are."""
 
 
 class Tokenizer(Vocabulary):

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt
 
-from scratchlm.tokenizer.base import Errors, Tokenizer, check_name, check_specials
+from scratchlm.tokenizer.base import Tokenizer, check_name, check_specials
 from scratchlm.tokenizer.batches import Documents
 from scratchlm.tokenizer.bpe_encode import Encoder
 from scratchlm.tokenizer.formats.reading import MAX_VOCAB_SIZE, shown
 from scratchlm.tokenizer.formats.saved import bpe_content, load_bpe
 from scratchlm.tokenizer.normalization import normalize, settled_prefix
 from scratchlm.tokenizer.pretokenize import compiled, stable_prefix
-from scratchlm.tokenizer.sources import Source
+from scratchlm.tokenizer.sources import Errors, Source
 from scratchlm.tokenizer.streaming import EncodedPart
 from scratchlm.tokenizer.windows import ranges
 

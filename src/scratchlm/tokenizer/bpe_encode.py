@@ -18,16 +18,16 @@ from jaxtyping import Int32, Int64, UInt
 
 from scratchlm.tokenizer.batches import Documents
 from scratchlm.tokenizer.compiled.encode import BATCH, encode_window
-from scratchlm.tokenizer.compiled.encode_short import NO_RANK, fill_pairs
+from scratchlm.tokenizer.compiled.encode_short import NO_RANK, empty_pairs, fill_pairs
 from scratchlm.tokenizer.compiled.seams import find_contexts, no_seams
 from scratchlm.tokenizer.compiled.unicode_classes import character_classes
 from scratchlm.tokenizer.compiled.vector import PADDING
 from scratchlm.tokenizer.piece_cache import CACHE_BYTES, PieceCache, WholePieces
 from scratchlm.tokenizer.pretokenize import SCANNED_PATTERNS, choose_scanner
 from scratchlm.tokenizer.scan_regex import regex_scanner
-from scratchlm.tokenizer.sources import BytesSource, Source
+from scratchlm.tokenizer.sources import BytesSource, Errors, Source
 from scratchlm.tokenizer.streaming import EncodedPart, repair_surrogates
-from scratchlm.tokenizer.windows import TEXT_ENDS, WINDOW_BYTES, Errors, Splitter, Window
+from scratchlm.tokenizer.windows import TEXT_ENDS, WINDOW_BYTES, Splitter, Window
 
 _BYTES = [bytes([value]) for value in range(256)]
 
@@ -60,7 +60,7 @@ def _symbols_and_ranks(
         np.fromiter(map(symbols.__getitem__, column), np.int32, len(merges))
         for column in ((left for left, _ in merges), (right for _, right in merges), products)
     )
-    pairs = np.full(1 << max(4, (2 * len(merges)).bit_length()), 2**64 - 1, np.uint64)
+    pairs = empty_pairs(len(merges))
     fill_pairs(pairs, lefts, rights)
     byte_pairs = np.full(1 << 16, NO_RANK, np.int32)
     of_bytes = np.flatnonzero((lefts < 256) & (rights < 256))[::-1]  # the first of equal pairs counts

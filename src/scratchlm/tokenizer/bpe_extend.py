@@ -19,7 +19,8 @@ from scratchlm.tokenizer.bpe_reference import Tie
 from scratchlm.tokenizer.merging import Progress, Words, learn_merges
 from scratchlm.tokenizer.normalization import normalize
 from scratchlm.tokenizer.piece_counts import Job, add_tables, count_jobs, jobs_of_texts
-from scratchlm.tokenizer.windows import Errors, Splitter
+from scratchlm.tokenizer.sources import Errors
+from scratchlm.tokenizer.windows import Splitter
 
 log = logging.getLogger("scratchlm")
 

@@ -25,8 +25,9 @@ from scratchlm.tokenizer.bpe_reference import Pair, Tie, byte_order
 from scratchlm.tokenizer.merging import Words, learn_merges, words_of
 from scratchlm.tokenizer.piece_counts import Job, add_tables, count_jobs, jobs_of_files, jobs_of_texts
 from scratchlm.tokenizer.pretokenize import compiled
+from scratchlm.tokenizer.sources import Errors
 from scratchlm.tokenizer.train_profile import TrainingProfile
-from scratchlm.tokenizer.windows import Errors, Splitter
+from scratchlm.tokenizer.windows import Splitter
 
 log = logging.getLogger("scratchlm")
 

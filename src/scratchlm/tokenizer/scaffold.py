@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from scratchlm.tokenizer import END_OF_TEXT, TOKENIZERS
-from scratchlm.tokenizer.base import Errors, Tokenizer, check_specials
+from scratchlm.tokenizer.base import Tokenizer, check_specials
 from scratchlm.tokenizer.bpe import BPETokenizer
 from scratchlm.tokenizer.bpe_reference import Pair
 from scratchlm.tokenizer.bpe_train import BPETrainer, Progress
@@ -41,7 +41,7 @@ from scratchlm.tokenizer.formats.reading import saved_problem
 from scratchlm.tokenizer.formats.saved import read_saved
 from scratchlm.tokenizer.pretokenize import stable_prefix
 from scratchlm.tokenizer.scaffold_merges import learn_scaffolds
-from scratchlm.tokenizer.sources import FileSource, Source
+from scratchlm.tokenizer.sources import Errors, FileSource, Source
 from scratchlm.tokenizer.streaming import EncodedPart, repair_surrogates
 from scratchlm.tokenizer.train_profile import TrainingProfile
 from scratchlm.tokenizer.windows import Splitter, Window

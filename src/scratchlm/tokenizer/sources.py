@@ -7,10 +7,13 @@ thread, the bytes behind the end are ours to read, and a file that shrinks is an
 import os
 import threading
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
+
+Errors = Literal["strict", "replace", "lossless"]
+"""What happens to bytes that are no UTF-8: a ValueError; U+FFFD as in Python; they are kept as they are."""
 
 
 @runtime_checkable
@@ -86,3 +89,11 @@ class FileSource:
         with self._lock:  # Windows: one thread at a time
             self._file.seek(position)
             return self._file.readinto(buffer) or 0
+
+
+def not_utf8(name: str, position: int) -> ValueError:
+    """The error for bytes that are no UTF-8, with what to do about them."""
+    return ValueError(
+        f"{name}: not UTF-8 text at byte {position}; convert it, or choose errors='replace' "
+        "(U+FFFD in place of what is no UTF-8) or errors='lossless' (keep such bytes)."
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import regex
 from jaxtyping import Int32, Int64, Integer
 
-from scratchlm.tokenizer.sources import Source
+from scratchlm.tokenizer.sources import Source, not_utf8
 from scratchlm.tokenizer.special_tokens import SpecialsFinder
 
 HELD_CHARACTERS = 8192
@@ -162,14 +162,6 @@ def read_texts(source: Source, start: int, stop: int, *, errors: str) -> Iterato
             yield decoder.decode(block[:count].tobytes(), final=position + READ_BYTES >= stop)
         except UnicodeDecodeError as error:
             raise not_utf8(getattr(source, "name", "the text"), position - held + error.start) from None
-
-
-def not_utf8(name: str, position: int) -> ValueError:
-    """The error for bytes that are no UTF-8, with what to do about them."""
-    return ValueError(
-        f"{name}: not UTF-8 text at byte {position}; convert it, or choose errors='replace' "
-        "(U+FFFD in place of what is no UTF-8) or errors='lossless' (keep such bytes)."
-    )
 
 
 class StreamDecoder:

@@ -23,8 +23,8 @@ from scratchlm.tokenizer.bpe_reference import Tie
 from scratchlm.tokenizer.bpe_train import BPETrainer
 from scratchlm.tokenizer.merging import Progress
 from scratchlm.tokenizer.piece_counts import Job, jobs_of_files, jobs_of_texts
+from scratchlm.tokenizer.sources import Errors
 from scratchlm.tokenizer.train_profile import TrainingProfile
-from scratchlm.tokenizer.windows import Errors
 
 PATTERN = "superbpe"
 """The split pattern of the second stage, and of the tokenizer."""

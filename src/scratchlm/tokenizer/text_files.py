@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Int64, UInt
 
 from scratchlm.runtime import num_cores
-from scratchlm.tokenizer.base import END_OF_TEXT, Errors, Tokenizer
+from scratchlm.tokenizer.base import END_OF_TEXT, Tokenizer
 from scratchlm.tokenizer.batches import Documents, check_threads, map_in_order
 from scratchlm.tokenizer.compiled.pages import zeroed_table
-from scratchlm.tokenizer.sources import FileSource
+from scratchlm.tokenizer.sources import Errors, FileSource
 from scratchlm.tokenizer.windows import GOES_ON
 
 

@@ -12,7 +12,7 @@ A window that ends inside a text stops at a safe cut: a place where a piece star
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -22,7 +22,7 @@ from scratchlm.tokenizer.compiled.unicode_classes import character_classes
 from scratchlm.tokenizer.compiled.vector import PADDING
 from scratchlm.tokenizer.pretokenize import SCANNED_PATTERNS, choose_scanner
 from scratchlm.tokenizer.scan_regex import regex_scanner
-from scratchlm.tokenizer.sources import BytesSource, Source
+from scratchlm.tokenizer.sources import BytesSource, Errors, Source, not_utf8
 from scratchlm.tokenizer.special_tokens import SpecialsFinder
 
 WINDOW_BYTES = 1 << 18
@@ -34,11 +34,8 @@ RANGE_BYTES = 1 << 22
 GOES_ON, TEXT_ENDS = -1, -2
 """In place of a special token: the segment goes on in the next window; the text ends with the segment."""
 
-_LOOKAHEAD_BYTES = 16
-_CUT_SEARCH_BYTES = 1 << 14
-
-Errors = Literal["strict", "replace", "lossless"]
-"""What happens to bytes that are no UTF-8: a ValueError; U+FFFD as in Python; they are kept as they are."""
+_LOOKAHEAD_BYTES = 16  # behind a cut: more than its blank and a letter of four bytes
+_CUT_SEARCH_BYTES = 1 << 14  # prose has a cut every few words; without one, four times as much is read
 
 
 class Window(NamedTuple):
@@ -201,11 +198,7 @@ class Splitter:
 
     def _refuse(self, source: Source, position: int) -> None:
         if self._errors == "strict":
-            name = getattr(source, "name", "the text")
-            raise ValueError(
-                f"{name}: not UTF-8 text at byte {position}; convert it, or choose errors='replace' "
-                "(U+FFFD in place of what is no UTF-8) or errors='lossless' (keep such bytes)."
-            )
+            raise not_utf8(getattr(source, "name", "the text"), position)
 
     def _scanned(self, segments: _Segments, position: int, covered: int) -> Window:
         room = segments.num_bytes + len(segments.firsts) + 128
