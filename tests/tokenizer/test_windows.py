@@ -188,3 +188,25 @@ def test_a_file_is_read_alike_without_preadv(tmp_path, monkeypatch):
     with FileSource(path) as source:
         windows = Splitter("gpt2", SPECIALS, window_bytes=500).windows(source)
         assert gathered(windows) == expected(text, "gpt2")
+
+
+@pytest.mark.parametrize("errors", ["strict", "lossless"])
+def test_superbpe_is_cut_at_numbers(errors):
+    for seed in range(30):
+        text = random_text(seed, 600)
+        data = text.encode() if errors == "strict" else text.encode().replace(b"\xbd", b"")
+        splitter = Splitter("superbpe", SPECIALS, errors=errors, window_bytes=200)
+        windows = 0
+        found = []
+        for window in splitter.windows(BytesSource(data)):
+            windows += 1
+            found += gathered([window])
+        whole = gathered(Splitter("superbpe", SPECIALS, errors=errors).windows(BytesSource(data)))
+        assert found == whole, seed
+        assert windows > 3
+
+
+def test_a_text_that_cannot_be_cut_is_refused_before_positions_overflow(monkeypatch):
+    monkeypatch.setattr("scratchlm.tokenizer.windows._LONGEST_WINDOW", 300)
+    with pytest.raises(ValueError, match="the text: no place to cut in the 400 bytes from byte 0"):
+        list(Splitter("gpt2", window_bytes=100).windows(BytesSource(b"a" * 1000)))

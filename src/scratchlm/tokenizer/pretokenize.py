@@ -56,7 +56,7 @@ _UNSETTLED_PIECES = 3
 # and reaches over it.
 _SAFE_PLACE = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?:(?= \p{L})|(?=[^\s\p{L}\p{N}\p{M}']))")
 # The pattern superbpe reaches over words, but neither into a number nor out of it.
-_SAFE_PLACE_AT_NUMBERS = regex.compile(r"(?r)(?<=\p{N})(?=\P{N})|(?<=[^\s\p{N}])(?=\p{N})")
+SAFE_PLACE_AT_NUMBERS = regex.compile(r"(?r)(?<=\p{N})(?=\P{N})|(?<=[^\s\p{N}])(?=\p{N})")
 
 _BLANK = regex.compile(r"\s+")
 
@@ -82,7 +82,7 @@ def stable_prefix(text: str, pattern: str = "gpt2") -> int:
     Example: "one two" -> 3 (the next piece starts at " two", which may go on). Found by a place where no
     pattern reaches over, else by splitting and giving up the last pieces.
     """
-    safe = _SAFE_PLACE if pattern in SCANNED_PATTERNS else _SAFE_PLACE_AT_NUMBERS
+    safe = _SAFE_PLACE if pattern in SCANNED_PATTERNS else SAFE_PLACE_AT_NUMBERS
     place = safe.search(text)
     if place is not None and place.start() > len(text) // 2:
         return place.start()

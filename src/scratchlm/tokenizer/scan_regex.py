@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from scratchlm.tokenizer.pretokenize import compiled
+from scratchlm.tokenizer.pretokenize import SAFE_PLACE_AT_NUMBERS, compiled
 
 Scanner = Callable[..., int]
 """(text, firsts, stops, ends, classes, starts, bounds) -> number of starts written; see `windows`."""
@@ -50,3 +50,20 @@ def regex_scanner(pattern: str) -> Scanner:
         return count
 
     return scan
+
+
+def last_cut_at_number(
+    text: UInt8[np.ndarray, " bytes"],
+    first: int,
+    stop: int,
+    end: int,
+    classes: UInt8[np.ndarray, " characters"],
+) -> int:
+    """As `compiled.cuts.last_cut`, for superbpe: the last place before a number or behind one, or -1."""
+    while stop > first and (text[stop] & 0xC0) == 0x80:  # back to where a character starts
+        stop -= 1
+    before = text[first:stop].tobytes().decode("utf-8", "surrogateescape")
+    place = SAFE_PLACE_AT_NUMBERS.search(before)
+    if place is None or place.start() == 0:
+        return -1
+    return first + len(before[: place.start()].encode("utf-8", "surrogateescape"))

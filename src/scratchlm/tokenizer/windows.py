@@ -21,7 +21,7 @@ from scratchlm.tokenizer.compiled.cuts import first_cut, last_cut, valid_utf8
 from scratchlm.tokenizer.compiled.unicode_classes import character_classes
 from scratchlm.tokenizer.compiled.vector import PADDING
 from scratchlm.tokenizer.pretokenize import SCANNED_PATTERNS, choose_scanner
-from scratchlm.tokenizer.scan_regex import regex_scanner
+from scratchlm.tokenizer.scan_regex import last_cut_at_number, regex_scanner
 from scratchlm.tokenizer.sources import BytesSource, Errors, Source, not_utf8
 from scratchlm.tokenizer.special_tokens import SpecialsFinder
 
@@ -33,6 +33,12 @@ RANGE_BYTES = 1 << 22
 
 GOES_ON, TEXT_ENDS = -1, -2
 """In place of a special token: the segment goes on in the next window; the text ends with the segment."""
+
+_LONGEST_WINDOW = 1 << 30
+"""Positions in a window are int32."""
+
+_OWN_CUTS = {"superbpe": last_cut_at_number}
+"""Patterns whose pieces reach over safe cuts, and where a text is cut then; others: at special tokens."""
 
 _LOOKAHEAD_BYTES = 16  # behind a cut: more than its blank and a letter of four bytes
 _CUT_SEARCH_BYTES = 1 << 14  # prose has a cut every few words; without one, four times as much is read
@@ -90,10 +96,10 @@ class Splitter:
         Raises:
             ValueError: There is no such pattern.
         """
-        self._scannable = pattern in SCANNED_PATTERNS
-        self._scan: Callable[..., int] = (
-            choose_scanner(pattern) if self._scannable else regex_scanner(pattern)
-        )
+        self._pattern = pattern
+        scannable = pattern in SCANNED_PATTERNS
+        self._scan: Callable[..., int] = choose_scanner(pattern) if scannable else regex_scanner(pattern)
+        self._last_cut = last_cut if scannable else _OWN_CUTS.get(pattern)
         self._finder = SpecialsFinder(specials) if specials else None
         lengths = [len(name.encode("utf-8")) for name in specials]
         self._lengths = np.array([*lengths, 0, 0], np.int32)  # the last two: TEXT_ENDS, GOES_ON
@@ -119,6 +125,12 @@ class Splitter:
             limit = min(wanted, num_read)
             segments = self._segments(limit, num_read, cut=position + limit < stop)
             if segments is None:
+                if wanted > _LONGEST_WINDOW:
+                    raise ValueError(
+                        f"{getattr(source, 'name', 'the text')}: no place to cut in the {wanted:,} bytes from "
+                        f"byte {position}; the split pattern {self._pattern!r} needs shorter documents, or take "
+                        f"one of {', '.join(SCANNED_PATTERNS)}."
+                    )
                 size *= 2
                 continue
             covered = segments.num_bytes
@@ -171,7 +183,8 @@ class Splitter:
         first = int(firsts[-1])
         stop = max(first, limit)
         if cut and first < limit:
-            stop = last_cut(self._text, first, limit, end, self._classes) if self._scannable else -1
+            cutter = self._last_cut
+            stop = cutter(self._text, first, limit, end, self._classes) if cutter is not None else -1
             if stop < 0:  # the last segment comes again in the next window
                 if not len(places):
                     return None
