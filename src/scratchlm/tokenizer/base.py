@@ -189,7 +189,7 @@ class Tokenizer(Vocabulary):
         except UnicodeDecodeError as error:
             if errors == "strict":
                 raise not_utf8("the text", error.start) from None
-            source = BytesSource(data)
+            source = BytesSource(bytes(data))
             parts = self.encode_source(source, 0, source.size, specials={}, errors=errors)
             return join_arrays([part.ids.copy() for part in parts], self.dtype).ids
         return self._encode_array(text).astype(self.dtype, copy=False)

@@ -46,7 +46,13 @@ def specials_pattern(specials: Collection[str]) -> SpecialsPattern:
 
 
 def repair_surrogates(text: str) -> str:
-    """Return `text` as UTF-8 can hold it: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    """Return `text` as UTF-8 can hold it: surrogate pairs joined, lone surrogates replaced by U+FFFD.
+
+    Raises:
+        ValueError: It is no text.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text: a str is needed, not {type(text).__name__}; bytes are for encode_bytes.")
     if text.isascii():
         return text
     try:

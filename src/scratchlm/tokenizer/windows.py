@@ -126,10 +126,10 @@ class Splitter:
             segments = self._segments(limit, num_read, cut=position + limit < stop)
             if segments is None:
                 if wanted > _LONGEST_WINDOW:
+                    name = getattr(source, "name", "the text")
                     raise ValueError(
-                        f"{getattr(source, 'name', 'the text')}: no place to cut in the {wanted:,} bytes from "
-                        f"byte {position}; the split pattern {self._pattern!r} needs shorter documents, or take "
-                        f"one of {', '.join(SCANNED_PATTERNS)}."
+                        f"{name}: no place to cut in the {wanted:,} bytes from byte {position}; pattern "
+                        f"{self._pattern!r} needs shorter documents, or take one of {SCANNED_PATTERNS}."
                     )
                 size *= 2
                 continue

@@ -139,7 +139,7 @@ class Decoder:
             outside = np.flatnonzero((ids < 0) | (ids >= len(self._lengths)))
             if len(outside):
                 raise self._unknown(int(ids[outside[0]]), int(outside[0]))
-        return np.require(ids, np.uint32, ["C", "W"])
+        return np.array(ids, np.uint32)  # a copy: nobody may change it between measuring and writing
 
     def _unknown(self, id: object, place: int) -> ValueError:
         return ValueError(
