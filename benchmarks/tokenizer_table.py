@@ -49,7 +49,7 @@ def tables() -> str:
     head += (
         "each row in one run, every call in a process of its own, medians. In brackets: times our seconds."
     )
-    return "\n\n".join([head, _training(found), _encoding(found)])
+    return "\n\n".join([head, _training(found), _scaling(found), _encoding(found)])
 
 
 def _training(found: list[Row]) -> str:
@@ -61,6 +61,35 @@ def _training(found: list[Row]) -> str:
                 lines.append(_line([f"{TEXTS[name]}, {size}{words}", *cells]))
     cells = [_seconds(found, "train 130 kB 500", 2, "first", tool) for tool in TRAINERS]
     lines.append(_line(["130 kB, 500 entries, first call", *cells]))
+    return "\n".join(lines)
+
+
+def _scaling(found: list[Row]) -> str:
+    columns = [
+        "32k entries",
+        "count",
+        "combine",
+        "merge",
+        "vocabulary",
+        "in all",
+        "memory",
+        "gigatoken",
+        "its memory",
+    ]
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    for megabytes in (10, 60, 300, 1000):
+        row = _find(found, f"scaling {megabytes} MB", 2, None, "scratchlm")
+        peer = _find(found, f"scaling {megabytes} MB", 2, None, "gigatoken")
+        if row is None:
+            continue
+        seconds = [phase["seconds"] for phase in row["phases"]]
+        cells = [f"{value:.2f} s" for value in [*seconds, sum(seconds)]] + [
+            f"{row['peak_megabytes']:,.0f} MB"
+        ]
+        cells += (
+            ["", ""] if peer is None else [f"{peer['seconds']:.2f} s", f"{peer['peak_megabytes']:,.0f} MB"]
+        )
+        lines.append(_line([f"{megabytes:,} MB", *cells]))
     return "\n".join(lines)
 
 
