@@ -31,7 +31,7 @@ from scratchlm.tokenizer.compiled.dropout import (
     RANDOM_BITS,
     encode_window_with_dropout,
 )
-from scratchlm.tokenizer.compiled.encode_short import fill_pairs
+from scratchlm.tokenizer.compiled.encode_short import empty_pairs, fill_pairs
 from scratchlm.tokenizer.normalization import normalize
 from scratchlm.tokenizer.scaffold import ScaffoldTokenizer
 from scratchlm.tokenizer.sources import BytesSource
@@ -87,7 +87,7 @@ class DropoutEncoder:
         merges = [(symbols[left], symbols[right], symbols[left + right]) for left, right in expanded.merges]
         columns = np.array(merges, np.int32).reshape(-1, 3).T.copy()
         self._products = columns[2]
-        self._pairs = np.full(1 << (2 * len(merges) + 1).bit_length(), _64_BITS, np.uint64)
+        self._pairs = empty_pairs(len(merges))
         fill_pairs(self._pairs, columns[0], columns[1])
         ids = {token: id for id, token in expanded.vocab.items()}
         self._ids = np.zeros(256 + len(merges), np.int32)

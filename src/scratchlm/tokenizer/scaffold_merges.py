@@ -20,9 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from scratchlm.tokenizer.bpe_reference import Pair
-from scratchlm.tokenizer.compiled.encode_short import fill_pairs
+from scratchlm.tokenizer.compiled.encode_short import empty_pairs, fill_pairs
 from scratchlm.tokenizer.compiled.scaffold import count_merges
-from scratchlm.tokenizer.compiled.vector import ALL
 from scratchlm.tokenizer.merging import Progress, Words, learn_merges
 from scratchlm.tokenizer.scaffold_reference import ScaffoldMerges
 
@@ -70,7 +69,7 @@ def _count_merges(words: Words, merges: Sequence[Pair]) -> _Counts:
     columns = np.array(parts, np.int32).reshape(-1, 2).T.copy()
     pair_counts, merge_counts = np.zeros(len(merges), np.int64), np.zeros(len(merges), np.int64)
     ranks = np.empty(int(np.diff(words.starts).max(initial=0)) + 1, np.int64)
-    pairs = np.full(1 << (2 * len(merges) + 1).bit_length(), ALL)
+    pairs = empty_pairs(len(merges))
     fill_pairs(pairs, columns[0], columns[1])
     count_merges(words.symbols.copy(), words.starts, words.counts, pairs, pair_counts, merge_counts, ranks)
     return _Counts(parts, pair_counts.tolist(), merge_counts.tolist())

@@ -31,16 +31,14 @@ from scratchlm.tokenizer.compiled.encode_long import (
     remember_long,
     slot_of,
 )
-from scratchlm.tokenizer.compiled.encode_short import load_lanes_16, merge_lanes, read_bytes
+from scratchlm.tokenizer.compiled.encode_short import merge_to_15
 from scratchlm.tokenizer.compiled.seams import next_seam
 from scratchlm.tokenizer.compiled.uncounted import uncounted_loop, uncounted_part
 from scratchlm.tokenizer.compiled.vector import (
     ALL,
     NONE,
-    ONE,
     load,
     load_8_bytes,
-    lowest_bit,
     pack_key,
     prefetch,
     store,
@@ -126,20 +124,6 @@ def _remember_short(low, high, slot, output, first, count, cache, used):
 
 
 @uncounted_part
-def _merge_short(text, start, num_bytes, output, written, merges, work):
-    """Merge a piece of at most 15 bytes and write its ids; return where they end."""
-    byte_pairs, pairs, products, ids = merges
-    symbols, ranks = work[0], work[1]
-    read_bytes(text, start, num_bytes, 16, byte_pairs, symbols, ranks)
-    alive = merge_lanes(load_lanes_16(ranks), num_bytes, symbols, pairs, products)
-    while alive != NONE:
-        store(output, written, load(ids, np.int64(load(symbols, lowest_bit(alive)))))
-        alive &= alive - ONE
-        written += 1
-    return written
-
-
-@uncounted_part
 def _encode_short(text, start, low, high, slot, output, written, merges, cache, used, work):
     """Write the ids of a piece of at most 15 bytes; return where they end."""
     slots, more_ids = cache[0], cache[3]
@@ -155,7 +139,7 @@ def _encode_short(text, start, low, high, slot, output, written, merges, cache, 
             return written + count
         if load(slots, slot + 1) == NONE:
             length = np.int64(high >> _LENGTH_SHIFT)
-            after = _merge_short(text, start, length, output, written, merges, work)
+            after = merge_to_15(text, start, length, output, written, merges, work[0])
             _remember_short(low, high, slot, output, written, after - written, cache, used)
             return after
         slot = np.int64(np.uint64(slot + 4) & mask)

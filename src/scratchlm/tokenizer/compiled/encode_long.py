@@ -3,7 +3,7 @@ r"""A piece of any length -> ids, and where ids of pieces of 16 to 256 bytes are
     rank of the pair at each place      7 . 3 9 . . 3 1 | 5 . . 8 ...      level 0
     smallest of each 16                 1                 5       ...      level 1, and so on up to one 16
 
-Beyond 64 bytes the ranks of all pairs lie in a tree in which every node is the smallest of its 16 children,
+Beyond 63 bytes the ranks of all pairs lie in a tree in which every node is the smallest of its 16 children,
 one vector instruction. The best pair is found from the top down, the leftmost where several are equal; a
 merge changes three leaves and, as far as their minimum changes, the nodes above them. Which places are left
 is a bit each, so neighbours are found by shifts. So n bytes take O(n log n), with log to the base 16: five
@@ -20,12 +20,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from scratchlm.tokenizer.compiled.encode_short import (
-    LANES,
+    LONGEST_IN_LANES,
     NO_RANK,
     find_rank,
-    load_lanes_64,
-    merge_lanes,
-    read_bytes,
+    merge_to_63,
 )
 from scratchlm.tokenizer.compiled.uncounted import uncounted_part
 from scratchlm.tokenizer.compiled.vector import (
@@ -201,17 +199,10 @@ def _merge_tree(text, start, num_bytes, merges, work):
 @uncounted_part
 def _merge_long(text, start, num_bytes, output, written, merges, work):
     """Merge a piece of more than 15 bytes and write its ids; return where they end."""
-    byte_pairs, pairs, products, ids = merges
-    symbols, ranks, alive, _ = work
-    if num_bytes <= LANES:
-        read_bytes(text, start, num_bytes, LANES, byte_pairs, symbols, ranks)
-        left = merge_lanes(load_lanes_64(ranks), num_bytes, symbols, pairs, products)
-        while left != NONE:
-            symbol = np.int64(load(symbols, lowest_bit(left)))
-            store(output, written, load(ids, symbol))
-            left &= left - ONE
-            written += 1
-        return written
+    symbols, _, alive, _ = work
+    ids = merges[3]
+    if num_bytes <= LONGEST_IN_LANES:
+        return merge_to_63(text, start, num_bytes, output, written, merges, symbols)
     _merge_tree(text, start, num_bytes, merges, work)
     place = np.int64(0)
     while place < num_bytes:
