@@ -25,7 +25,7 @@ def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process held; `ru_maxrss` would count the parent's before the program began."""
+    """The most memory that this process held; `ru_maxrss` would count its parent's before it began."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
