@@ -5,6 +5,7 @@ Of several rows for the same measurement the last one counts. Run it after `benc
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ TEXTS = {
     "cyrillic": "Russian stories",
     "cjk": "Japanese and Chinese",
 }
+PEERS = {"gigatoken", "rustbpe", "bpeasy", "tiktoken", "tokenizers"}
 TRAINERS = ["scratchlm", "gigatoken", "rustbpe", "bpeasy", "tokenizers"]
 ENCODERS = ["scratchlm", "gigatoken", "tiktoken", "tokenizers"]
 
@@ -44,11 +46,15 @@ def tables() -> str:
     found = rows()
     environment = found[0]["environment"]
     versions = found[0]["setup"]["versions"]
-    peers = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name != "numba")
-    head = f"{environment['processor']}, {environment['cores']} cores, {found[0]['date']}; {peers}; "
-    head += (
-        "each row in one run, every call in a process of its own, medians. In brackets: times our seconds."
+    peers = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name in PEERS)
+    head = (
+        f"{environment['processor']}, {environment['cores']} cores, {found[0]['date']}; {peers}. Medians; in "
+        "brackets how many times our seconds a peer takes (the median of the rounds' ratios). Every "
+        "measurement is a process of its own; a first call has its compiled code on disk and its libraries "
+        "imported. Training learns GPT-2's split of 60 MB, encoding uses GPT-2's vocabulary; all encoders give "
+        "the same ids."
     )
+    head = textwrap.fill(head, 120)
     return "\n\n".join([head, _training(found), _scaling(found), _encoding(found)])
 
 

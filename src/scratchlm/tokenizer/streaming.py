@@ -141,12 +141,13 @@ def encode_parts(
     encode_array: Callable[[str], Integer[np.ndarray, " tokens"]],
     stable_prefix: Callable[[str], int],
 ) -> Iterator[EncodedPart]:
-    """Encode a stream of text part by part, for any tokenizer; `specials` become their ids."""
+    """Encode a stream of text part by part, for any tokenizer; `specials` become their ids, -1 is none."""
     names = list(specials)
     for text, special in cut_stream(texts, specials=SpecialsFinder(names), stable_prefix=stable_prefix):
         ids, which, written = encode_array(text), -1, text
         if special is not None:
-            ids = np.append(ids, ids.dtype.type(specials[special]))
+            if specials[special] >= 0:
+                ids = np.append(ids, ids.dtype.type(specials[special]))
             which, written = names.index(special), text + special
         yield EncodedPart(
             ids, np.array([0, len(ids)]), np.array([which], np.int32), len(written.encode("utf-8"))

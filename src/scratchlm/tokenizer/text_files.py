@@ -15,7 +15,6 @@ from scratchlm.tokenizer.base import END_OF_TEXT, Tokenizer
 from scratchlm.tokenizer.batches import Documents, check_threads, map_in_order
 from scratchlm.tokenizer.compiled.pages import zeroed_table
 from scratchlm.tokenizer.sources import Errors, FileSource
-from scratchlm.tokenizer.windows import GOES_ON
 
 
 def encode_text_file(
@@ -57,8 +56,8 @@ def encode_text_file(
             count += part.num_tokens
             free.append(part.buffer)
     found = np.concatenate(offsets)
-    if len(found) > 1 and found[-1] == found[-2]:
-        found = found[:-1]  # nothing follows the last separator
+    if count > found[-1]:  # no separator ends the last document
+        found = np.append(found, count)
     return Documents(ids[:count], found)
 
 
@@ -88,7 +87,7 @@ def _encode_range(
         behind = count + len(part.ids)
         ids = _with_room(ids, count, behind)
         ids[count:behind] = part.ids
-        ends.append(part.bounds[1:][part.specials != GOES_ON] + count)
+        ends.append(part.bounds[1:][part.specials >= 0] + count)
         count = behind
     return _Part(ids, count, np.concatenate(ends))
 
