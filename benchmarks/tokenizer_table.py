@@ -51,8 +51,7 @@ def tables() -> str:
         f"{environment['processor']}, {environment['cores']} cores, {found[0]['date']}; {peers}. Medians; in "
         "brackets how many times our seconds a peer takes (the median of the rounds' ratios). Every "
         "measurement is a process of its own; a first call has its compiled code on disk and its libraries "
-        "imported. Training learns GPT-2's split of 60 MB, encoding uses GPT-2's vocabulary; all encoders give "
-        "the same ids."
+        "imported. Training: 60 MB in GPT-2's pieces; encoding: GPT-2's vocabulary, and all ids are equal."
     )
     head = textwrap.fill(head, 120)
     return "\n\n".join([head, _training(found), _scaling(found), _encoding(found)])
