@@ -25,6 +25,7 @@ import numpy as np
 
 from scratchlm.tokenizer.compiled.encode_long import (
     IDS_USED,
+    copy_entries,
     encode_long,
     find_long,
     hash_long,
@@ -112,8 +113,7 @@ def _remember_short(low, high, slot, output, first, count, cache, used):
         place = used[IDS_USED]
         if place + count > len(more_ids):
             return
-        for i in range(count):
-            store(more_ids, place + i, load(output, first + i))
+        copy_entries(more_ids, place, output, first, count)
         value = np.uint64(place)
         used[IDS_USED] = place + count
     store(slots, slot, low)
@@ -134,8 +134,7 @@ def _encode_short(text, start, low, high, slot, output, written, merges, cache, 
             if count <= 8 // output.itemsize:
                 store_8_bytes(output, written, value)
             else:
-                for i in range(count):
-                    store(output, written + i, load(more_ids, np.int64(value) + i))
+                copy_entries(output, written, more_ids, np.int64(value), count)
             return written + count
         if load(slots, slot + 1) == NONE:
             length = np.int64(high >> _LENGTH_SHIFT)
@@ -143,22 +142,6 @@ def _encode_short(text, start, low, high, slot, output, written, merges, cache, 
             _remember_short(low, high, slot, output, written, after - written, cache, used)
             return after
         slot = np.int64(np.uint64(slot + 4) & mask)
-
-
-@uncounted_part
-def _encode_batch(text, count, longest_cached, output, written, merges, cache, used, work, keys):
-    """Write the ids of the pieces that are hashed; return where they end."""
-    for i in range(count):
-        low, high = load(keys, np.int64(i)), load(keys, np.int64(i + BATCH))
-        place = load(keys, np.int64(i + 2 * BATCH))
-        start, slot = np.int64(place & _LOW_HALF), np.int64(place >> _HALF)
-        if high == ALL:
-            written = encode_long(
-                text, start, np.int64(low), longest_cached, output, written, merges, cache, used, work
-            )
-        else:
-            written = _encode_short(text, start, low, high, slot, output, written, merges, cache, used, work)
-    return written
 
 
 @uncounted_loop
@@ -192,9 +175,18 @@ def encode_window(
         start = np.int64(starts[piece])
         while piece < last:
             count, piece, start = _hash_batch(text, starts, piece, last, start, seams, cache[0], keys)
-            written = _encode_batch(
-                text, count, longest_cached, output, written, merges, cache, used, work, keys
-            )
+            for i in range(count):
+                low, high = load(keys, np.int64(i)), load(keys, np.int64(i + BATCH))
+                place = load(keys, np.int64(i + 2 * BATCH))
+                first, slot = np.int64(place & _LOW_HALF), np.int64(place >> _HALF)
+                if high == ALL:
+                    written = encode_long(
+                        text, first, np.int64(low), longest_cached, output, written, merges, cache, used, work
+                    )
+                else:
+                    written = _encode_short(
+                        text, first, low, high, slot, output, written, merges, cache, used, work
+                    )
         if special_ids[segment] >= 0:
             output[written] = special_ids[segment]
             written += 1

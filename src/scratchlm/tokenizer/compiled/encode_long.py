@@ -17,6 +17,7 @@ Source: the idea of a tree of winners is Knuth, The Art of Computer Programming 
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from scratchlm.tokenizer.compiled.encode_short import (
@@ -35,7 +36,6 @@ from scratchlm.tokenizer.compiled.vector import (
     load_8_bytes,
     lowest_bit,
     store,
-    store_8_bytes,
 )
 
 LONGEST_CACHED = 256
@@ -87,6 +87,23 @@ def equal_of_16_at(typing_context, array, i, value):
         return builder.zext(builder.bitcast(equal, ir.IntType(16)), _I64)
 
     return types.uint64(array, types.int64, types.int32), code
+
+
+@intrinsic
+def copy_entries(typing_context, target, i, source, j, count):
+    """target[i : i + count] = source[j : j + count], arrays of the same type."""
+
+    def code(context, builder, signature, arguments):
+        target, i, source, j, count = arguments
+        kinds = signature.args[0], signature.args[2]
+        to, of = (
+            builder.gep(context.make_array(kind)(context, builder, array).data, [place])
+            for kind, array, place in ((kinds[0], target, i), (kinds[1], source, j))
+        )
+        cgutils.raw_memcpy(builder, to, of, count, kinds[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, source, types.int64, types.int64), code
 
 
 # merging
@@ -236,10 +253,13 @@ def hash_long(text, start, num_bytes):
 
 @uncounted_part
 def _equal(text, start, long_bytes, place, num_bytes):
-    different = load_8_bytes(text, start + num_bytes - 8) ^ load_8_bytes(long_bytes, place + num_bytes - 8)
-    for i in range(0, num_bytes - 8, 8):
-        different |= load_8_bytes(text, start + i) ^ load_8_bytes(long_bytes, place + i)
-    return different == NONE
+    last = num_bytes - 8
+    if load_8_bytes(text, start + last) != load_8_bytes(long_bytes, place + last):
+        return False
+    for i in range(0, last, 8):
+        if load_8_bytes(text, start + i) != load_8_bytes(long_bytes, place + i):
+            return False
+    return True
 
 
 @uncounted_part
@@ -265,10 +285,8 @@ def remember_long(text, start, num_bytes, hashed, slot, output, first, count, ca
         return
     if bytes_used + num_bytes + 8 > len(long_bytes) or ids_used + count > len(more_ids):
         return
-    for i in range(0, num_bytes, 8):
-        store_8_bytes(long_bytes, bytes_used + i, load_8_bytes(text, start + i))
-    for i in range(count):
-        store(more_ids, ids_used + i, load(output, first + i))
+    copy_entries(long_bytes, bytes_used, text, start, num_bytes)
+    copy_entries(more_ids, ids_used, output, first, count)
     store(long_slots, slot, hashed)
     store(long_slots, slot + 1, np.uint64((num_bytes << 32) | count))
     store(long_slots, slot + 2, np.uint64(bytes_used))
@@ -282,16 +300,15 @@ def remember_long(text, start, num_bytes, hashed, slot, output, first, count, ca
 def encode_long(text, start, num_bytes, longest_cached, output, written, merges, cache, used, work):
     """Write the ids of a piece of more than 15 bytes; return where they end."""
     _, long_slots, long_bytes, more_ids = cache
-    if num_bytes > longest_cached:
-        return _merge_long(text, start, num_bytes, output, written, merges, work)
-    hashed = hash_long(text, start, num_bytes)
-    slot = find_long(text, start, num_bytes, hashed, long_slots, long_bytes)
-    if load(long_slots, slot) != NONE:
-        count = np.int64(load(long_slots, slot + 1)) & 0xFFFFFFFF
-        first = np.int64(load(long_slots, slot + 3))
-        for i in range(count):
-            store(output, written + i, load(more_ids, first + i))
-        return written + count
+    hashed, slot = NONE, np.int64(0)
+    if num_bytes <= longest_cached:
+        hashed = hash_long(text, start, num_bytes)
+        slot = find_long(text, start, num_bytes, hashed, long_slots, long_bytes)
+        if load(long_slots, slot) != NONE:
+            count = np.int64(load(long_slots, slot + 1)) & 0xFFFFFFFF
+            copy_entries(output, written, more_ids, np.int64(load(long_slots, slot + 3)), count)
+            return written + count
     end = _merge_long(text, start, num_bytes, output, written, merges, work)
-    remember_long(text, start, num_bytes, hashed, slot, output, written, end - written, cache, used)
+    if num_bytes <= longest_cached:
+        remember_long(text, start, num_bytes, hashed, slot, output, written, end - written, cache, used)
     return end
