@@ -238,3 +238,18 @@ def test_the_bar_names_the_phase_and_its_unit(phase, unit):
         report(phase, done, 10)
     assert bar.detail.startswith(phase)
     assert bar.detail.endswith(unit)
+
+
+def test_ranks_get_their_special_tokens_back(cli, stories):
+    assert (
+        cli("tokenizer", "train", stories, "--vocab-size", "300", "--set", "tie=raw", "-o", "r.json").code
+        == 0
+    )
+    assert cli("tokenizer", "convert", "r.json", "--to", "tiktoken", "-o", "r.tiktoken").code == 0
+    back = ["tokenizer", "convert", "r.tiktoken", "--pattern", "gpt2", "--to", "scratchlm", "-o", "back.json"]
+    assert cli(*back, "--special", "<|endoftext|>=299").code == 0
+    text = "the dog<|endoftext|>the cat"
+    encoded = [cli("tokenizer", "encode", name, text, "--special").out for name in ("r.json", "back.json")]
+    assert encoded[0] == encoded[1]
+    assert " 299 " in encoded[0]
+    assert "--special x: write it as NAME=ID" in cli(*back, "--special", "x").err

@@ -86,12 +86,15 @@ def open_corpus(words: Iterable[str], **extra: Any) -> "Corpus":
     return CORPORA.build("files", paths=tuple(names), **settings)
 
 
-def open_tokenizer(path: Path, pattern: str | None = None) -> "Tokenizer":
+def open_tokenizer(
+    path: Path, pattern: str | None = None, special_tokens: dict[str, int] | None = None
+) -> "Tokenizer":
     """Load a tokenizer from a file or folder of any known format.
 
     Args:
         path: Our file, a run folder, or a file or folder of GPT-2's, tiktoken's or Hugging Face's form.
         pattern: The split pattern, for formats that do not name it.
+        special_tokens: Special token -> id, for formats that do not hold them.
 
     Raises:
         ValueError: There is none.
@@ -102,18 +105,20 @@ def open_tokenizer(path: Path, pattern: str | None = None) -> "Tokenizer":
         raise ValueError(
             f"{path}: no such tokenizer; make one with: scratchlm tokenizer train TEXT -o {path}"
         )
-    return read_any(path, pattern=pattern)
+    return read_any(path, pattern=pattern, special_tokens=special_tokens)
 
 
-def open_bpe(path: Path, pattern: str | None = None) -> "BPETokenizer":
-    """Load a tokenizer that is a byte-pair encoding.
+def open_bpe(
+    path: Path, pattern: str | None = None, special_tokens: dict[str, int] | None = None
+) -> "BPETokenizer":
+    """Load a tokenizer that is a byte-pair encoding; arguments as `open_tokenizer`.
 
     Raises:
         ValueError: There is none, or it is of another kind.
     """
     from scratchlm.tokenizer.bpe import BPETokenizer
 
-    loaded = open_tokenizer(path, pattern)
+    loaded = open_tokenizer(path, pattern, special_tokens)
     if not isinstance(loaded, BPETokenizer):
         raise ValueError(
             f"{path}: a {type(loaded).__name__}; this needs a byte-pair encoding (BPETokenizer)."

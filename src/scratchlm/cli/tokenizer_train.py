@@ -120,13 +120,17 @@ def convert(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
     pattern: Annotated[str | None, typer.Option(help=PATTERN_HELP)] = None,
+    special: Annotated[
+        list[str] | None,
+        typer.Option("--special", metavar="NAME=ID", help="Special token of ranks, which do not hold any."),
+    ] = None,
 ) -> None:
     """Write a tokenizer in another program's format; what it cannot hold is an error."""
     from scratchlm.cli.console import err, out, printable
     from scratchlm.cli.errors import naming
     from scratchlm.tokenizer.formats import save_gpt2, save_huggingface, save_tiktoken
 
-    loaded = open_bpe(tokenizer, pattern)
+    loaded = open_bpe(tokenizer, pattern, _special_tokens(special))
     writers: dict[str, Callable[[], Any]] = {
         "scratchlm": lambda: loaded.save(output),
         "gpt2": lambda: save_gpt2(loaded, _folder(output) / "vocab.json", output / "merges.txt"),
@@ -141,6 +145,17 @@ def convert(
     if to == "tiktoken" and loaded.special_tokens:
         names = ", ".join(f"{printable(name)} = {id}" for name, id in loaded.special_tokens.items())
         err().print(f"this format does not hold special tokens; tell its reader: {names}")
+
+
+def _special_tokens(words: list[str] | None) -> dict[str, int] | None:
+    """["<|endoftext|>=50256"] -> {"<|endoftext|>": 50256}."""
+    found = {}
+    for word in words or ():
+        name, _, id = word.rpartition("=")
+        if not (name and id.isdecimal()):
+            raise ValueError(f"--special {word}: write it as NAME=ID, such as '<|endoftext|>=50256'.")
+        found[name] = int(id)
+    return found or None
 
 
 def _train(learn: "Callable[..., Tokenizer]", output: Path, profile: bool = False) -> None:
