@@ -304,7 +304,7 @@ def test_the_profile_tells_time_memory_and_amounts():
     assert (profile.num_bytes, profile.num_occurrences, profile.num_pieces) == (11, 4, 3)
     assert (profile.num_merges, profile.num_threads) == (2, 1)
     assert profile.seconds() == sum(profile.seconds(phase.name) for phase in profile.phases) > 0
-    assert "MB/s on 1 thread;; 4 pieces" in str(profile)
+    assert "MB/s on 1 thread; 4 pieces" in str(profile)
     assert "3 distinct pieces" in str(profile)
 
 

@@ -169,3 +169,12 @@ def test_cutting_below_the_bytes_or_above_the_vocabulary_is_an_error():
     for vocab_size in (256, 301):
         with pytest.raises(ValueError, match=rf"vocab_size={vocab_size}: .* cut to 257 .* up to 300"):
             cut_vocabulary(trained, vocab_size)
+
+
+def test_the_scheme_is_an_argument_of_training():
+    texts = ["the small cat saw the small dog. " * 30]
+    ours = train_bpe(texts, vocab_size=300, scheme="superbpe", special_tokens=())
+    assert ours.pattern == "superbpe"
+    assert ours.fingerprint == SuperBPETrainer(vocab_size=300, special_tokens=()).train(texts).fingerprint
+    with pytest.raises(ValueError, match="scheme 'super' is not known; choose one of bpe, superbpe"):
+        train_bpe(texts, vocab_size=300, scheme="super")

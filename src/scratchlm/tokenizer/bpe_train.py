@@ -217,6 +217,7 @@ def train_bpe(
     vocab_size: int,
     special_tokens: Iterable[str] = (END_OF_TEXT,),
     pattern: str = "gpt2",
+    scheme: str = "bpe",
     tie: Tie = "bytes",
     max_pieces: int | None = None,
     num_threads: int | None = None,
@@ -225,10 +226,13 @@ def train_bpe(
 ) -> BPETokenizer:
     """Learn a byte-pair encoding from texts; for the settings see `BPETrainer`.
 
+    scheme="superbpe" lets the last tenth of the merges cross words (see `superbpe`).
+
     Raises:
         ValueError: As `BPETrainer`.
     """
-    trainer = BPETrainer(
+    kind = TOKENIZERS.get(check_name(scheme, ("bpe", "superbpe"), "scheme"))
+    trainer = kind(
         vocab_size=vocab_size,
         special_tokens=tuple(special_tokens),
         pattern=pattern,
@@ -236,7 +240,8 @@ def train_bpe(
         max_pieces=max_pieces,
         num_threads=num_threads,
     )
-    return trainer.train(texts, progress, profile=profile)
+    more = {} if profile is None else {"profile": profile}
+    return trainer.train(texts, progress, **more)
 
 
 def train_bpe_on_file(
