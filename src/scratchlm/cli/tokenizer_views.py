@@ -86,7 +86,7 @@ def compare(
 ) -> None:
     """Compare two tokenizers: compression by language and corpus, shared entries, a text in pieces."""
     from scratchlm.cli.console import out
-    from scratchlm.study.tokenizer_figures import examine
+    from scratchlm.study.tokenizer_figures import examine, vocabulary
 
     load_plugins(plugin)
     loaded = [open_tokenizer(path, pattern) for path in (first, second)]
@@ -98,7 +98,8 @@ def compare(
         console.print(figure.name, style="bold")
         _print_facts(figure)
         console.print()
-    shared = len(_entries(loaded[0]) & _entries(loaded[1]))
+    first_tokens, second_tokens = ({token for _, token in vocabulary(one)} for one in loaded)
+    shared = len(first_tokens & second_tokens)
     console.print(f"{'shared entries':<17}{shared:,}")
     _print_compression(figures)
     if given is not None:
@@ -199,16 +200,6 @@ def _pieces(tokenizer: "Tokenizer", text: str, *, coloured: bool) -> "Text":
     for number, piece in enumerate(found):
         shown.append(piece.text, style=f"black {COLOURS[number % len(COLOURS)]}")
     return shown
-
-
-def _entries(tokenizer: "Tokenizer") -> set[bytes]:
-    found = set()
-    for id in range(tokenizer.vocab_size):
-        try:
-            found.add(tokenizer.token_bytes(id))
-        except ValueError:  # a gap in the vocabulary
-            continue
-    return found
 
 
 def _text(text: str | None, file: Path | None) -> str | None:

@@ -162,15 +162,18 @@ def _languages(tokenizer: Tokenizer) -> Iterator[Compression]:
 
 def _entries(tokenizer: Tokenizer, counts: np.ndarray | None) -> list[Entry]:
     special = set(tokenizer.special_tokens.values())
-    entries = []
+    return [
+        Entry(id, token, None if counts is None else int(counts[id]))
+        for id, token in vocabulary(tokenizer)
+        if id not in special
+    ]
+
+
+def vocabulary(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
+    """Every id that stands for something, and its bytes; vocabularies may have gaps."""
     for id in range(tokenizer.vocab_size):
-        try:
-            token = tokenizer.token_bytes(id)
-        except ValueError:  # a gap in the vocabulary
-            continue
-        if id not in special:
-            entries.append(Entry(id, token, None if counts is None else int(counts[id])))
-    return entries
+        with contextlib.suppress(ValueError):
+            yield id, tokenizer.token_bytes(id)
 
 
 class Piece(NamedTuple):

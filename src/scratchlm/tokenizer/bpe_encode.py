@@ -26,7 +26,7 @@ from scratchlm.tokenizer.piece_cache import CACHE_BYTES, PieceCache, WholePieces
 from scratchlm.tokenizer.pretokenize import SCANNED_PATTERNS, choose_scanner
 from scratchlm.tokenizer.scan_regex import regex_scanner
 from scratchlm.tokenizer.sources import BytesSource, Errors, Source
-from scratchlm.tokenizer.streaming import EncodedPart, repair_surrogates
+from scratchlm.tokenizer.streaming import EncodedPart, utf8_of
 from scratchlm.tokenizer.windows import TEXT_ENDS, WINDOW_BYTES, Splitter, Window
 
 _BYTES = [bytes([value]) for value in range(256)]
@@ -203,7 +203,7 @@ class Encoder:
 
     def encode_text(self, text: str) -> UInt[np.ndarray, " tokens"]:
         """Return the ids of `text`, in which special tokens are plain text."""
-        data = _utf8(text)
+        data = utf8_of(text)
         with self._workspace() as workspace:
             if len(data) <= WINDOW_BYTES:
                 count = workspace.encode_short(data)  # may replace the output
@@ -217,7 +217,7 @@ class Encoder:
 
     def count_tokens(self, text: str) -> int:
         """The number of ids of `text`, in which special tokens are plain text."""
-        data = _utf8(text)
+        data = utf8_of(text)
         with self._workspace() as workspace:
             if len(data) <= WINDOW_BYTES:
                 return workspace.encode_short(data)
@@ -234,7 +234,7 @@ class Encoder:
         ids, ends = [output], [np.zeros(1, np.int64)]
         count = 0
         with self._workspace() as workspace:
-            for window in workspace.splitter().batches(map(_utf8, texts)):
+            for window in workspace.splitter().batches(map(utf8_of, texts)):
                 output = _roomy(output, window)
                 bounds = workspace.encode_window(window, output)
                 ids.append(output[: bounds[-1]].copy())
@@ -282,10 +282,3 @@ def _roomy(output: UInt[np.ndarray, " room"], window: Window) -> UInt[np.ndarray
     """`output`, or a larger array, with room for an id for each byte and each segment."""
     room = len(window.text) + len(window.specials) + _OUTPUT_SPARE
     return output if len(output) >= room else np.empty(room, output.dtype)
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        return repair_surrogates(text).encode("utf-8")

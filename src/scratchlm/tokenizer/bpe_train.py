@@ -13,7 +13,7 @@ pieces, never the text, and the result does not depend on the number of threads.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +22,7 @@ from scratchlm.tokenizer import TOKENIZERS
 from scratchlm.tokenizer.base import END_OF_TEXT, check_name, check_specials
 from scratchlm.tokenizer.bpe import BPETokenizer
 from scratchlm.tokenizer.bpe_reference import Pair, Tie, byte_order
-from scratchlm.tokenizer.merging import Words, learn_merges, words_of
+from scratchlm.tokenizer.merging import Progress, Words, learn_merges, words_of
 from scratchlm.tokenizer.piece_counts import Job, add_tables, count_jobs, jobs_of_files, jobs_of_texts
 from scratchlm.tokenizer.pretokenize import compiled
 from scratchlm.tokenizer.sources import Errors
@@ -30,9 +30,6 @@ from scratchlm.tokenizer.train_profile import TrainingProfile
 from scratchlm.tokenizer.windows import Splitter
 
 log = logging.getLogger("scratchlm")
-
-Progress = Callable[[str, int, int], None]
-"""Called as (phase, done, total): "count" in bytes of text (total 0 where unknown), "merge" in merges."""
 
 _SECONDS_BETWEEN_REPORTS = 0.05  # what an eye can follow
 
@@ -240,8 +237,7 @@ def train_bpe(
         max_pieces=max_pieces,
         num_threads=num_threads,
     )
-    more = {} if profile is None else {"profile": profile}
-    return trainer.train(texts, progress, **more)
+    return trainer.train(texts, progress, profile=profile)
 
 
 def train_bpe_on_file(

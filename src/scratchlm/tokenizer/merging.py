@@ -26,7 +26,8 @@ from scratchlm.tokenizer.compiled.superwords import byte_shapes, joined_shape, n
 from scratchlm.tokenizer.merge_replay import WordParts
 
 Progress = Callable[[str, int, int], None]
-"""Called as (phase, merges done, merges in all); the phase is "replay" for given merges, then "merge"."""
+"""Called as (phase, done, total): "count" in bytes of text (total 0 where unknown), "replay" for given merges
+and "merge" in merges."""
 
 SYMBOL_PADDING = 64
 """Spare symbols behind the last word: vector loads reach over its end."""

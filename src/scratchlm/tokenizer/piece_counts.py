@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from scratchlm.tokenizer.compiled.count import PieceTable
 from scratchlm.tokenizer.sources import BytesSource, FileSource, Source
-from scratchlm.tokenizer.streaming import repair_surrogates
+from scratchlm.tokenizer.streaming import utf8_of
 from scratchlm.tokenizer.windows import RANGE_BYTES, Splitter, Window, ranges
 
 BATCH_BYTES = 1 << 20
@@ -42,7 +42,7 @@ def jobs_of_texts(texts: Iterable[str], pattern: str, specials: Sequence[str]) -
     batch: list[bytes] = []
     size = 0
     for text in texts:
-        encoded = _encoded(text)
+        encoded = utf8_of(text)
         if len(encoded) > RANGE_BYTES:
             source = BytesSource(encoded)
             for start, stop in ranges(source, pattern, specials):
@@ -206,14 +206,6 @@ class _Counter:
             if self._bounded.num_pieces > self._max_pieces:
                 self._num_dropped += self._bounded.drop_rarest(int(_KEPT_SHARE * self._max_pieces))
         self._report(self._num_bytes)
-
-
-def _encoded(text: str) -> bytes:
-    """UTF-8; surrogates are what UTF-8 cannot hold."""
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        return repair_surrogates(text).encode("utf-8")
 
 
 def _windows(source: Source, start: int, stop: int, splitter: Splitter) -> Iterator[Window]:

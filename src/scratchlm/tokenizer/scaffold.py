@@ -28,7 +28,7 @@ from scratchlm.tokenizer import END_OF_TEXT, TOKENIZERS
 from scratchlm.tokenizer.base import Tokenizer, check_specials
 from scratchlm.tokenizer.bpe import BPETokenizer
 from scratchlm.tokenizer.bpe_reference import Pair
-from scratchlm.tokenizer.bpe_train import BPETrainer, Progress
+from scratchlm.tokenizer.bpe_train import BPETrainer
 from scratchlm.tokenizer.compiled.count import PieceTable
 from scratchlm.tokenizer.compiled.scaffold import demolish
 from scratchlm.tokenizer.formats.printable import (
@@ -39,10 +39,11 @@ from scratchlm.tokenizer.formats.printable import (
 )
 from scratchlm.tokenizer.formats.reading import saved_problem
 from scratchlm.tokenizer.formats.saved import read_saved
+from scratchlm.tokenizer.merging import Progress
 from scratchlm.tokenizer.pretokenize import stable_prefix
 from scratchlm.tokenizer.scaffold_merges import learn_scaffolds
 from scratchlm.tokenizer.sources import Errors, FileSource, Source
-from scratchlm.tokenizer.streaming import EncodedPart, repair_surrogates
+from scratchlm.tokenizer.streaming import EncodedPart, utf8_of
 from scratchlm.tokenizer.train_profile import TrainingProfile
 from scratchlm.tokenizer.windows import Splitter, Window
 
@@ -206,7 +207,7 @@ class ScaffoldTrainer:
         """
         if isinstance(texts, str):
             raise ValueError("texts is one string; pass a list of texts: [text].")
-        data = (repair_surrogates(text).encode("utf-8") for text in texts)
+        data = map(utf8_of, texts)
         windows = Splitter(self.pattern, self.special_tokens).batches(data)
         return self._train(windows, 0, progress, profile)
 

@@ -62,6 +62,18 @@ def repair_surrogates(text: str) -> str:
     return text
 
 
+def utf8_of(text: str) -> bytes:
+    """The UTF-8 of `repair_surrogates(text)`; text without surrogates is encoded once.
+
+    Raises:
+        ValueError: It is no text.
+    """
+    try:
+        return text.encode("utf-8")
+    except (AttributeError, UnicodeEncodeError):
+        return repair_surrogates(text).encode("utf-8")
+
+
 def cut_stream(
     chunks: Iterable[str],
     *,

@@ -16,7 +16,7 @@ import numpy as np
 from scratchlm.tokenizer.batches import check_threads, map_in_order
 from scratchlm.tokenizer.compiled.decode import Decoder
 from scratchlm.tokenizer.offsets import DecodedWithOffsets, TokenLengths, token_lengths
-from scratchlm.tokenizer.streaming import StreamDecoder, repair_surrogates
+from scratchlm.tokenizer.streaming import StreamDecoder, utf8_of
 
 Ids = Iterable[Any]
 """Whole numbers: a list, an array, a tensor."""
@@ -47,7 +47,7 @@ class Vocabulary(ABC):
         Raises:
             ValueError: There is no such token.
         """
-        data = token if isinstance(token, bytes) else repair_surrogates(token).encode("utf-8")
+        data = token if isinstance(token, bytes) else utf8_of(token)
         if data not in self._ids_by_bytes:
             raise ValueError(f"{token!r} is no single token of this tokenizer; encode it to see its parts.")
         return self._ids_by_bytes[data]
