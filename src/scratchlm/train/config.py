@@ -28,6 +28,23 @@ class DataConfig(Config):
     """Chunks that may wait for a worker: bounds the memory."""
 
 
+class GuardConfig(Config):
+    """What happens to a step whose numbers are not usable, or not usual."""
+
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    """A loss or gradient that is NaN or infinite: leave the step out, or stop. Nothing is touched either way."""
+    max_skipped: int = Field(default=5, ge=1)
+    """Steps left out in a row after which the run stops."""
+    window: int = Field(default=128, ge=8)
+    """Steps that say what is usual."""
+    spike_sigma: float = Field(default=6.0, gt=0)
+    """A loss or gradient norm above the window's mean by this many standard deviations is a spike."""
+    on_spike: Literal["record", "skip", "rollback"] = "record"
+    """A spike: only write it down, leave the step out, or go back to a checkpoint and skip the data after it."""
+    max_rollbacks: int = Field(default=3, ge=0)
+    """Rollbacks after which spikes are only written down."""
+
+
 class TrainConfig(Config):
     """How long, how much at once, and what happens along the way."""
 
@@ -39,6 +56,18 @@ class TrainConfig(Config):
     """Tokens computed at once; "auto" chooses by memory and device."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of mean(logsumexp(logits)^2), which keeps logits near 0; 1e-4 is usual, 0 switches it off."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that is spread evenly over the vocabulary."""
+    document_mask: bool = False
+    """Whether tokens attend to their own document only."""
+    gradient_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: a third more work for far less memory."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Keep an exponential moving average of the weights and validate that; 0 switches it off."""
+    guard: GuardConfig = GuardConfig()
+    """What happens to unusable steps."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: PrecisionName = "auto"
@@ -58,7 +87,15 @@ class TrainConfig(Config):
     save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay; one of the best validation stays too, if it was saved."""
+    """How many of the newest checkpoints stay; the one of the best validation stays too, if it was saved."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are multiples of this stay for ever."""
+    save_in_background: bool = True
+    """Whether training goes on while a checkpoint is written."""
+    statistics_every: int | None = Field(default=None, ge=1)
+    """Steps between rows with the sizes of weights, gradients and activations of every layer."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides metrics.jsonl."""
 
 
 class RunConfig(Config):
