@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from scratchlm.kernels import KERNELS, choose
-from scratchlm.kernels.attention_reference import causal_mask, masked_attention, softmax
+from scratchlm.kernels.attention_reference import causal_mask, masked_attention, same_document, softmax
 
 NAMES = sorted(KERNELS["attention"])
 
@@ -66,6 +66,45 @@ def test_the_future_does_not_change_the_past(name):
     before = choose("attention", name).function(q, k, v)[:, :, :130]
     k[:, :, 130:], v[:, :, 130:] = 1e3, -1e3
     torch.testing.assert_close(choose("attention", name).function(q, k, v)[:, :, :130], before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("window", [None, 20])
+def test_documents_attend_as_if_each_were_alone(name, window):
+    q, k, v = (tensor.double().requires_grad_() for tensor in inputs(queries=200, keys=200))
+    ends = ((0, 37, 38, 140, 200), (0, 130, 131, 199, 200))
+    documents = torch.zeros(2, 200, dtype=torch.int64)
+    alone = torch.empty_like(q)
+    reference = choose("attention", "reference").function
+    for row, bounds in enumerate(ends):
+        for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+            documents[row, first:last] = number
+            part = (tensor[row : row + 1, :, first:last] for tensor in (q, k, v))
+            alone[row : row + 1, :, first:last] = reference(*part, window=window)
+    together = choose("attention", name).function(q, k, v, window=window, documents_BS=documents)
+    torch.testing.assert_close(together, alone)
+    upstream = torch.randn_like(q)
+    for mine, expected in zip(
+        torch.autograd.grad(together, (q, k, v), upstream),
+        torch.autograd.grad(alone, (q, k, v), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documents_and_biases_and_past_keys_go_together(name):
+    q, k, v = inputs(queries=140, keys=150)
+    documents = (torch.arange(150) // 60).expand(2, 150)
+    settings = {"bias_HTS": torch.randn(4, 140, 150), "documents_BS": documents}
+    mask = causal_mask(140, 150) & same_document(documents, 140)
+    expected = masked_attention(q, k, v, mask_TS=mask, bias_HTS=settings["bias_HTS"])
+    torch.testing.assert_close(choose("attention", name).function(q, k, v, **settings), expected)
+
+
+def test_the_document_mask_of_a_worked_example():
+    mask = same_document(torch.tensor([[0, 0, 1]]), 2)
+    assert mask.tolist() == [[[[True, True, False], [False, False, True]]]]
 
 
 @pytest.mark.parametrize("name", NAMES)

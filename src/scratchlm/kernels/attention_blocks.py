@@ -12,10 +12,10 @@ scores, not T^2. Measured, compiled bfloat16 forward and backward of a whole mod
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from scratchlm.kernels.attention_reference import causal_mask, masked_attention
+from scratchlm.kernels.attention_reference import causal_mask, masked_attention, same_document
 
 BLOCK = 128
 """Rows of a block; measured: 64 computes less at 256 tokens but is slower, the products get too small."""
@@ -29,6 +29,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+    documents_BS: Int[Tensor, "batch keys"] | None = None,
 ) -> Float[Tensor, "batch heads time d_value"]:
     """Return causal attention; arguments and results as in attention_reference.attention."""
     num_queries, num_keys = q_BHTK.shape[2], k_BGSK.shape[2]
@@ -39,6 +40,8 @@ def attention(
         begin = 0 if window is None else max(0, past + first - window + 1)
         end = past + last
         mask_TS = causal_mask(last - first, end - begin, window=window, device=q_BHTK.device)
+        if documents_BS is not None:
+            mask_TS = mask_TS & same_document(documents_BS[:, begin:end], last - first)
         bias = None if bias_HTS is None else bias_HTS[:, first:last, begin:end]
         keys, values = k_BGSK[:, :, begin:end], v_BGSK[:, :, begin:end]
         rows = q_BHTK[:, :, first:last]

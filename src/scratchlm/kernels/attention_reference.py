@@ -2,7 +2,7 @@ r"""Queries, keys, values in, weighted means of the values out: attention writte
 
     scores = q k^T / sqrt(d_head)                      how well each query fits each key
     scores = softcap * tanh(scores / softcap)          if asked for: no score beyond +-softcap
-    scores = scores + bias,  -inf where not allowed    the future, and what lies before the window
+    scores = scores + bias,  -inf where not allowed    the future, before the window, other documents
     out    = softmax(scores) v
 
 The naive twin of every faster attention: it holds all B * H * T * S scores at once. Grouped queries need no
@@ -16,7 +16,7 @@ Gemma 2, https://arxiv.org/abs/2408.00118, section 2.
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -28,6 +28,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+    documents_BS: Int[Tensor, "batch keys"] | None = None,
 ) -> Float[Tensor, "batch heads time d_value"]:
     """Return causal attention; the last query stands at the last key's position.
 
@@ -38,8 +39,11 @@ def attention(
         window: How many keys a query sees, itself included; None for all before it.
         softcap: Bound for the scores before the bias.
         bias_HTS: Added to the scores (ALiBi).
+        documents_BS: The number of each key's document: a query sees the keys of its own document only.
     """
     mask_TS = causal_mask(q_BHTK.shape[2], k_BGSK.shape[2], window=window, device=q_BHTK.device)
+    if documents_BS is not None:
+        mask_TS = mask_TS & same_document(documents_BS, q_BHTK.shape[2])
     return masked_attention(q_BHTK, k_BGSK, v_BGSK, mask_TS=mask_TS, softcap=softcap, bias_HTS=bias_HTS)
 
 
@@ -85,6 +89,17 @@ def causal_mask(
     distance_TS = keys[num_keys - num_queries :, None] - keys[None, :]
     mask_TS = distance_TS >= 0
     return mask_TS if window is None else mask_TS & (distance_TS < window)
+
+
+def same_document(
+    documents_BS: Int[Tensor, "batch keys"], num_queries: int
+) -> Bool[Tensor, "batch one_head time keys"]:
+    """Return True where a query and a key belong to one document; the queries are the last tokens.
+
+    Example: documents [[0, 0, 1]], 2 queries -> [[[[True, True, False], [False, False, True]]]].
+    """
+    queries_BT = documents_BS[:, documents_BS.shape[1] - num_queries :]
+    return queries_BT[:, None, :, None] == documents_BS[:, None, None, :]
 
 
 def softmax(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:

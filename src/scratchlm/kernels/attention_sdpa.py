@@ -5,10 +5,10 @@ lacks.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from scratchlm.kernels.attention_reference import causal_mask
+from scratchlm.kernels.attention_reference import causal_mask, same_document
 
 
 def attention(
@@ -19,6 +19,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+    documents_BS: Int[Tensor, "batch keys"] | None = None,
 ) -> Float[Tensor, "batch heads time d_value"]:
     """Return causal attention; arguments as in attention_reference.attention.
 
@@ -28,10 +29,12 @@ def attention(
     if softcap is not None:
         raise ValueError("attention=sdpa cannot cap scores; set softcap to none or attention=reference.")
     num_queries, num_keys = q_BHTK.shape[2], k_BGSK.shape[2]
-    plain = window is None and bias_HTS is None and num_queries == num_keys
+    plain = window is None and bias_HTS is None and documents_BS is None and num_queries == num_keys
     mask_TS: Tensor | None = None
     if not plain:
         mask_TS = causal_mask(num_queries, num_keys, window=window, device=q_BHTK.device)
+        if documents_BS is not None:
+            mask_TS = mask_TS & same_document(documents_BS, num_queries)
         if bias_HTS is not None:
             mask_TS = bias_HTS.to(q_BHTK.dtype).masked_fill(~mask_TS, -torch.inf)
     return torch.nn.functional.scaled_dot_product_attention(

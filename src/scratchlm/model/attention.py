@@ -14,7 +14,7 @@ RMSNorm and a gain as in Qwen 3.
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
@@ -49,6 +49,7 @@ class CausalSelfAttention(Module):
         *,
         cache: KVCache | None = None,
         layer: int = 0,
+        documents_BT: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
         """Return what each token gathers; with a cache, also from the tokens stored there.
 
@@ -57,7 +58,13 @@ class CausalSelfAttention(Module):
             position: The model's position part.
             cache: Keys and values of earlier tokens; the new ones are added.
             layer: This layer's number in the cache.
+            documents_BT: The number of each token's document: tokens gather from their own document only.
+
+        Raises:
+            ValueError: Document numbers and a cache: those of the cached tokens are not known.
         """
+        if documents_BT is not None and cache is not None:
+            raise ValueError("attention: documents and a cache do not go together; leave one of them out.")
         start = cache.length if cache is not None else 0
         q_BHTK, k_BGTK, v_BGTK = self._project(x)
         q_BHTK, k_BGSK, v_BGSK = position.rotate(q_BHTK, start), position.rotate(k_BGTK, start), v_BGTK
@@ -70,6 +77,7 @@ class CausalSelfAttention(Module):
             window=self.window,
             softcap=self.softcap,
             bias_HTS=position.bias(q_BHTK.shape[2], k_BGSK.shape[2]),
+            documents_BS=documents_BT,
         )
         return self.output_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
 
