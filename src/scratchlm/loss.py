@@ -1,13 +1,20 @@
 r"""Logits and the tokens that really came in, one number out: the mean cross-entropy, in nats per token.
 
-    loss = mean over targets of  logsumexp(logits) - logits[target]
+    lse   = logsumexp(z) = max(z) + log(sum(exp(z - max(z))))
+    loss  = lse - (1 - s) z[target] - s mean(z) + w lse^2            s label_smoothing, w z_loss
+    d loss / d z[i] = (1 + 2 w lse) softmax(z)[i] - (1 - s) [i = target] - s / V
 
-logsumexp(z) = max(z) + log(sum(exp(z - max(z)))): the largest logit is subtracted first, so logits of any
-size are safe. All of it in float32. Targets of IGNORE count neither in the sum nor in the mean.
+With s = w = 0 that is -log softmax(z)[target]. The largest logit is subtracted first, so logits of any size
+are safe; all of it in float32. Label smoothing takes the share s of each target and spreads it evenly over
+the V tokens. The z-loss pulls lse towards 0: softmax does not see a common offset of all logits, which may
+otherwise drift until bfloat16 holds it no more. Targets of IGNORE count neither in the sum nor in the mean.
 
     bits per byte = nats per token * tokens / (bytes * ln 2)
 
 compares models with different tokenizers. `chunked_cross_entropy` never holds all logits at once.
+
+Source: label smoothing: Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7 (as in torch);
+z-loss: Chowdhery et al. 2022 (PaLM), https://arxiv.org/abs/2204.02311, section 5, there with w = 1e-4.
 """
 
 import math
@@ -17,41 +24,65 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.utils.checkpoint import checkpoint
 
 IGNORE = -1
 """Targets with this value are left out of the loss."""
 
 
-def cross_entropy(logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, ""]:
+def cross_entropy(
+    logits: Float[Tensor, "*batch vocab"],
+    targets: Int[Tensor, "*batch"],
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    num_targets: Tensor | None = None,
+) -> Float[Tensor, ""]:
     """Return the mean loss over the targets that are not IGNORE; NaN if there are none, as torch has it.
+
+    Args:
+        logits: One row of numbers per target.
+        targets: The ids that came; IGNORE leaves one out.
+        z_loss: Weight of the squared logsumexp, at least 0.
+        label_smoothing: Share of each target that is spread evenly over the vocabulary, in [0, 1).
+        num_targets: Divide the sum by this number instead: that of a whole batch of which these are a part.
 
     Example: logits [[0, 0]], targets [1] -> ln 2 = 0.693.
     """
-    return token_losses(logits, targets).sum() / (targets != IGNORE).sum()
+    losses = token_losses(logits, targets, z_loss=z_loss, label_smoothing=label_smoothing)
+    return losses.sum() / ((targets != IGNORE).sum() if num_targets is None else num_targets)
 
 
 def token_losses(
-    logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]
+    logits: Float[Tensor, "*batch vocab"],
+    targets: Int[Tensor, "*batch"],
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, "*batch"]:
-    """Return each target's loss in nats, 0 where it is IGNORE."""
-    losses = _TokenLosses.apply(logits, targets.clamp(min=0))
+    """Return each target's loss in nats, 0 where it is IGNORE; arguments as in `cross_entropy`."""
+    _check(z_loss, label_smoothing)
+    losses = _TokenLosses.apply(logits, targets.clamp(min=0), z_loss, label_smoothing)
     return torch.where(targets == IGNORE, 0.0, losses)
 
 
 def token_losses_reference(
-    logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]
+    logits: Float[Tensor, "*batch vocab"],
+    targets: Int[Tensor, "*batch"],
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, "*batch"]:
     """Return what `token_losses` returns; autograd finds the gradient."""
     z = logits.float()
     largest = z.amax(dim=-1, keepdim=True).detach()
     log_sum = (z - largest).exp().sum(dim=-1).log() + largest.squeeze(-1)
     chosen = z.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(targets == IGNORE, 0.0, log_sum - chosen)
+    losses = log_sum - (1 - label_smoothing) * chosen - label_smoothing * z.mean(dim=-1)
+    return torch.where(targets == IGNORE, 0.0, losses + z_loss * log_sum.square())
 
 
 class _TokenLosses(torch.autograd.Function):
-    """logsumexp(z) - z[target] with its gradient written down: d loss / d z = softmax(z) - [i = target].
+    """The formula at the head of the file with its gradient written down.
 
     Autograd would keep several tables of all logits in float32; this keeps the logits as they came, and one
     number per target. Measured, compiled on one Zen 5 core, 4,096 tokens in the vocabulary: forward and
@@ -60,21 +91,49 @@ class _TokenLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
-        z = logits.float()
-        largest = z.amax(dim=-1, keepdim=True)
-        log_sum = (z - largest).exp().sum(dim=-1, keepdim=True).log() + largest
+    def forward(
+        ctx: FunctionCtx, logits: Tensor, targets: Tensor, z_loss: float, label_smoothing: float
+    ) -> Tensor:
+        losses, log_sum = _losses(logits, targets, z_loss, label_smoothing)
         ctx.save_for_backward(logits, log_sum, targets)
-        return (log_sum - z.gather(-1, targets.unsqueeze(-1))).squeeze(-1)
+        ctx.z_loss, ctx.label_smoothing = z_loss, label_smoothing
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits, log_sum, targets = ctx.saved_tensors
-        probabilities = (logits.float() - log_sum).exp()
-        ids = torch.arange(logits.shape[-1], device=logits.device)
-        # a comparison instead of a scatter: it fuses with the rest
-        difference = torch.where(ids == targets.unsqueeze(-1), probabilities - 1, probabilities)
-        return (difference * gradients[0].unsqueeze(-1)).to(logits.dtype), None
+        difference = _gradient(logits, log_sum, targets, ctx.z_loss, ctx.label_smoothing)
+        return (difference * gradients[0].unsqueeze(-1)).to(logits.dtype), None, None, None
+
+
+def _losses(
+    logits: Tensor, targets: Tensor, z_loss: float, label_smoothing: float
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch 1"]]:
+    """Each row's loss and its logsumexp; terms of weight 0 are not computed."""
+    z = logits.float()
+    largest = z.amax(dim=-1, keepdim=True)
+    log_sum = (z - largest).exp().sum(dim=-1, keepdim=True).log() + largest
+    chosen = z.gather(-1, targets.unsqueeze(-1))
+    if label_smoothing:
+        chosen = (1 - label_smoothing) * chosen + label_smoothing * z.mean(dim=-1, keepdim=True)
+    losses = log_sum - chosen
+    if z_loss:
+        losses = losses + z_loss * log_sum.square()
+    return losses.squeeze(-1), log_sum
+
+
+def _gradient(
+    logits: Tensor, log_sum: Tensor, targets: Tensor, z_loss: float, label_smoothing: float
+) -> Float[Tensor, "*batch vocab"]:
+    """The derivative of each row's loss by its logits, in float32."""
+    probabilities = (logits.float() - log_sum).exp()
+    if z_loss:
+        probabilities = probabilities * (1 + 2 * z_loss * log_sum)
+    if label_smoothing:
+        probabilities = probabilities - label_smoothing / logits.shape[-1]
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    # a comparison instead of a scatter: it fuses with the rest
+    return torch.where(ids == targets.unsqueeze(-1), probabilities - (1 - label_smoothing), probabilities)
 
 
 def chunked_cross_entropy(
@@ -82,28 +141,97 @@ def chunked_cross_entropy(
     head_weight: Float[Tensor, "vocab d_model"],
     targets: Int[Tensor, "*batch"],
     *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    num_targets: Tensor | None = None,
     chunk_rows: int = 1024,
 ) -> Float[Tensor, ""]:
     """Return cross_entropy(hidden head_weight^T, targets) with at most `chunk_rows` rows of logits in memory.
 
-    The logits of a chunk are computed again in the backward pass: a third more work in the head for less
-    memory.
+    Args:
+        hidden: What the head turns into logits.
+        head_weight: The head's matrix.
+        targets: The ids that came; IGNORE leaves one out.
+        z_loss: As in `cross_entropy`.
+        label_smoothing: As in `cross_entropy`.
+        softcap: Bound of the logits, softcap * tanh(logits / softcap); None for none.
+        num_targets: As in `cross_entropy`.
+        chunk_rows: Rows of logits at once, at least 1.
 
     Raises:
-        ValueError: chunk_rows is below 1.
+        ValueError: chunk_rows is below 1, or a weight is outside its range.
     """
+    _check(z_loss, label_smoothing)
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows={chunk_rows}: must be at least 1.")
-
-    def chunk_loss(rows: Tensor, chunk_targets: Tensor) -> Tensor:
-        return token_losses(rows @ head_weight.T, chunk_targets).sum()
-
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap={softcap}: must be above 0, or None for no bound.")
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for first in range(0, len(rows), chunk_rows):
-        part = slice(first, first + chunk_rows)
-        total = total + checkpoint(chunk_loss, rows[part], flat_targets[part], use_reentrant=False)
-    return total / (flat_targets != IGNORE).sum()
+    total = _ChunkedLoss.apply(
+        rows, head_weight, flat_targets, z_loss, label_smoothing, softcap, chunk_rows
+    )
+    return total / ((flat_targets != IGNORE).sum() if num_targets is None else num_targets)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The sum of the rows' losses; the gradients are computed on the way, while a chunk's logits are there.
+
+    The loss is one number, so the gradient that comes in is one number too and may be multiplied in later:
+    nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        head_weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        label_smoothing: float,
+        softcap: float | None,
+        chunk_rows: int,
+    ) -> Tensor:
+        wants_rows, wants_weight = ctx.needs_input_grad[:2]
+        total = rows.new_zeros((), dtype=torch.float32)
+        grad_rows: list[Tensor] = []
+        grad_weight = torch.zeros_like(head_weight, dtype=torch.float32) if wants_weight else None
+        for chunk, ids in zip(rows.split(chunk_rows), targets.split(chunk_rows), strict=True):
+            logits = chunk @ head_weight.T
+            bounded = logits if softcap is None else softcap * torch.tanh(logits.float() / softcap)
+            known = ids.clamp(min=0)
+            losses, log_sum = _losses(bounded, known, z_loss, label_smoothing)
+            total = total + torch.where(ids == IGNORE, 0.0, losses).sum()
+            if not (wants_rows or wants_weight):
+                continue
+            slope = _gradient(bounded, log_sum, known, z_loss, label_smoothing)
+            if softcap is not None:
+                slope = slope * (1 - (bounded / softcap).square())
+            slope = torch.where((ids == IGNORE).unsqueeze(-1), 0.0, slope).to(logits.dtype)
+            if wants_rows:
+                grad_rows.append((slope @ head_weight).to(rows.dtype))
+            if grad_weight is not None:
+                grad_weight += slope.T @ chunk
+        ctx.save_for_backward(torch.cat(grad_rows) if wants_rows else None, grad_weight)
+        ctx.weight_dtype = head_weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_rows, grad_weight = ctx.saved_tensors
+        upstream = gradients[0]
+        return (
+            None if grad_rows is None else (grad_rows * upstream).to(grad_rows.dtype),
+            None if grad_weight is None else (grad_weight * upstream).to(ctx.weight_dtype),
+            *[None] * 5,
+        )
+
+
+def _check(z_loss: float, label_smoothing: float) -> None:
+    if not z_loss >= 0:
+        raise ValueError(f"z_loss={z_loss}: must be at least 0; 1e-4 is usual, 0 switches it off.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: must be at least 0 and below 1.")
 
 
 def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: int) -> float:

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from scratchlm.data.packing import evaluation_rows
+from scratchlm.data.packing import documents_of, evaluation_rows
 
 END = 256
 
@@ -76,3 +76,15 @@ def test_max_rows_ends_early(make_dataset):
     assert sum(1 for _ in evaluation_rows(dataset, 11, max_rows=7)) == 7
     with pytest.raises(ValueError, match="max_rows=0: at least 1"):
         next(evaluation_rows(dataset, 11, max_rows=0))
+
+
+def test_an_end_of_text_begins_the_document_after_it():
+    ids = torch.tensor([[END, 1, 2, END, 3], [1, 2, END, END, 3]])
+    assert documents_of(ids, END).tolist() == [[1, 1, 1, 2, 2], [0, 0, 1, 2, 2]]
+
+
+def test_documents_of_evaluation_rows_are_the_documents_packed_into_them(make_dataset):
+    dataset = make_dataset([[1, 2, 3], [4, 5], [6, 7, 8, 9]])
+    first, second = (documents_of(row.inputs, END).tolist() for row in evaluation_rows(dataset, 8))
+    assert first == [[1, 1, 1, 1, 2, 2, 2, 3]]
+    assert second[0][:5] == [1, 1, 1, 1, 1]

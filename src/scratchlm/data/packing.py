@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Int, Integer
+from torch import Tensor
 
 from scratchlm.data.loader import Batch
 from scratchlm.data.shards import TokenDataset
@@ -51,6 +52,17 @@ def evaluation_rows(
         targets = np.full((1, context_length), IGNORED, dtype=np.int64)
         inputs[0, : len(ids) - 1], targets[0, : len(ids) - 1] = ids[:-1], ids[1:]
         yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
+def documents_of(ids: Int[Tensor, "rows time"], end_of_text_id: int) -> Int[Tensor, "rows time"]:
+    """Return the number of each id's document in its row: how many end-of-text ids came up to it.
+
+    An end-of-text id belongs to the document that follows it, as in the rows above: from it the model predicts
+    that document's first id.
+
+    Example: . a b . c with "." = end-of-text -> 1 1 1 2 2; a b . c -> 0 0 1 1.
+    """
+    return (ids == end_of_text_id).cumsum(dim=-1)
 
 
 class _Piece(NamedTuple):

@@ -24,20 +24,29 @@ class BigramLM(Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # there is nothing to compute again
         self.token_embeddings = Embedding(config.vocab_size, config.vocab_size)
         with torch.no_grad():
             self.token_embeddings.weight.zero_()
 
     def forward(
-        self, token_ids: Int[Tensor, "batch time"], *, cache: KVCache | None = None
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        *,
+        cache: KVCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
         """Return the logits of the next token at every position."""
-        return self.head(self.hidden(token_ids, cache=cache))
+        return self.head(self.hidden(token_ids, cache=cache, documents=documents))
 
     def hidden(
-        self, token_ids: Int[Tensor, "batch time"], *, cache: KVCache | None = None
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        *,
+        cache: KVCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
-        """Return the rows of the table; the cache only counts."""
+        """Return the rows of the table; the cache only counts, and no other token is seen anyway."""
         if cache is not None:
             cache.advance(token_ids.shape[1])
         return self.token_embeddings(token_ids)

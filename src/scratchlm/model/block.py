@@ -9,7 +9,7 @@ https://arxiv.org/abs/1706.03762, section 5.4 (dropout on each branch before it 
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
@@ -41,12 +41,14 @@ class Block(Module):
         *,
         cache: KVCache | None = None,
         layer: int = 0,
+        documents_BT: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
         """Return the tokens' vectors after this layer; arguments as in `CausalSelfAttention.forward`."""
+        settings = {"cache": cache, "layer": layer, "documents_BT": documents_BT}
         if self.placement == "post":
-            x = self.ln1(x + self._drop(self.attn(x, position, cache=cache, layer=layer)))
+            x = self.ln1(x + self._drop(self.attn(x, position, **settings)))
             return self.ln2(x + self._drop(self.ffn(x)))
-        x = x + self._drop(self.attn(self.ln1(x), position, cache=cache, layer=layer))
+        x = x + self._drop(self.attn(self.ln1(x), position, **settings))
         return x + self._drop(self.ffn(self.ln2(x)))
 
     def _drop(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:

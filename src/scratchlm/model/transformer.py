@@ -4,18 +4,26 @@ r"""Token ids in, logits over the vocabulary out: the decoder-only transformer.
     x      = block(x)                               num_layers times
     logits = lm_head(ln_final(x))                   tied: lm_head's weight is the embedding table
 
-Logits at position t depend on tokens 0..t only. State-dict keys are those of Stanford CS336:
+Logits at position t depend on tokens 0..t only, and on those of the same document only where the documents'
+numbers are given. With `gradient_checkpointing` a training pass keeps each block's input alone and computes
+the block again when its gradient is due: a third more work, and memory for one block instead of all.
+
+State-dict keys are those of Stanford CS336:
 token_embeddings.weight, layers.{i}.attn.{q,k,v,output}_proj.weight, layers.{i}.ln1.weight,
 layers.{i}.ffn.{w1,w2,w3}.weight, layers.{i}.ln2.weight, ln_final.weight, lm_head.weight.
 
 Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; decoder only, pre-norm: Radford et al. 2019
-(GPT-2); the defaults (RMSNorm, RoPE, SwiGLU) as in Touvron et al. 2023, https://arxiv.org/abs/2302.13971.
+(GPT-2); the defaults (RMSNorm, RoPE, SwiGLU) as in Touvron et al. 2023, https://arxiv.org/abs/2302.13971;
+checkpointing: Chen et al. 2016, https://arxiv.org/abs/1604.06174.
 """
+
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module, ModuleList
+from torch.utils.checkpoint import checkpoint
 
 from scratchlm.model.block import Block, dropout, make_norm
 from scratchlm.model.config import MODELS, ModelConfig
@@ -32,6 +40,7 @@ class TransformerLM(Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         # A tied table is also the head: at variance 1 its logits would start with a spread of sqrt(d_model)
         std = config.d_model**-0.5 if config.tied else 1.0
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=std)
@@ -51,23 +60,33 @@ class TransformerLM(Module):
             zero_projections_(self)
 
     def forward(
-        self, token_ids: Int[Tensor, "batch time"], *, cache: KVCache | None = None
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        *,
+        cache: KVCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
-        """Return the logits of the next token at every position; with a cache, ids are the new tokens only.
+        """Return the logits of the next token at every position.
+
+        Args:
+            token_ids: The text; with a cache, its new tokens only.
+            cache: Keys and values of the tokens before.
+            documents: The number of each token's document: it sees tokens of the same number only. None:
+                it sees all before it.
 
         Raises:
-            ValueError: More tokens than context_length.
+            ValueError: More tokens than context_length, or documents together with a cache.
         """
-        return self.head(self.hidden(token_ids, cache=cache))
+        return self.head(self.hidden(token_ids, cache=cache, documents=documents))
 
     def hidden(
-        self, token_ids: Int[Tensor, "batch time"], *, cache: KVCache | None = None
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        *,
+        cache: KVCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """Return the vectors that the head turns into logits.
-
-        Raises:
-            ValueError: More tokens than context_length.
-        """
+        """Return the vectors that the head turns into logits; arguments as in `forward`."""
         start = cache.length if cache is not None else 0
         num_tokens = token_ids.shape[1]
         if start + num_tokens > self.config.context_length:
@@ -78,8 +97,10 @@ class TransformerLM(Module):
         x = self.position_embeddings.add(self.token_embeddings(token_ids), start)
         if self.training:
             x = dropout(x, self.config.dropout)
+        recompute = self.gradient_checkpointing and self.training and cache is None
         for layer, block in enumerate(self.layers):
-            x = block(x, self.position_embeddings, cache=cache, layer=layer)
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            x = run(x, self.position_embeddings, cache=cache, layer=layer, documents_BT=documents)
         if cache is not None:
             cache.advance(num_tokens)
         return self.ln_final(x)
