@@ -8,7 +8,7 @@ from scratchlm.data import CORPORA, LOADERS
 from scratchlm.data.corpora import FIRST_VALID
 from scratchlm.data.remote import RemoteCorpus, RemoteFile, join_articles
 
-REMOTE = ["openwebtext-sample", "tinystories", "wikitext-103", "wikitext-2"]
+REMOTE = ["openwebtext-sample", "tiny-shakespeare", "tinystories", "wikitext-103", "wikitext-2"]
 
 
 def texts(corpus, split):
@@ -193,10 +193,13 @@ def test_bad_settings_are_refused(files, settings, message):
 def test_remote_corpora_say_what_they_are_and_how_to_fetch_them(tmp_path, name):
     corpus = CORPORA.build(name, folder=str(tmp_path))
     assert corpus.licence
-    assert {file.split for file in corpus.files} == {"train", "valid"}
+    one_file_for_both = name == "tiny-shakespeare"
+    assert {file.split for file in corpus.files} == ({"train"} if one_file_for_both else {"train", "valid"})
     assert len({file.name for file in corpus.files}) == len(corpus.files)
     for file in corpus.files:
-        assert file.url.startswith("https://huggingface.co/datasets/")
+        assert file.url.startswith(
+            ("https://huggingface.co/datasets/", "https://raw.githubusercontent.com/karpathy/char-rnn/")
+        )
         assert file.sha256 is None or len(file.sha256) == 64
     assert not corpus.is_here()
     with pytest.raises(
@@ -210,6 +213,36 @@ def test_a_fetched_file_of_the_wrong_size_is_refused(tmp_path):
     (tmp_path / "tinystories" / "TinyStoriesV2-GPT4-valid.txt").write_bytes(b"too short")
     with pytest.raises(ValueError, match=r"valid.txt: 9 bytes instead of 22502601; remove it"):
         next(CORPORA.build("tinystories", folder=str(tmp_path)).chunks("valid"))
+
+
+def test_tiny_shakespeare_is_cut_at_nine_tenths_of_its_characters(tmp_path):
+    corpus = CORPORA.build("tiny-shakespeare", folder=str(tmp_path))
+    text = ("To be, or not to be.\n" * 60_000)[: corpus.files[0].size]
+    (tmp_path / "tiny-shakespeare").mkdir()
+    (tmp_path / "tiny-shakespeare" / "input.txt").write_text(text, encoding="utf-8")
+    train, valid = ("".join(texts(corpus, split)) for split in ("train", "valid"))
+    assert train + valid == text
+    assert len(train) == int(0.9 * 1_115_394) == corpus.num_bytes("train")
+    assert len(valid) == 111_540 == corpus.num_bytes("valid")
+
+
+def test_a_corpus_can_be_read_in_part(tmp_path):
+    stories = [f"Story {number:02} ends here." for number in range(50)]
+    (tmp_path / "tinystories").mkdir()
+    whole, part = (
+        CORPORA.build("tinystories", folder=str(tmp_path), **settings)
+        for settings in ({}, {"train_bytes": 2 * len(stories[0]) + 1})
+    )
+    for file in whole.files:
+        path = tmp_path / "tinystories" / file.name
+        path.write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    sized = tuple(file._replace(size=None) for file in whole.files)
+    whole.files = part.files = sized
+    assert texts(part, "train") == stories[:3]
+    assert texts(part, "valid") == texts(whole, "valid") == stories
+    assert part.fingerprint() != whole.fingerprint()
+    with pytest.raises(ValueError, match=r"train_bytes=0 must be at least 1"):
+        CORPORA.build("tinystories", train_bytes=0)
 
 
 def test_fetch_brings_every_file_and_the_corpus_reads_it(tmp_path, monkeypatch):

@@ -25,6 +25,11 @@ HUB = "https://huggingface.co/datasets"
 TINYSTORIES = f"{HUB}/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
 WIKITEXT = f"{HUB}/Salesforce/wikitext/resolve/b08601e04326c79dfdd32d625aee71d232d685c3"
 OPENWEBTEXT = f"{HUB}/stanford-cs336/owt-sample/resolve/main"
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data"
+)
+SHAKESPEARE_TRAIN = 1_003_854
+"""Characters of the training split: int(0.9 * 1,115,394), as nanoGPT's data/shakespeare_char cuts it."""
 
 
 class RemoteFile(NamedTuple):
@@ -48,13 +53,22 @@ class RemoteCorpus(Corpus):
 
     files: tuple[RemoteFile, ...]
 
-    def __init__(self, *, folder: str = CACHE) -> None:
-        """Say where the files lie, or shall lie.
+    def __init__(self, *, folder: str = CACHE, train_bytes: int | None = None) -> None:
+        """Say where the files lie, or shall lie, and how much of them is read.
 
         Args:
             folder: The corpus has a folder of its name in there.
+            train_bytes: Read the training split up to the document in which it reaches so many bytes; None
+                for all of it. A run of a few million tokens need not encode gigabytes.
+
+        Raises:
+            ValueError: `train_bytes` is below 1.
         """
-        self.folder = Path(folder).expanduser() / self.name
+        if train_bytes is not None and train_bytes < 1:
+            raise ValueError(
+                f"{self.name}: train_bytes={train_bytes} must be at least 1; leave it out for all."
+            )
+        self.folder, self.train_bytes = Path(folder).expanduser() / self.name, train_bytes
 
     def fetch(self, progress: Callable[[str, int, int | None], None] | None = None) -> list[Path]:
         """Download what is missing; a call after an interruption goes on.
@@ -78,6 +92,11 @@ class RemoteCorpus(Corpus):
         Raises:
             ValueError: Not fetched yet, or damaged.
         """
+        limit = self.train_bytes if split == "train" else None
+        yield from first_documents(self.read_split(split), limit)
+
+    def read_split(self, split: Split) -> Iterator[Chunk]:
+        """Yield all documents of the publisher's split."""
         for path in [self._path(file) for file in self.files if file.split == split]:
             yield from self.read(path)
 
@@ -87,14 +106,16 @@ class RemoteCorpus(Corpus):
 
     def fingerprint(self) -> str:
         """Hash the checksums; a file whose checksum is not known is read for it."""
-        return hash_of(self.name, [file.sha256 or hash_file(self._path(file)) for file in self.files])
+        checksums = [file.sha256 or hash_file(self._path(file)) for file in self.files]
+        return hash_of(self.name, checksums, *([] if self.train_bytes is None else [self.train_bytes]))
 
     def num_bytes(self, split: Split) -> int | None:
         """The files' sizes where they are plain text of a known size."""
         files = [file for file in self.files if file.split == split]
         if any(file.size is None or not file.name.endswith(".txt") for file in files):
             return None
-        return sum(file.size or 0 for file in files)
+        total = sum(file.size or 0 for file in files)
+        return total if self.train_bytes is None or split == "valid" else min(total, self.train_bytes)
 
     def _fetch_one(self, file: RemoteFile, progress: Callable[[str, int, int | None], None] | None) -> Path:
         report = None if progress is None else lambda here, total: progress(file.name, here, total)
@@ -205,6 +226,46 @@ class WikiText103Corpus(_WikiTextCorpus):
             "valid", f"{WIKITEXT}/wikitext-103-raw-v1/validation-00000-of-00001.parquet", 657_209, None
         ),
     )
+
+
+@CORPORA.register("tiny-shakespeare")
+class TinyShakespeareCorpus(_PlainCorpus):
+    """Tiny Shakespeare: 1.1 MB of plays, cut at nine tenths as nanoGPT cuts it (Karpathy 2015)."""
+
+    name = "tiny-shakespeare"
+    licence = "public domain"
+    files = (
+        RemoteFile(
+            "train",
+            f"{SHAKESPEARE}/tinyshakespeare/input.txt",
+            1_115_394,
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        ),
+    )
+
+    def read_split(self, split: Split) -> Iterator[Chunk]:
+        """Yield what stands before the cut, or behind it; the file is ASCII, so bytes are characters."""
+        text = self._path(self.files[0]).read_text(encoding="utf-8")
+        part = text[:SHAKESPEARE_TRAIN] if split == "train" else text[SHAKESPEARE_TRAIN:]
+        yield from cut_document(part, started=False)
+
+    def num_bytes(self, split: Split) -> int:
+        """The two sides of the cut."""
+        behind = (self.files[0].size or 0) - SHAKESPEARE_TRAIN
+        return SHAKESPEARE_TRAIN if split == "train" else behind
+
+
+def first_documents(chunks: Iterator[Chunk], num_bytes: int | None) -> Iterator[Chunk]:
+    """Yield chunks up to the end of the document in which they reach `num_bytes`; None yields all.
+
+    Example: documents of 4, 4 and 4 bytes, num_bytes=5 -> the first two.
+    """
+    read = 0
+    for chunk in chunks:
+        yield chunk
+        read += len(chunk.text.encode("utf-8"))
+        if num_bytes is not None and read >= num_bytes and chunk.ends_document:
+            return
 
 
 _TITLE = re.compile(r" = [^=].* = \n?")
