@@ -11,7 +11,7 @@ text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> generat
     kernels/      attention, written out and tiled
     loss          cross-entropy, bits per byte
     optim/        SGD, AdamW, learning-rate schedules, clipping
-    checkpoint    safetensors and a manifest with checksums, written atomically
+    checkpoint/   safetensors and a manifest with checksums, written atomically, in a thread
     generate/     sampling, the engine with its key-value cache
     evaluate/     likelihood over a whole split
     train/        run settings, assembly, the training loop, metrics, the plan
