@@ -1,8 +1,10 @@
+import pytest
 import torch
 from torch.nn import Parameter
 
 from scratchlm.optim import OPTIMIZERS
-from scratchlm.optim.groups import decay_groups
+from scratchlm.optim.groups import decay_groups, multiply_learning_rates, parameter_groups
+from scratchlm.optim.schedule import set_learning_rate
 
 
 def make_named():
@@ -39,3 +41,47 @@ def test_groups_build_every_optimizer():
 
 def test_an_empty_group_is_left_out():
     assert len(decay_groups([("w", Parameter(torch.zeros(2, 2)))])) == 1
+
+
+def test_kinds_are_told_by_name_and_shape():
+    named = make_named() | {"lm_head.weight": Parameter(torch.zeros(5, 2))}
+    matrix, embedding, vector = parameter_groups(named.items())
+    assert [group["kind"] for group in (matrix, embedding, vector)] == ["matrix", "embedding", "vector"]
+    assert [id(p) for p in matrix["params"]] == [id(named["layers.0.attn.q_proj.weight"])]
+    assert [id(p) for p in embedding["params"]] == [
+        id(named["token_embeddings.weight"]),
+        id(named["lm_head.weight"]),
+    ]
+    assert [id(p) for p in vector["params"]] == [id(p) for p in list(named.values())[2:4]]
+    assert "weight_decay" not in matrix | embedding
+    assert vector["weight_decay"] == 0.0
+
+
+def test_a_kind_is_split_when_only_some_of_it_decays():
+    named = make_named() | {"lm_head.weight": Parameter(torch.zeros(5, 2))}
+    groups = parameter_groups(named.items(), without=("token_embeddings",))
+    assert [(group["kind"], group.get("weight_decay")) for group in groups] == [
+        ("matrix", None),
+        ("embedding", None),
+        ("embedding", 0.0),
+        ("vector", 0.0),
+    ]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_kinds_can_have_learning_rates_that_a_schedule_moves_together(name):
+    optimizer = OPTIMIZERS.build(name, parameter_groups(make_named().items()), lr=0.1)
+    multiply_learning_rates(optimizer, {"embedding": 3.0, "vector": 0.5})
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.15, 0.025])
+
+
+def test_a_factor_of_no_kind_or_below_zero_is_refused():
+    optimizer = OPTIMIZERS.build("sgd", parameter_groups(make_named().items()))
+    with pytest.raises(ValueError, match=r"'head': no kind of parameter; kinds are matrix, embedding, v"):
+        multiply_learning_rates(optimizer, {"head": 3.0})
+    with pytest.raises(ValueError, match=r"factor -1.0 for 'vector': must be at least 0"):
+        multiply_learning_rates(optimizer, {"vector": -1.0})
+    plain = OPTIMIZERS.build("sgd", decay_groups(make_named().items()))
+    with pytest.raises(ValueError, match="groups have no kinds"):
+        multiply_learning_rates(plain, {"vector": 2.0})

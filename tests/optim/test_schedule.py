@@ -63,6 +63,13 @@ def test_wsd_is_flat_until_its_last_steps(shape):
     assert values[89] == pytest.approx(half)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_a_floor_of_zero_ends_at_zero(name):
+    schedule = SCHEDULES.build(name, TOTAL, warmup=10, floor=0.0)
+    assert schedule(TOTAL - 1) == pytest.approx(0.0, abs=1e-15)
+    assert 0 < schedule(TOTAL - 2) < 0.06
+
+
 def test_cosine_equals_the_worked_example():
     values = [cosine_with_warmup(step, 1.0, 0.1, 2, 6) for step in range(8)]
     assert values == pytest.approx([0, 0.5, 1, 0.8682, 0.55, 0.2318, 0.1, 0.1], abs=1e-4)

@@ -1,14 +1,16 @@
-"""Gradients come in, better parameters go out: optimizers, learning-rate schedules, clipping, decay groups.
+"""Gradients come in, better parameters go out: optimizers, learning-rate schedules, clipping, groups.
 
-    groups = decay_groups(model.named_parameters())                  groups.py
-    optimizer = OPTIMIZERS.build("adamw", groups, lr=1e-3)           adamw.py (twin beside it), sgd.py
+    groups = parameter_groups(model.named_parameters())              groups.py
+    optimizer = OPTIMIZERS.build("adamw", groups, lr=1e-3)           adamw.py, muon.py, lion.py, sgd.py
     schedule = SCHEDULES.build("cosine", total_steps, warmup=0.05)   schedule.py
 
     set_learning_rate(optimizer, schedule(step))                     schedule.py, before every update
     norm = clip_gradients_(model.parameters(), 1.0)                  clip.py
     optimizer.step()
+    ema.update_()                                                    ema.py
 
-This folder does not know the model: an optimizer sees parameters and gradients, nothing else.
+The first three optimizers stand beside their twins, the formulas; decay.py and orthogonalize.py are what they
+are made of. This folder does not know the model: an optimizer sees parameters and gradients, nothing else.
 """
 
 from collections.abc import Callable

@@ -23,7 +23,7 @@ torch.optim.AdamW and CS336 (the paper has a separate schedule for it).
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from scratchlm.optim import OPTIMIZERS
+from scratchlm.optim.decay import decay_
 
 TensorLists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 """Parameters, gradients, means, means of squares: four lists in the same order."""
@@ -49,6 +50,7 @@ class AdamWReference(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        cautious_decay: bool = False,
     ) -> None:
         """Keep the settings; state is made at the first step.
 
@@ -58,27 +60,18 @@ class AdamWReference(Optimizer):
             betas: As `AdamW`: how much of the means of g and of g^2 is kept per step.
             eps: As `AdamW`: added to sqrt(v).
             weight_decay: As `AdamW`: each step shrinks the parameter by lr * weight_decay of itself.
+            cautious_decay: As `AdamW`.
         """
-        super().__init__(params, adamw_settings(lr, betas, eps, weight_decay))
+        super().__init__(params, adamw_settings(lr, betas, eps, weight_decay, cautious_decay))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient; return what `closure` returns."""
         loss = evaluate_closure(closure)
         for group in self.param_groups:
-            lr, (beta1, beta2) = group["lr"], group["betas"]
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = adamw_state(self.state[p], p)
-                t = state["step"] = state["step"] + 1
-                m, v, g = state["mean"], state["square"], p.grad
-                p.mul_(1 - lr * group["weight_decay"])  # before the step: decoupled
-                m.copy_(beta1 * m + (1 - beta1) * g)
-                v.copy_(beta2 * v + (1 - beta2) * g * g)
-                m_corrected = m / (1 - beta1**t)
-                v_corrected = v / (1 - beta2**t)
-                p.sub_(lr * m_corrected / (v_corrected.sqrt() + group["eps"]))
+                if p.grad is not None:
+                    move_by_adamw_reference(p, self.state[p], group)
         return loss
 
 
@@ -94,6 +87,7 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        cautious_decay: bool = False,
     ) -> None:
         """Keep the settings; state is made at the first step.
 
@@ -103,33 +97,69 @@ class AdamW(Optimizer):
             betas: How much of the means of g and of g^2 is kept per step; each in [0, 1).
             eps: Added to sqrt(v); gradients much smaller than this hardly move their parameter. Above 0.
             weight_decay: Each step shrinks the parameter by lr * weight_decay of itself. At least 0.
+            cautious_decay: Decay only where the update goes towards 0, too (see decay.py).
         """
-        super().__init__(params, adamw_settings(lr, betas, eps, weight_decay))
+        super().__init__(params, adamw_settings(lr, betas, eps, weight_decay, cautious_decay))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient; return what `closure` returns."""
         loss = evaluate_closure(closure)
         for group in self.param_groups:
-            for t, lists in self._by_step(group).items():
-                for part in _cut_for_caches(lists):
-                    _update(part, t, group)
+            move_by_adamw([p for p in group["params"] if p.grad is not None], self.state, group)
         return loss
 
-    def _by_step(self, group: dict[str, Any]) -> dict[int, TensorLists]:
-        """Count the step of each parameter with a gradient; group by it: the corrections depend on it."""
-        lists: dict[int, TensorLists] = defaultdict(lambda: ([], [], [], []))
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            state = adamw_state(self.state[p], p)
-            state["step"] += 1
-            params, grads, means, squares = lists[state["step"]]
-            params.append(p)
-            grads.append(p.grad)
-            means.append(state["mean"])
-            squares.append(state["square"])
-        return lists
+
+def move_by_adamw_reference(p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+    """Move one parameter by its gradient: the formula.
+
+    Args:
+        p: A parameter with a gradient.
+        state: The optimizer's state of it; filled at the first call.
+        group: Settings by name, as `adamw_settings` gives them.
+    """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    state = adamw_state(state, p)
+    t = state["step"] = state["step"] + 1
+    m, v, g = state["mean"], state["square"], p.grad
+    m.copy_(beta1 * m + (1 - beta1) * g)
+    v.copy_(beta2 * v + (1 - beta2) * g * g)
+    m_corrected = m / (1 - beta1**t)
+    v_corrected = v / (1 - beta2**t)
+    u = m_corrected / (v_corrected.sqrt() + group["eps"])
+    decay_([p], [u], lr * group["weight_decay"], cautious=group["cautious_decay"])  # before the step
+    p.sub_(lr * u)
+
+
+def move_by_adamw(
+    params: Sequence[Tensor], states: MutableMapping[Tensor, dict[str, Any]], group: Mapping[str, Any]
+) -> None:
+    """Move parameters by their gradients, all together.
+
+    Args:
+        params: Parameters with gradients.
+        states: The optimizer's states by parameter; filled at the first call.
+        group: Settings by name, as `adamw_settings` gives them.
+    """
+    for t, lists in _by_step(params, states).items():
+        for part in _cut_for_caches(lists):
+            _update(part, t, group)
+
+
+def _by_step(
+    params: Sequence[Tensor], states: MutableMapping[Tensor, dict[str, Any]]
+) -> dict[int, TensorLists]:
+    """Count each parameter's step; group by it: the corrections depend on it."""
+    lists: dict[int, TensorLists] = defaultdict(lambda: ([], [], [], []))
+    for p in params:
+        state = adamw_state(states[p], p)
+        state["step"] += 1
+        same, grads, means, squares = lists[state["step"]]
+        same.append(p)
+        grads.append(p.grad)
+        means.append(state["mean"])
+        squares.append(state["square"])
+    return lists
 
 
 def _cut_for_caches(lists: TensorLists) -> Iterable[TensorLists]:
@@ -143,13 +173,13 @@ def _cut_for_caches(lists: TensorLists) -> Iterable[TensorLists]:
     return [([p], [g], [m], [v]) for p, g, m, v in zip(*lists, strict=True)]
 
 
-def _update(lists: TensorLists, t: int, group: dict[str, Any]) -> None:
+def _update(lists: TensorLists, t: int, group: Mapping[str, Any]) -> None:
     params, grads, means, squares = lists
     lr, (beta1, beta2) = group["lr"], group["betas"]
     correction1, root_correction2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
-    if group["weight_decay"]:
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     torch._foreach_lerp_(means, grads, 1 - beta1)
+    # before the step: decoupled; the update has the sign of its mean
+    decay_(params, means, lr * group["weight_decay"], cautious=group["cautious_decay"])
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     denominators = torch._foreach_sqrt(squares)
@@ -157,7 +187,9 @@ def _update(lists: TensorLists, t: int, group: dict[str, Any]) -> None:
     torch._foreach_addcdiv_(params, means, denominators, -lr * root_correction2 / correction1)
 
 
-def adamw_settings(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> dict[str, Any]:
+def adamw_settings(
+    lr: float, betas: tuple[float, float], eps: float, weight_decay: float, cautious_decay: bool = False
+) -> dict[str, Any]:
     """Check AdamW's settings and return them as an optimizer's defaults.
 
     Raises:
@@ -171,7 +203,8 @@ def adamw_settings(lr: float, betas: tuple[float, float], eps: float, weight_dec
         raise ValueError(f"eps={eps}: must be above 0, or a zero gradient divides 0 by 0; use 1e-8.")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay={weight_decay}: must be at least 0; 0.1 is usual, 0 switches it off.")
-    return {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+    settings = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+    return {**settings, "cautious_decay": cautious_decay}
 
 
 def adamw_state(state: dict[str, Any], p: Tensor) -> dict[str, Any]:

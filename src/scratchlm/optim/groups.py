@@ -1,34 +1,75 @@
-"""Named parameters come in, an optimizer's two groups go out: with and without weight decay.
+"""Named parameters come in, an optimizer's groups go out: by kind, with and without weight decay.
 
-    matrices (two dimensions or more)      weight decay as the optimizer is set
-    gains and biases (one dimension)       weight_decay = 0
+    kind "matrix"      the weights of the blocks' products     weight decay as the optimizer is set
+    kind "embedding"   token and position tables, output head  weight decay as the optimizer is set
+    kind "vector"      gains and biases (one dimension)        weight_decay = 0
 
 Decay keeps the weights of a matrix product from growing without need. A norm's gain has its natural value at
-1 and a bias has no scale to keep small, so pulling them to 0 only disturbs. Embeddings are matrices and
-decay by default; name them in `without` to leave them out, since rows of rare tokens shrink with no gradient
-to restore them.
+1 and a bias has no scale to keep small, so pulling them to 0 only disturbs. Embeddings are matrices in memory
+only: a row is looked up, not multiplied, which is why Muon leaves them to AdamW, and with them the head,
+whose rows belong to tokens too. They decay by default; name them in `without` to leave them out: rows of rare
+tokens shrink with no gradient to restore them.
 
-Source: as in nanoGPT and Hugging Face; Brown et al. 2020 (GPT-3), https://arxiv.org/abs/2005.14165,
-appendix B.
+Source: decay as in nanoGPT and Hugging Face; Brown et al. 2020 (GPT-3), https://arxiv.org/abs/2005.14165,
+appendix B. The kinds from Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
 """
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, get_args
 
 from torch.nn import Parameter
+from torch.optim import Optimizer
+
+Kind = Literal["matrix", "embedding", "vector"]
+"""What a parameter is to an optimizer."""
+
+TOKEN_TABLES = frozenset({"token_embeddings", "position_embeddings", "lm_head"})
+"""Parts of dotted names: parameters whose rows belong to tokens or positions, as our models call them."""
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, Parameter]],
+    *,
+    without: Collection[str] = (),
+    tables: Collection[str] = TOKEN_TABLES,
+) -> list[dict[str, Any]]:
+    """Sort parameters by kind for an optimizer; parameters with requires_grad=False are left out.
+
+    Args:
+        named_parameters: As `model.named_parameters()` gives them: a shared parameter once.
+        without: Parts of dotted names, such as "token_embeddings"; a parameter with one does not decay.
+        tables: Parts of dotted names; a parameter of two dimensions with one is of the kind "embedding".
+
+    Returns:
+        Groups {"params", "kind"} in the order matrix, embedding, vector, those without decay after those
+        with; an empty one is left out, so the names alone decide which parameter has which place.
+
+    Example: {"w": [3, 3], "lm_head.weight": [9, 3], "gain": [3]} -> [{"params": [w], "kind": "matrix"},
+    {"params": [head], "kind": "embedding"}, {"params": [gain], "kind": "vector", "weight_decay": 0.0}].
+    """
+    found: dict[tuple[Kind, bool], list[Parameter]] = {
+        (kind, decays): [] for kind in get_args(Kind) for decays in (True, False)
+    }
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            parts = set(name.split("."))
+            kind: Kind = "vector" if parameter.ndim < 2 else "embedding" if parts & set(tables) else "matrix"
+            found[kind, kind != "vector" and not parts & set(without)].append(parameter)
+    return [
+        {"params": params, "kind": kind} | ({} if decays else {"weight_decay": 0.0})
+        for (kind, decays), params in found.items()
+        if params
+    ]
 
 
 def decay_groups(
     named_parameters: Iterable[tuple[str, Parameter]], *, without: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Split parameters for an optimizer; parameters with requires_grad=False are left out.
+    """Split parameters in two: those that decay and those that do not, with no kinds.
 
     Args:
-        named_parameters: As `model.named_parameters()` gives them: a shared parameter once.
-        without: Parts of dotted names, such as "token_embeddings"; a parameter with one does not decay.
-
-    Returns:
-        Up to two groups; an empty one is left out, so the order of `named_parameters` decides the rest.
+        named_parameters: As `parameter_groups`.
+        without: As `parameter_groups`: parts of dotted names that do not decay.
 
     Example: {"w": [3, 3], "gain": [3]} -> [{"params": [w]}, {"params": [gain], "weight_decay": 0.0}].
     """
@@ -39,3 +80,24 @@ def decay_groups(
             (decayed if plain else kept).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def multiply_learning_rates(optimizer: Optimizer, factors: Mapping[str, float]) -> None:
+    """Multiply the learning rate of every group of a kind; schedules then move all of them together.
+
+    Args:
+        optimizer: Built over `parameter_groups`; before its first `set_learning_rate`.
+        factors: Kind -> factor, at least 0: {"embedding": 3.0}. Decay is multiplied with the learning rate.
+
+    Raises:
+        ValueError: A kind is unknown, a factor is below 0, or the groups have no kinds.
+    """
+    for kind, factor in factors.items():
+        if kind not in get_args(Kind):
+            raise ValueError(f"{kind!r}: no kind of parameter; kinds are {', '.join(get_args(Kind))}.")
+        if not factor >= 0:
+            raise ValueError(f"factor {factor} for {kind!r}: must be at least 0; 1 changes nothing.")
+    for group in optimizer.param_groups:
+        if "kind" not in group:
+            raise ValueError("This optimizer's groups have no kinds; build it over parameter_groups(...).")
+        group["lr"] *= factors.get(group["kind"], 1.0)
