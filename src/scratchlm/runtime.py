@@ -14,10 +14,10 @@ import random
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +116,37 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state() -> "tuple[dict[str, torch.Tensor], dict[str, list[Any]]]":
+    """The state of every global generator: torch's as tensors, Python's and NumPy's as plain values."""
+    import numpy as np
+    import torch
+
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    return tensors, {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+
+
+def restore_random_state(
+    tensors: "Mapping[str, torch.Tensor]", plain: Mapping[str, list[Any]] | None = None
+) -> None:
+    """Put back what `random_state` gave, as far as this machine has the generators."""
+    import numpy as np
+    import torch
+
+    torch.set_rng_state(tensors["torch"])
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda{number}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda{number}"], number)
+    if plain:
+        version, numbers, gauss = plain["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        kind, keys, *rest = plain["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
 
 
 def has_compiler() -> str | None:

@@ -19,7 +19,7 @@ def test_a_torn_last_line_is_left_out_and_removed_on_resume(tmp_path):
     with path.open("a", encoding="utf-8") as stream:
         stream.write('{"step": 6, "lo')
     assert [row["step"] for row in lines.rows()] == [1, 2, 3, 4, 5]
-    lines.truncate_after(3)
+    lines.cut_after(3)
     lines.append({"step": 4})
     assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4}\n'
 
@@ -29,7 +29,7 @@ def test_a_text_may_hold_any_line_separator(tmp_path):
     rows = [{"step": 1, "text": "a\u2028b\u0085c\x1cd\r\ne"}, {"step": 2, "text": "f"}]
     for row in rows:
         lines.append(row)
-    lines.truncate_after(2)
+    lines.cut_after(2)
     assert lines.rows() == rows
 
 

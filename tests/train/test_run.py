@@ -15,7 +15,8 @@ from scratchlm.train.folder import load_run
 from scratchlm.train.metrics import JsonLines
 from scratchlm.train.plan import make_plan
 from scratchlm.train.run import run
-from scratchlm.train.trainer import NonFiniteLossError, largest_divisor
+from scratchlm.train.session import NonFiniteLossError
+from scratchlm.train.trainer import largest_divisor
 
 TINY = [
     "corpus.num_train=120",
@@ -57,7 +58,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(path: Path) -> list[tuple[str, int, float]]:
-    return [(row["kind"], row["step"], row["loss"]) for row in JsonLines(path / "metrics.jsonl").rows()]
+    rows = JsonLines(path / "metrics.jsonl").rows()
+    return [(row["kind"], row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
 def test_the_run_folder_holds_the_whole_record(finished):
@@ -157,9 +159,16 @@ def test_resume_refuses_settings_that_change_the_meaning(finished):
         run(tiny(), finished / "nowhere", resume=True)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_parameters_are_touched(tmp_path):
-    with pytest.raises(NonFiniteLossError, match="parameters are those of the step before"):
-        run(tiny("optimizer.lr=1e30", "train.grad_clip=0.0", "schedule=constant"), tmp_path / "wild")
+def test_a_run_whose_loss_stays_no_number_stops_and_leaves_the_batch(tmp_path):
+    wild = ("optimizer.lr=1e30", "train.grad_clip=0.0", "schedule=constant", "train.guard.max_skipped=3")
+    with pytest.raises(NonFiniteLossError, match=r"the last of 3 steps left out in a row.*the batch is in"):
+        run(tiny(*wild), tmp_path / "wild")
+    skipped = [row for row in JsonLines(tmp_path / "wild" / "metrics.jsonl").rows() if row["kind"] == "skip"]
+    assert len(skipped) == 3
+    (dump,) = (tmp_path / "wild").glob("unusable-batch-*.json")
+    batch = json.loads(dump.read_text(encoding="utf-8"))
+    assert batch["step"] == skipped[-1]["step"]
+    assert len(batch["ids"]) == len(batch["starts"]) == 512 // 64
 
 
 @pytest.mark.parametrize("name", recipes.names())

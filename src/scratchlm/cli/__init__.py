@@ -4,7 +4,7 @@
 
 One file per command group. Each imports the library only inside the command that needs it, so that `--help`
 answers before torch could even be found on the disk. Exit codes: 0 done, 2 an error (one readable line on
-stderr), 130 stopped by Ctrl-C.
+stderr), 130 stopped by Ctrl-C, 143 stopped by SIGTERM (a run has saved a checkpoint in both cases).
 """
 
 import os
@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 
 INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+TERMINATED = 143
+"""128 + SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

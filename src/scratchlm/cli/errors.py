@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from scratchlm.cli import INTERRUPTED
+from scratchlm.cli import INTERRUPTED, TERMINATED
 from scratchlm.cli.console import err
 
 ADVICE = {
@@ -31,6 +31,11 @@ ADVICE = {
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user stopped the command
     """The user stopped a command; the message says how to go on."""
+
+    def __init__(self, message: str, *, by: str | None = "SIGINT") -> None:
+        """Say how to go on, and which signal it was."""
+        super().__init__(message)
+        self.code = TERMINATED if by == "SIGTERM" else INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -53,7 +58,7 @@ def report(error: BaseException, *, debug: bool) -> int:
     """
     if isinstance(error, KeyboardInterrupt | Interrupted) or type(error).__name__ == "Abort":
         err().print(str(error) or "stopped.", style="yellow")
-        return INTERRUPTED
+        return getattr(error, "code", INTERRUPTED)
     if debug:
         sys.stderr.write("".join(traceback.format_exception(error)))
         return 2

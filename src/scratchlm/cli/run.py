@@ -3,15 +3,16 @@
 import contextlib
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from scratchlm.cli.sources import Plugin, load_plugins, split_settings
 
 if TYPE_CHECKING:
+    from scratchlm.distributed.process import Processes
     from scratchlm.train.config import RunConfig
 
 Settings = Annotated[
@@ -20,6 +21,10 @@ Settings = Annotated[
 ]
 Folder = Annotated[Path | None, typer.Option("--folder", "-o", help="Run folder.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+AllowChanges = Annotated[
+    bool,
+    typer.Option("--allow-changes", help="Resume although settings of optimizer or schedule have changed."),
+]
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -28,14 +33,40 @@ def _recipe_names(incomplete: str) -> list[str]:
     return [path.stem for path in sorted(folder.glob("*.toml")) if path.stem.startswith(incomplete)]
 
 
+CompareTo = Annotated[
+    str | None,
+    typer.Option(
+        "--compare-to",
+        metavar="CURVE",
+        help="Say whether the loss is normal: a shipped curve, a file, or another run's folder.",
+        show_default=False,
+    ),
+]
+
+
+class Request(NamedTuple):
+    """What was typed: the command with everything that a repetition with --resume needs."""
+
+    name: str
+    words: list[str]
+    settings: list[str] | None
+    folder: Path | None
+    resume: bool = False
+    allow_changes: bool = False
+    compare_to: str | None = None
+
+    def command(self, folder: Path | None) -> str:
+        """The command line for a run in `folder`."""
+        where = ["--folder", str(folder)] if folder is not None and str(folder) != "demo" else []
+        return shlex.join(["scratchlm", self.name, *self.words, *(self.settings or []), *where])
+
+
 def demo(settings: Settings = None, folder: Folder = None, resume: Resume = False) -> None:
     """Make a small model in front of your eyes: the embedded stories, a few minutes on two CPU cores."""
     from scratchlm.train import recipes
 
-    base = folder or Path("demo")
-    chosen = choose_folder(base, resume=resume, command=_command("demo", [], folder, settings))
-    config = _saved(chosen, settings) if resume else recipes.read("demo", settings or ())
-    _follow(config, chosen, resume=resume, command=_command("demo", [], chosen, settings))
+    request = Request("demo", [], settings, folder, resume)
+    chosen = _go(request, folder or Path("demo"), lambda: recipes.read("demo", settings or ()))
     _print_end(
         chosen,
         [
@@ -64,13 +95,8 @@ def run(
     if not names:
         raise ValueError("no text named; give files or folders: scratchlm run book.txt notes/")
     config = recipes.for_text([Path(name) for name in names], settings)
-    chosen = choose_folder(
-        folder or Path("runs") / config.name, resume=resume, command=_command("run", names, folder, settings)
-    )
-    if resume:
-        config = _saved(chosen, settings)
-    _follow(config, chosen, resume=resume, command=_command("run", names, chosen, settings))
-    _print_end(chosen)
+    request = Request("run", names, settings, folder, resume)
+    _print_end(_go(request, folder or Path("runs") / config.name, lambda: config))
 
 
 def train(
@@ -83,17 +109,42 @@ def train(
     settings: Settings = None,
     folder: Folder = None,
     resume: Resume = False,
+    allow_changes: AllowChanges = False,
+    compare_to: CompareTo = None,
     plugin: Plugin = None,
 ) -> None:
-    """Train as a recipe says, with key=value settings over it."""
+    """Train as a recipe says, with key=value settings over it.
+
+    Several processes share the work under torchrun --nproc-per-node N -m scratchlm train RECIPE.
+    """
     load_plugins(plugin)
     config = read_recipe(recipe, settings)
     base = folder or (Path(recipe) if resume and Path(recipe).is_dir() else Path("runs") / config.name)
-    chosen = choose_folder(base, resume=resume, command=_command("train", [recipe], folder, settings))
-    if resume:
-        config = _saved(chosen, settings)
-    _follow(config, chosen, resume=resume, command=_command("train", [recipe], chosen, settings))
-    _print_end(chosen)
+    request = Request("train", [recipe], settings, folder, resume, allow_changes, compare_to)
+    _print_end(_go(request, base, lambda: config))
+
+
+def _go(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -> Path | None:
+    """Train in `base` or one of its numbered relatives; return the folder, or None where nothing is told.
+
+    Args:
+        request: What was typed.
+        base: The folder asked for.
+        fresh: The settings of a new run.
+    """
+    from scratchlm.distributed.process import Processes
+
+    processes = Processes.from_environment()
+    try:
+        chosen = ""
+        if processes.first:
+            chosen = str(choose_folder(base, resume=request.resume, command=request.command(request.folder)))
+        folder = Path(processes.from_first(chosen))  # looked for once: the first process makes it
+        config = _saved(folder, request.settings) if request.resume else fresh()
+        _follow(config, folder, request, processes)
+    finally:
+        processes.close()
+    return folder if processes.first else None
 
 
 def read_recipe(recipe: str, settings: list[str] | None) -> "RunConfig":
@@ -150,7 +201,9 @@ def state_of(folder: Path) -> str:
     """What stands under a name: "free", "finished", "interrupted" or "other"."""
     import json
 
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    from scratchlm.train.lock import LOCK_FILE
+
+    if not folder.exists() or (folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK_FILE}):
         return "free"
     if not (folder / "config.json").is_file():
         return "other"
@@ -168,40 +221,60 @@ def _saved(folder: Path, settings: list[str] | None) -> "RunConfig":
     return load(RunConfig, folder / "config.json", settings or ())
 
 
-def _follow(config: "RunConfig", folder: Path, *, resume: bool, command: str) -> dict[str, Any]:
+def _follow(config: "RunConfig", folder: Path, request: Request, processes: "Processes") -> None:
     """Run and draw; then add the row to results.md.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint is there.
     """
+    from scratchlm.cli.compare import comparing
     from scratchlm.cli.errors import Interrupted, naming
     from scratchlm.cli.live import watch
     from scratchlm.study.results import append_result, result_of
+    from scratchlm.train.events import ignore
     from scratchlm.train.run import run as run_all
 
+    resume, again = request.resume, f"{request.command(folder)} --resume"
+    compare = comparing(request.compare_to, folder, config)
     fresh, lonely = not resume and state_of(folder) == "free", not folder.parent.exists()
+    watching = watch(f"{config.name} -> {folder}") if processes.first else contextlib.nullcontext(ignore)
     try:
-        with naming(folder), watch(f"{config.name} -> {folder}") as on_event:
-            summary = run_all(config, folder, resume=resume, on_event=on_event)
+        with naming(folder), watching as on_event:
+            summary = run_all(
+                config,
+                folder,
+                resume=resume,
+                allow_changes=request.allow_changes,
+                on_event=compare(on_event),
+                processes=processes,
+            )
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; go on with: {command} --resume") from None
+        raise Interrupted(f"stopped; go on with: {again}") from None
     except ValueError:
-        if fresh and not (folder / "checkpoints").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # ours, and of no use: nothing was trained
-            if lonely:
-                with contextlib.suppress(OSError):
-                    folder.parent.rmdir()
+        if processes.first and fresh and not (folder / "checkpoints").exists():
+            _remove(folder, lonely=lonely)
         raise
     if summary.get("stopped_early"):
-        raise Interrupted(f"stopped after step {summary['steps']:,}; go on with: {command} --resume")
-    append_result(folder.parent / "results.md", result_of(folder))
-    return summary
+        text = f"stopped after step {summary['steps']:,}; go on with: {again}"
+        raise Interrupted(text, by=summary["stopped_by"])
+    if processes.first:
+        append_result(folder.parent / "results.md", result_of(folder))
 
 
-def _print_end(folder: Path, commands: Iterable[str] = ()) -> None:
-    """Write the report, say where it is and what to try next."""
+def _remove(folder: Path, *, lonely: bool) -> None:
+    """Remove a run folder of ours in which nothing was trained, and its parent if we made that too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if lonely:
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+
+
+def _print_end(folder: Path | None, commands: Iterable[str] = ()) -> None:
+    """Write the report, say where it is and what to try next; None: another process does."""
     from scratchlm.cli.console import out
 
+    if folder is None:
+        return
     console, place = out(), shlex.quote(str(folder))
     report = _write_report(folder)
     console.print()
@@ -215,9 +288,3 @@ def _write_report(folder: Path) -> Path:
     from scratchlm.study.report import write_report
 
     return write_report(folder)
-
-
-def _command(name: str, words: list[str], folder: Path | None, settings: list[str] | None) -> str:
-    """The command line that was typed, to be repeated with --resume."""
-    where = ["--folder", str(folder)] if folder is not None and str(folder) != "demo" else []
-    return shlex.join(["scratchlm", name, *words, *(settings or []), *where])

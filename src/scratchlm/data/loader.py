@@ -15,7 +15,7 @@ have read, and a machine that takes part of a step's rows reads what a single on
 
 import operator
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class Batch(NamedTuple):
 
 class Loader(ABC):
     """Rows of a dataset in an order that is computed."""
+
+    padded: ClassVar[bool] = False
+    """Whether some targets are IGNORED, so that batches differ in how many count."""
 
     def __init__(self, dataset: TokenDataset, rows_per_step: int, context_length: int, seed: int) -> None:
         """Check that a row fits into the dataset.

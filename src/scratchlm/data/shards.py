@@ -133,6 +133,12 @@ class TokenDataset:
         return self.manifest.num_bytes
 
     @property
+    def fingerprint(self) -> str:
+        """Identify the ids and where documents begin: sha256 over the checksums of all shards."""
+        sums = [f"{shard.tokens_sha256} {shard.starts_sha256}" for shard in self.manifest.shards]
+        return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+    @property
     def dtype(self) -> np.dtype:
         """uint16 or uint32."""
         return np.dtype(self.manifest.dtype)

@@ -9,12 +9,16 @@ from scratchlm.data import CORPORA, LOADERS
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.loader import Loader
 from scratchlm.data.shards import TokenDataset
+from scratchlm.distributed.process import Processes
 from scratchlm.model import MODELS
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
-from scratchlm.optim.groups import decay_groups
+from scratchlm.optim.groups import parameter_groups
 from scratchlm.runtime import set_seed
 from scratchlm.tokenizer import TOKENIZERS, Tokenizer
 from scratchlm.train.config import RunConfig
+from scratchlm.train.guard import Guard
+from scratchlm.train.objective import make_objective
+from scratchlm.train.trainer import Execution, Trainer
 
 
 def build_corpus(config: RunConfig) -> Corpus:
@@ -40,7 +44,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
 def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer over the model's parameters; only matrices decay."""
     return OPTIMIZERS.build(
-        config.optimizer.name, decay_groups(model.named_parameters()), **config.optimizer.settings
+        config.optimizer.name, parameter_groups(model.named_parameters()), **config.optimizer.settings
     )
 
 
@@ -53,3 +57,39 @@ def build_loader(config: RunConfig, dataset: TokenDataset) -> Loader:
     """The loader over the training shards."""
     supplied: tuple[Any, ...] = (dataset, config.rows_per_step, config.model.context_length, config.seed)
     return LOADERS.build(config.batches.name, *supplied, **config.batches.settings)
+
+
+def build_trainer(
+    config: RunConfig,
+    model: torch.nn.Module,
+    dataset: TokenDataset,
+    execution: Execution,
+    *,
+    processes: Processes,
+    abandon: Callable[[], bool],
+) -> Trainer:
+    """The trainer with everything that a step needs."""
+    if hasattr(model, "gradient_checkpointing"):
+        model.gradient_checkpointing = config.train.gradient_checkpointing
+    objective = make_objective(
+        model,
+        config.train,
+        device=execution.device,
+        precision=execution.precision,
+        micro_tokens=execution.micro_rows * config.model.context_length,
+        end_of_text_id=dataset.end_of_text_id,
+    )
+    return Trainer(
+        model,
+        build_optimizer(config, model),
+        build_schedule(config),
+        build_loader(config, dataset),
+        objective,
+        rows_per_step=config.rows_per_step,
+        grad_clip=config.train.grad_clip,
+        execution=execution,
+        guard=Guard(config.train.guard),
+        seed=config.seed,
+        processes=processes,
+        abandon=abandon,
+    )

@@ -15,6 +15,7 @@ from scratchlm.model import ModelSettings
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
 from scratchlm.runtime import PrecisionName
 from scratchlm.tokenizer import TOKENIZERS
+from scratchlm.train.guard import GuardConfig
 
 
 class DataConfig(Config):
@@ -26,23 +27,6 @@ class DataConfig(Config):
     """Characters of text handed to a worker at once."""
     queue_size: int = Field(default=16, ge=1)
     """Chunks that may wait for a worker: bounds the memory."""
-
-
-class GuardConfig(Config):
-    """What happens to a step whose numbers are not usable, or not usual."""
-
-    on_nonfinite: Literal["skip", "stop"] = "skip"
-    """A loss or gradient that is NaN or infinite: leave the step out, or stop; weights stay as they were."""
-    max_skipped: int = Field(default=5, ge=1)
-    """Steps left out in a row after which the run stops."""
-    window: int = Field(default=128, ge=8)
-    """Steps that say what is usual."""
-    spike_sigma: float = Field(default=6.0, gt=0)
-    """A loss or gradient norm above the window's mean by this many standard deviations is a spike."""
-    on_spike: Literal["record", "skip", "rollback"] = "record"
-    """Only write a spike down, leave its step out, or go back to a checkpoint and skip the data after it."""
-    max_rollbacks: int = Field(default=3, ge=0)
-    """Rollbacks after which spikes are only written down."""
 
 
 class TrainConfig(Config):

@@ -18,73 +18,100 @@ from scratchlm import runtime
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.prepare import prepare
 from scratchlm.data.shards import TokenDataset
+from scratchlm.distributed.process import Processes
 from scratchlm.loss import bits_per_byte
 from scratchlm.tokenizer import Tokenizer, load_tokenizer
 from scratchlm.train import build
+from scratchlm.train.changes import Change, check_changes
 from scratchlm.train.config import RunConfig
 from scratchlm.train.events import Finished, Message, OnEvent, PhaseEnded, PhaseProgress, PhaseStarted, ignore
+from scratchlm.train.examine import Floor
 from scratchlm.train.folder import RunFolder, read_config
-from scratchlm.train.session import Floor, Session
+from scratchlm.train.lock import run_lock
+from scratchlm.train.session import Session
 
 
-def run(config: RunConfig, path: Path, *, resume: bool = False, on_event: OnEvent = ignore) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    path: Path,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    on_event: OnEvent = ignore,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
     """Do the whole way and return the summary (what summary.json holds).
 
     Args:
         config: The settings.
         path: The run folder: new or empty, unless `resume`.
         resume: Go on from the newest complete checkpoint in `path`.
-        on_event: Called with each Event.
+        allow_changes: Resume although optimizer or schedule have changed.
+        on_event: Called with each Event, in the first process.
+        processes: Those that share the work; None: this one alone.
 
     Raises:
-        ValueError: The folder holds another run, or the settings do not fit the data.
+        ValueError: The folder holds another run or is in use, or the settings do not fit the data.
         OSError: The disk is full or not writable.
     """
-    folder = RunFolder(path)
-    _claim(folder, config, resume=resume)
-    corpus = build.build_corpus(config)
-    tokenizer = _tokenizer(folder, config, corpus, on_event)
-    train_set = _shards(folder, config, corpus, tokenizer, "train", on_event)
-    valid_set = _shards(folder, config, corpus, tokenizer, "valid", on_event)
-    floor = _floor(corpus, valid_set, on_event)
-    session = Session(folder, config, corpus, tokenizer, train_set, valid_set, floor, on_event)
-    summary = session.run(resume=resume)
-    runtime.write_text_atomically(folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    on_event(Finished(summary))
+    folder, processes = RunFolder(path), processes or Processes()
+    if processes.first:
+        path.mkdir(parents=True, exist_ok=True)
+    with run_lock(path) if processes.first else contextlib.nullcontext():
+        with _one_after_the_other(processes):
+            changes = {}
+            if processes.first:
+                changes = _claim(folder, config, resume=resume, allow_changes=allow_changes)
+            parts = _prepare(folder, config, on_event if processes.first else ignore)
+        session = Session(folder, config, *parts, on_event, processes)
+        summary = session.run(resume=resume, changes=changes)
+        if processes.first:
+            text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+            runtime.write_text_atomically(folder.summary, text)
+            on_event(Finished(summary))
     return summary
 
 
-def _claim(folder: RunFolder, config: RunConfig, *, resume: bool) -> None:
-    """Make the folder this run's own, or see that it is.
+@contextlib.contextmanager
+def _one_after_the_other(processes: Processes) -> Iterator[None]:
+    """Let the first process do what is inside, then the others, who find it done."""
+    if not processes.first:
+        processes.barrier()
+    yield
+    if processes.first:
+        processes.barrier()
+
+
+def _claim(folder: RunFolder, config: RunConfig, *, resume: bool, allow_changes: bool) -> dict[str, Change]:
+    """Make the folder this run's own, or see that it is; return the settings that changed.
 
     Raises:
-        ValueError: It is somebody else's.
+        ValueError: It is somebody else's, or the settings do not fit those it has.
     """
-    occupied = folder.config.exists() or folder.checkpoints.exists()
+    changes: dict[str, Change] = {}
     if resume:
         if not folder.config.is_file():
             raise ValueError(
                 f"{folder.path}: nothing to resume (config.json is missing); leave --resume out."
             )
-        _same_run(read_config(folder), config, folder.path)
-    elif occupied:
+        changes = check_changes(read_config(folder), config, folder.path, allow_learning=allow_changes)
+    elif folder.config.exists() or folder.checkpoints.exists():
         raise ValueError(
             f"{folder.path}: holds a run already; continue it with --resume or choose another folder."
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
     runtime.write_text_atomically(folder.config, config.to_json())
+    return changes
 
 
-def _same_run(old: RunConfig, new: RunConfig, path: Path) -> None:
-    """Refuse to resume with settings that change what is learned; lengths and intervals may change."""
-    meaning = ("corpus", "tokenizer", "model", "seed")
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    changed = [key for key in meaning if before[key] != after[key]]
-    if changed:
-        lines = ", ".join(f"{key}: {before[key]} -> {after[key]}" for key in changed)
-        raise ValueError(
-            f"{path}: these settings differ from the run to resume: {lines}; start a new folder."
-        )
+def _prepare(
+    folder: RunFolder, config: RunConfig, on_event: OnEvent
+) -> tuple[Corpus, Tokenizer, TokenDataset, TokenDataset, Floor | None]:
+    """Corpus, tokenizer, both splits and the floor: made, or found in the folder."""
+    corpus = build.build_corpus(config)
+    tokenizer = _tokenizer(folder, config, corpus, on_event)
+    train_set = _shards(folder, config, corpus, tokenizer, "train", on_event)
+    valid_set = _shards(folder, config, corpus, tokenizer, "valid", on_event)
+    return corpus, tokenizer, train_set, valid_set, _floor(corpus, valid_set, on_event)
 
 
 def _tokenizer(folder: RunFolder, config: RunConfig, corpus: Corpus, on_event: OnEvent) -> Tokenizer:

@@ -1,53 +1,45 @@
 """Training inside a run folder: what happens between the steps.
 
-The trainer computes; this file validates, samples, saves and records at their intervals, stops cleanly on
-Ctrl-C or SIGTERM with a checkpoint at the current step, and continues a stopped run. What decides the numbers
-(parameters, optimizer, random state, step) is in the checkpoint; the loader needs nothing, a row is a
-function of its number.
+    step -> guard -> row of metrics -> statistics? validation? sample? checkpoint? -> stop? -> next step
+
+The trainer computes; this file does the rest at its intervals: it goes back after a spike if the run shall,
+stops cleanly on Ctrl-C or SIGTERM with a checkpoint, and continues a stopped run. What decides the numbers is
+in the checkpoint (snapshot.py). Of several processes the first one measures, writes and tells; the others
+only compute.
 """
 
+import contextlib
 import json
 import math
-import signal
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from types import FrameType
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from scratchlm import runtime
-from scratchlm.checkpoint import (
-    keep_only,
-    latest,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from scratchlm.checkpoint import Checkpoint, CheckpointError, Saver, latest, load_checkpoint
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
-from scratchlm.evaluate.likelihood import Likelihood, evaluate_split
-from scratchlm.generate.engine import stream
-from scratchlm.model import accounting
+from scratchlm.distributed.process import Processes
+from scratchlm.evaluate.likelihood import Likelihood
+from scratchlm.optim.ema import EMA
 from scratchlm.tokenizer import Tokenizer
-from scratchlm.train import build
+from scratchlm.train import build, snapshot
 from scratchlm.train.config import RunConfig
-from scratchlm.train.events import Message, OnEvent, Sampled, Saved, StepEnded, Validated
+from scratchlm.train.events import OnEvent, Saved
+from scratchlm.train.examine import Examiner, Floor
 from scratchlm.train.folder import RunFolder
-from scratchlm.train.metrics import JsonLines
-from scratchlm.train.plan import execution, make_plan
-from scratchlm.train.trainer import StepResult, Trainer
+from scratchlm.train.plan import Plan, execution, make_plan
+from scratchlm.train.record import Record, batch_of
+from scratchlm.train.signals import StopSignals
+from scratchlm.train.snapshot import Progress
+from scratchlm.train.summary import summarise
+from scratchlm.train.trainer import StepAbandonedError, StepResult, never
+
+UNMEASURED = Likelihood(math.nan, math.nan, math.nan, 0, 0)
+"""What a process that measures nothing has."""
 
 
-class Floor(NamedTuple):
-    """The loss that no model can beat, on the validation split."""
-
-    loss: float
-    bits_per_byte: float
+class NonFiniteLossError(ValueError):
+    """Too many steps in a row were not usable; the parameters are those of the last good step."""
 
 
 class Session:
@@ -63,219 +55,232 @@ class Session:
         valid_set: TokenDataset,
         floor: Floor | None,
         on_event: OnEvent,
+        processes: Processes,
     ) -> None:
         """Build model, optimizer, schedule, batches and trainer for `config` on this machine."""
-        self.folder, self.config, self.corpus, self.tokenizer = folder, config, corpus, tokenizer
-        self.valid_set, self.floor, self.on_event = valid_set, floor, on_event
-        runtime.set_threads()
+        self.folder, self.config, self.tokenizer, self.processes = folder, config, tokenizer, processes
+        self.train_set, self.valid_set, self.floor = train_set, valid_set, floor
+        runtime.set_threads(max(1, runtime.num_cores() // processes.local_world_size))
         self.plan = make_plan(config, vocab_size=tokenizer.vocab_size)
         how = execution(self.plan, config.model.context_length)
-        self.device = how.device
+        self.device, self.signals = how.device, StopSignals()
         self.model = build.build_model(config, tokenizer).to(self.device)
-        self.optimizer = build.build_optimizer(config, self.model)
-        self.trainer = Trainer(
-            self.model,
-            self.optimizer,
-            build.build_schedule(config),
-            build.build_loader(config, train_set),
-            rows_per_step=config.rows_per_step,
-            grad_clip=config.train.grad_clip,
-            execution=how,
+        # several processes must stop at the same place, which is after a step
+        abandon = self.signals.requested if processes.world_size == 1 else never
+        self.trainer = build.build_trainer(
+            config, self.model, train_set, how, processes=processes, abandon=abandon
         )
-        self.metrics, self.samples = JsonLines(folder.metrics), JsonLines(folder.samples)
-        self.best_loss, self.best_step, self.done_steps = math.inf, 0, 0
-        self.training_seconds, self.last_saved = 0.0, -1
-        self.stopping: str | None = None
+        decay = config.train.ema_decay
+        self.average = EMA(self.model.named_parameters(), decay) if decay else None
+        self.record = Record(folder, config, on_event, writes=processes.first)
+        self.examiner = Examiner(
+            config,
+            self.model,
+            self.average,
+            self.record,
+            corpus=corpus,
+            tokenizer=tokenizer,
+            valid_set=valid_set,
+            floor=floor,
+            precision=self.plan.precision,
+        )
+        self.progress, self.last_saved = Progress(), -1
+        self.saver: Saver | None = None
 
-    def run(self, *, resume: bool) -> dict[str, Any]:
-        """Train to the end or to a signal; return the summary."""
-        if resume:
-            self._restore()
-        environment = json.dumps(runtime.environment(), indent=2) + "\n"
-        runtime.write_text_atomically(self.folder.environment, environment)
-        self.on_event(Message(self._describe_plan()))
-        with self._signals():
-            self.trainer.train(self.done_steps, self.config.train.steps, self._after_step)
-        if self.stopping:
-            self._save()  # first of all: whoever sent SIGTERM may not wait for more
-            return self._summary(self._validate(everything=False))
-        final = self._validate(everything=True)
-        self._sample()
-        self._save()
-        return self._summary(final)
+    def run(self, *, resume: bool, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Train to the end or to a signal; return the summary.
 
-    def _after_step(self, result: StepResult) -> bool:
-        train, step = self.config.train, result.step
-        self.done_steps = step
-        self.training_seconds += result.seconds
-        self._report_step(result)
-        last = step == train.steps
-        if step % train.eval_every == 0 and not last:
-            self._validate(everything=False)
-        if (step % train.sample_every == 0 or step == train.first_sample) and not last:
-            self._sample()
-        if step % train.save_every == 0 and not last:
-            self._save()
-        if self.stopping and not last:
-            self.on_event(Message(f"{self.stopping}: stopping after step {step}; continue with --resume."))
+        Args:
+            resume: Go on from the newest valid checkpoint.
+            changes: Settings that differ from those the run had, for the record.
+
+        Raises:
+            NonFiniteLossError: Too many steps in a row were not usable.
+            OSError: A checkpoint could not be written.
+        """
+        steps = self.config.train.steps
+        with self._writing(), self.signals:
+            if resume:
+                self._restore(changes or {})
+            self.record.say(describe(self.plan, self.config, self.train_set, self.processes))
+            while self.progress.done_steps < steps and self._one_step():
+                pass
+            finished = self.progress.done_steps >= steps
+            if not finished:
+                self._save(wait=True)  # first of all: whoever sent SIGTERM may not wait for more
+            final = self._validate(everything=finished)
+            if finished:
+                self._sample()
+                self._save(wait=True)
+            return summarise(self, final, stopped_early=not finished)
+
+    def _one_step(self) -> bool:
+        """One step and what follows it; False ends the loop."""
+        step = self.progress.done_steps
+        try:
+            result = self.trainer.step(step)
+        except StepAbandonedError:
+            self.record.say(f"{self.signals.name}: step {step + 1} was given up; continue with --resume.")
             return False
+        self.progress.training_seconds += result.seconds
+        if result.judgement.action == "rollback" and self._roll_back(result):
+            return True
+        self.progress.done_steps = result.step
+        if result.judgement.action == "apply" and self.average is not None:
+            self.average.update_()
+        self.record.step(result, self.progress, data_offset=self.trainer.data_offset)
+        if result.judgement.action == "stop":
+            self._give_up(result)
+        if result.step < self.config.train.steps:
+            self._at_intervals(result.step)
+            if self.processes.any(self.signals.requested()):
+                name = self.signals.name or "SIGTERM"
+                self.record.say(f"{name}: stopping after step {result.step}; continue with --resume.")
+                return False
         return True
 
-    def _report_step(self, result: StepResult) -> None:
+    def _at_intervals(self, step: int) -> None:
         train = self.config.train
-        tokens = result.step * train.batch_tokens
-        speed = train.batch_tokens / result.seconds
-        average = self.training_seconds / max(1, self.done_steps)
-        left = (train.steps - result.step) * min(average, result.seconds * 4)
-        self.on_event(
-            StepEnded(result.step, train.steps, result.loss, result.lr, result.grad_norm, tokens, speed, left)
-        )
-        if result.step % train.log_every == 0 or result.step in (1, train.steps):
-            self.metrics.append(
-                {
-                    "kind": "train",
-                    "step": result.step,
-                    "tokens": tokens,
-                    "loss": result.loss,
-                    "lr": result.lr,
-                    "grad_norm": result.grad_norm,
-                    "tokens_per_second": speed,
-                    "seconds": self.training_seconds,
-                }
+        if train.statistics_every and step % train.statistics_every == 0 and self.processes.first:
+            from scratchlm.train.statistics import Statistics
+
+            inputs = self.trainer.batches.loader.rows(step, 0, 1).inputs.to(self.device)
+            self.record.add(
+                {"kind": "statistics", "step": step, "layers": Statistics(self.model).collect(inputs)}
             )
+        if step % train.eval_every == 0:
+            self._validate(everything=False)
+        if step % train.sample_every == 0 or step == train.first_sample:
+            self._sample()
+        if step % train.save_every == 0:
+            self._save()
+
+    def _roll_back(self, result: StepResult) -> bool:
+        """Go back to the newest checkpoint and skip the data since then; False when there is none."""
+        if self.saver is not None:
+            self.saver.wait()
+        self.processes.barrier()
+        saved = self._newest()
+        if saved is None:
+            self.record.say(
+                f"Step {result.step}: {result.judgement.reason}; there is no checkpoint to go back to."
+            )
+            return False
+        trainer, before = self.trainer, self.progress
+        next_batch, guard = result.step + trainer.data_offset, trainer.guard.state()
+        self._take_back(saved)
+        trainer.data_offset = next_batch - saved.step  # the next step reads what follows the spike's batch
+        trainer.guard.num_rollbacks = guard["num_rollbacks"] + 1
+        trainer.guard.num_spikes = guard["num_spikes"]
+        self.progress.training_seconds = before.training_seconds
+        row = {"kind": "rollback", "step": saved.step, "from_step": result.step}
+        row |= {"data_offset": trainer.data_offset, "reason": result.judgement.reason}
+        self.record.add(row)
+        self.record.say(
+            f"Step {result.step}: {result.judgement.reason}; back to step {saved.step}, the data since then "
+            "is skipped."
+        )
+        return True
+
+    def _give_up(self, result: StepResult) -> None:
+        """Leave the batch for inspection and a checkpoint of the last good parameters, and stop."""
+        path = self.folder.path / f"unusable-batch-{result.step:07d}.json"
+        if self.processes.first:
+            batch = batch_of(result, self.trainer.batches.loader, data_offset=self.trainer.data_offset)
+            runtime.write_text_atomically(path, json.dumps(batch) + "\n")
+        self._save(wait=True)
+        raise NonFiniteLossError(
+            f"step {result.step}: {result.judgement.reason}. The parameters are those of the last good step, "
+            f"and saved; the batch is in {path}. Lower optimizer.lr, lengthen the schedule's warmup or lower "
+            "train.grad_clip."
+        )
 
     def _validate(self, *, everything: bool) -> Likelihood:
-        train = self.config.train
-        found = evaluate_split(
-            self.model,
-            self.valid_set,
-            context_length=self.config.model.context_length,
-            device=self.device,
-            autocast=partial(runtime.autocast, self.device, self.plan.precision),
-            max_tokens=None if everything else train.eval_tokens,
+        # the first process measures; the others wait for it at their next exchange
+        return (
+            self.examiner.validate(self.progress, everything=everything)
+            if self.processes.first
+            else UNMEASURED
         )
-        best = found.loss < self.best_loss
-        if best:
-            self.best_loss, self.best_step = found.loss, self.done_steps
-        tokens = self.done_steps * train.batch_tokens
-        row = {"kind": "valid", "step": self.done_steps, "tokens": tokens, "loss": found.loss}
-        self.metrics.append({**row, "bits_per_byte": found.bits_per_byte, "seconds": self.training_seconds})
-        floor = self.floor.loss if self.floor else None
-        self.on_event(Validated(self.done_steps, found.loss, found.bits_per_byte, floor, best))
-        return found
 
     def _sample(self) -> None:
-        pieces = list(stream(self.model, self.tokenizer, self.config.prompt, self.config.sampling))
-        text = self.config.prompt + "".join(piece.text for piece in pieces)
-        score = self.corpus.consistency(text)
-        consistency = score and {"num_facts": score[0], "num_consistent": score[1]}
-        tokens = [{"text": piece.text, "probability": piece.probability} for piece in pieces]
-        row = {"step": self.done_steps, "prompt": self.config.prompt, "text": text, "tokens": tokens}
-        self.samples.append({**row, "consistency": consistency})
-        shown = tuple((piece.text, piece.probability) for piece in pieces)
-        self.on_event(Sampled(self.done_steps, self.config.prompt, text, shown))
+        if self.processes.first:
+            self.examiner.sample(self.progress.done_steps)
 
-    def _save(self) -> None:
-        if self.last_saved == self.done_steps:
+    def _save(self, *, wait: bool = False) -> None:
+        step = self.progress.done_steps
+        if self.saver is None:
             return
-        moments, plain = optimizer_tensors(self.optimizer)
-        tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": moments,
-            "random": {"torch": torch.get_rng_state()},
-        }
-        state = {
-            "optimizer": plain,
-            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
-            "best_step": self.best_step,
-            "training_seconds": self.training_seconds,
-            "tokenizer": self.tokenizer.fingerprint,
-        }
-        path = save_checkpoint(self.folder.checkpoints, self.done_steps, tensors, state)
-        keep_only(self.folder.checkpoints, self.config.train.keep_checkpoints, also=[self.best_step])
-        self.last_saved = self.done_steps
-        self.on_event(Saved(self.done_steps, path))
+        if self.last_saved != step:
+            tensors, state = snapshot.take(self.trainer, self.progress, self.average, self.record.lengths())
+            identity = snapshot.identity(self.trainer, self.tokenizer.fingerprint)
+            self.saver.save(step, tensors, state, identity, protect=(self.progress.best_step,))
+            self.last_saved = step
+        if wait:
+            self.saver.wait()
 
-    def _restore(self) -> None:
+    def _restore(self, changes: dict[str, Any]) -> None:
+        saved = self._newest()
+        if saved is None:
+            self.record.say("No checkpoint yet: training starts at the first step.")
+            self.record.take_back(0, {"metrics": 0, "samples": 0})
+            return
+        self._take_back(saved)
+        self.record.resumed(saved.step, changes, self.processes.world_size)
+        self.record.say(f"Continuing at step {saved.step} of {self.config.train.steps}.")
+
+    def _take_back(self, saved: Checkpoint) -> None:
+        """Be what `saved` is, its records included."""
+        self.progress = snapshot.put_back(saved, self.trainer, self.average)
+        self.last_saved = saved.step
+        self.record.take_back(saved.step, saved.state.get("records", {}))
+        self.processes.barrier()
+
+    def _newest(self) -> Checkpoint | None:
         path = latest(self.folder.checkpoints)
         if path is None:
-            self.on_event(Message("No checkpoint yet: training starts at the first step."))
-            for lines in (self.metrics, self.samples):
-                lines.truncate_after(-1)
-            return
+            return None
         saved = load_checkpoint(path)
-        self.model.load_state_dict(saved.tensors["model"])
-        restore_optimizer(self.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
-        torch.set_rng_state(saved.tensors["random"]["torch"])
-        self.done_steps = self.last_saved = saved.step
-        self.best_loss = math.inf if saved.state["best_loss"] is None else saved.state["best_loss"]
-        self.best_step, self.training_seconds = saved.state["best_step"], saved.state["training_seconds"]
-        for lines in (self.metrics, self.samples):
-            lines.truncate_after(saved.step)
-        self.on_event(Message(f"Continuing at step {saved.step} of {self.config.train.steps}."))
+        wanted = snapshot.identity(self.trainer, self.tokenizer.fingerprint)
+        for what in ("tokenizer", "data"):
+            had = saved.identity.get(what, wanted[what])
+            if had != wanted[what]:
+                raise CheckpointError(
+                    f"{path}: was trained with {what} {str(had)[:12]}, but this folder's is "
+                    f"{str(wanted[what])[:12]}; put the run's own {what} back."
+                )
+        return saved
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM stops after the current step; the second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.stopping and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stopping = signal.Signals(number).name
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Have a saver while training, and let everything that runs beside it end."""
+        train = self.config.train
         try:
+            if self.processes.first:
+                text = json.dumps(runtime.environment(), indent=2) + "\n"
+                runtime.write_text_atomically(self.folder.environment, text)
+                self.saver = Saver(
+                    self.folder.checkpoints,
+                    newest=train.keep_checkpoints,
+                    every=train.keep_every,
+                    background=train.save_in_background,
+                    on_saved=lambda step, path: self.record.tell(Saved(step, path)),
+                )
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self.trainer.batches.close()
+            self.record.close()
+            if self.saver is not None:
+                self.saver.close()
 
-    def _describe_plan(self) -> str:
-        plan = self.plan
-        compiled = "compiled" if plan.compile else "not compiled"
-        return (
-            f"{plan.parameters:,} parameters, {plan.tokens:,} tokens ({plan.tokens_per_parameter:.1f} per "
-            "parameter), "
-            f"{plan.accumulation} x {plan.micro_batch_tokens:,} tokens a step, {plan.precision} on "
-            f"{plan.device} "
-            f"({plan.precision_reason}), {compiled} ({plan.compile_reason})."
-        )
 
-    def _summary(self, final: Likelihood) -> dict[str, Any]:
-        config, floor = self.config, self.floor
-        # a loss on a part of the split says nothing about the whole: then the last one counts
-        best = min(self.best_loss, final.loss) if config.train.eval_tokens is None else final.loss
-        lengths = [(token, self.tokenizer.token_bytes(token)) for token in range(self.tokenizer.vocab_size)]
-        longest = sorted(lengths, key=lambda entry: len(entry[1]), reverse=True)[:20]
-        return {
-            "name": config.name,
-            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "steps": self.done_steps,
-            "tokens": self.done_steps * config.train.batch_tokens,
-            "parameters": accounting.num_parameters(config.model.with_vocabulary(self.tokenizer.vocab_size)),
-            "valid_loss": final.loss,
-            "best_valid_loss": best,
-            "perplexity": final.perplexity,
-            "bits_per_byte": final.bits_per_byte,
-            "floor_loss": floor.loss if floor else None,
-            "floor_bits_per_byte": floor.bits_per_byte if floor else None,
-            "seconds": self.training_seconds,
-            "tokens_per_second": self.done_steps
-            * config.train.batch_tokens
-            / max(1e-9, self.training_seconds),
-            "device": str(self.device),
-            "precision": self.plan.precision,
-            "compiled": self.plan.compile,
-            "stopped_early": self.stopping is not None and self.done_steps < config.train.steps,
-            "corpus": config.corpus.name,
-            "optimizer": config.optimizer.name,
-            "attention": config.model.implementation,
-            "tokenizer": {
-                "vocab_size": self.tokenizer.vocab_size,
-                "bytes_per_token": self.valid_set.num_bytes / max(1, self.valid_set.num_tokens),
-                "longest": [piece.decode("utf-8", errors="replace") for _, piece in longest],
-            },
-        }
+def describe(plan: Plan, config: RunConfig, train_set: TokenDataset, processes: Processes) -> str:
+    """One paragraph: how large, how long, how."""
+    compiled = "compiled" if plan.compile else "not compiled"
+    shared = f" on each of {processes.world_size} processes" if processes.world_size > 1 else ""
+    return (
+        f"{plan.parameters:,} parameters, {plan.tokens:,} tokens ({plan.tokens_per_parameter:.1f} per "
+        f"parameter, {plan.tokens / train_set.num_tokens:.2f} epochs of {train_set.num_tokens:,}), "
+        f"{config.train.batch_tokens:,} a step, {plan.micro_batch_tokens:,} at once{shared}, "
+        f"{plan.precision} on {plan.device} ({plan.precision_reason}), {compiled} ({plan.compile_reason})."
+    )

@@ -1,40 +1,53 @@
-"""The training loop: built objects come in (model, optimizer, schedule, batches), a trained model goes out.
+"""The training loop's step: built parts come in (model, optimizer, batches, loss), a better model goes out.
 
-One step, for a batch of R rows computed in micro-batches of M rows:
+One step, for a batch of R rows in which N targets count, computed by W processes in micro-batches:
 
-    loss = sum over micro-batches of  (M / R) * mean cross-entropy      the same mean for any M
-    g    = gradient of loss, scaled so that its global norm is at most grad_clip
+    loss = sum over micro-batches of  (n / N) * mean loss of its n targets      the same for any split
+    g    = gradient of loss, summed over the processes
+    guard: a loss or |g| that is not usable, or not usual, leaves the step out before anything is touched
+    g    = g * min(1, grad_clip / |g|)
     lr   = initial_lr * schedule(step)
     p    = optimizer(p, g, lr)
 
-The loop knows no configuration, no files and no terminal: what happens between steps is the caller's
-`after_step`.
+Dropout is seeded anew for each micro-batch from (seed, step, first row): a step that was abandoned half-way
+(somebody pressed Ctrl-C) left no trace and is computed again in full. The loop knows no configuration, no
+files and no terminal.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scratchlm import loss as losses
 from scratchlm.data.loader import Batch, Loader
+from scratchlm.data.permutation import mix
+from scratchlm.data.prefetch import Prefetcher, Request
+from scratchlm.distributed.process import Processes
+from scratchlm.loss import IGNORE
 from scratchlm.optim.clip import clip_gradients_
 from scratchlm.optim.schedule import set_learning_rate
-from scratchlm.runtime import autocast, log
+from scratchlm.runtime import log
+from scratchlm.train.guard import Guard, Judgement
+from scratchlm.train.objective import Objective
 
 
 class StepResult(NamedTuple):
     """What one optimizer step did."""
 
     step: int
+    """Steps that are done now."""
     loss: float
+    """Mean over the batch before the update, in nats per token (with z-loss and smoothing, if on)."""
     lr: float
     grad_norm: float
+    """Before clipping."""
     seconds: float
+    judgement: Judgement
+    """Whether the update was made, and if not, why."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,13 @@ class Execution:
     micro_rows: int
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient is not a number; the parameters are those of the step before."""
+class StepAbandonedError(Exception):
+    """Somebody asked to stop in the middle of a step; the step left no trace."""
+
+
+def never() -> bool:
+    """Go on."""
+    return False
 
 
 class Trainer:
@@ -60,95 +78,129 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float],
         loader: Loader,
+        objective: Objective,
         *,
         rows_per_step: int,
         grad_clip: float,
         execution: Execution,
+        guard: Guard,
+        seed: int = 0,
+        processes: Processes | None = None,
+        abandon: Callable[[], bool] = never,
     ) -> None:
         """Keep the parts.
 
         Args:
-            model: Token ids -> logits.
+            model: Its parameters are trained.
             optimizer: Built over the model's parameters; its groups' "lr" at this moment is the peak.
             schedule: Step -> multiplier of the peak learning rate, in [0, 1].
             loader: Gives row `row` of step `step`.
-            rows_per_step: Rows in one optimizer step, however they are split.
+            objective: (inputs, targets) -> mean loss over the targets that count.
+            rows_per_step: Rows in one optimizer step, over all processes and micro-batches.
             grad_clip: Largest global gradient norm; 0 does not clip.
             execution: Device, number format, compilation, rows at once.
-        """
-        self.model, self.optimizer, self.schedule, self.loader = model, optimizer, schedule, loader
-        self.rows_per_step, self.grad_clip, self.execution = rows_per_step, grad_clip, execution
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._loss = torch.compile(self._eager_loss, dynamic=False) if execution.compile else self._eager_loss
-        self.micro_rows = execution.micro_rows
-
-    def train(self, first_step: int, total_steps: int, after_step: Callable[[StepResult], bool]) -> int:
-        """Run steps `first_step` .. `total_steps` - 1; return the number of finished steps.
-
-        Args:
-            first_step: 0, or the number of steps that a checkpoint had finished.
-            total_steps: Where to stop.
-            after_step: Called after each step; False stops the loop.
+            guard: Judges each step before the update.
+            seed: Decides dropout.
+            processes: Those that share the work; each takes an equal part of a step's rows.
+            abandon: Asked before each micro-batch; True gives the step up.
 
         Raises:
-            NonFiniteLossError: Before the parameters were touched.
+            ValueError: The rows cannot be shared out equally.
         """
-        self.model.train()
-        for step in range(first_step, total_steps):
-            if not after_step(self.step(step)):
-                return step + 1
-        return total_steps
+        self.model, self.optimizer, self.schedule, self.objective = model, optimizer, schedule, objective
+        self.rows_per_step, self.grad_clip, self.execution = rows_per_step, grad_clip, execution
+        self.guard, self.seed, self.abandon = guard, seed, abandon
+        self.processes = processes or Processes()
+        self.rows_here = self.processes.rows(rows_per_step)
+        """This process's rows of every step."""
+        self.micro_rows = largest_divisor(len(self.rows_here), execution.micro_rows)
+        self.data_offset = 0
+        """Step `s` reads the batch of step s + data_offset: a rollback skips data with it."""
+        self.batches = Prefetcher(loader, pin_memory=execution.device.type == "cuda")
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._loss = torch.compile(objective, dynamic=False) if execution.compile else objective
 
     def step(self, step: int) -> StepResult:
-        """Run optimizer step number `step` (the first is 0)."""
-        started = time.perf_counter()
-        lr = set_learning_rate(self.optimizer, self.schedule(step))
-        loss = self._gradients(step)
-        norm = clip_gradients_(self._parameters, self.grad_clip or math.inf)
-        grad_norm = float(norm)
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            raise NonFiniteLossError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; the parameters are those of the "
-                "step before. "
-                "Lower optimizer.lr, lengthen the schedule's warm-up, or lower train.grad_clip."
-            )
-        self.optimizer.step()
-        return StepResult(step + 1, loss, lr, grad_norm, time.perf_counter() - started)
+        """Run optimizer step number `step` (the first is 0).
 
-    def _gradients(self, step: int) -> float:
-        """Leave the batch's gradient in the parameters and return its loss; out of memory halves the rows."""
+        Raises:
+            StepAbandonedError: `abandon` said so; nothing was changed.
+        """
+        started = time.perf_counter()
+        self.model.train()
+        lr = set_learning_rate(self.optimizer, self.schedule(step))
+        loss, grad_norm = self._gradients(step)
+        judgement = self.guard.judge(loss, grad_norm)
+        if judgement.action == "apply":
+            self.optimizer.step()
+        return StepResult(step + 1, loss, lr, grad_norm, time.perf_counter() - started, judgement)
+
+    def row_numbers(self, step: int) -> Iterator[tuple[int, int]]:
+        """(data step, row) of everything that `step` reads, over all processes."""
+        for row in range(self.rows_per_step):
+            yield step + self.data_offset, row
+
+    def _gradients(self, step: int) -> tuple[float, float]:
+        """Leave the clipped gradient in the parameters; return the loss and the norm before clipping."""
+        loss = self._accumulate_within_memory(step)
+        if self.processes.world_size > 1:
+            self.processes.average_gradients_(self._parameters)
+            loss = self.processes.sum(loss) / self.processes.world_size
+        norm = clip_gradients_(self._parameters, self.grad_clip or math.inf)
+        both = torch.stack([loss, norm.to(loss)]).tolist()  # one wait for the device, not two
+        return both[0], both[1]
+
+    def _accumulate_within_memory(self, step: int) -> Tensor:
+        """As `_accumulate`; out of memory halves the rows computed at once."""
         while True:
             try:
                 return self._accumulate(step)
             except torch.OutOfMemoryError:
                 if self.micro_rows == 1:
                     raise
-                self.micro_rows = largest_divisor(self.rows_per_step, self.micro_rows // 2)
+                self.micro_rows = largest_divisor(len(self.rows_here), self.micro_rows // 2)
                 log.warning(
                     "Out of memory: micro-batches of %d rows from now on; same results.", self.micro_rows
                 )
                 torch.cuda.empty_cache()
 
-    def _accumulate(self, step: int) -> float:
+    def _accumulate(self, step: int) -> Tensor:
+        """Add up this process's gradient, scaled so that the mean over the processes is the batch's."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.execution.device)
-        for first in range(0, self.rows_per_step, self.micro_rows):
-            batch = self._to_device(self.loader.rows(step, first, self.micro_rows))
-            loss = self._loss(batch.inputs, batch.targets) * (self.micro_rows / self.rows_per_step)
+        num_targets = self._num_targets(step)
+        requests = self._requests(step)
+        for number, request in enumerate(requests):
+            if self.abandon():
+                raise StepAbandonedError
+            following = requests[number + 1 :] or self._requests(step + 1)
+            batch = self._to_device(self.batches.rows(request, following[:1]))
+            torch.manual_seed(mix(self.seed, step, request.first))
+            counted = (batch.targets != IGNORE).sum() if num_targets else request.count
+            share = counted / (num_targets or self.rows_per_step) * self.processes.world_size
+            loss = self._loss(batch.inputs, batch.targets) * share
             loss.backward()
             total += loss.detach()
-        return float(total)
+        return total
 
-    def _eager_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        with autocast(self.execution.device, self.execution.precision):
-            logits = self.model(inputs)
-        return losses.cross_entropy(logits, targets)
+    def _requests(self, step: int) -> list[Request]:
+        """This process's micro-batches of a step."""
+        data_step = step + self.data_offset
+        return [Request(data_step, row, self.micro_rows) for row in self.rows_here[:: self.micro_rows]]
+
+    def _num_targets(self, step: int) -> int:
+        """Targets that count in the whole step where rows are padded; 0 where every target counts."""
+        if not self.batches.loader.padded:
+            return 0
+        requests = self._requests(step)
+        counts = [(self.batches.rows(request, requests).targets != IGNORE).sum() for request in requests]
+        return int(self.processes.sum(torch.stack(counts).sum()))
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.execution.device
         if device.type == "cpu":
             return batch
-        return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -1,0 +1,100 @@
+"""Looking at a model between two steps: validation loss, sample text and sizes of layers go out.
+
+With an exponential moving average of the weights (train.ema_decay) it is the average that is measured and
+that writes; training goes on with the weights themselves.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from scratchlm import runtime
+from scratchlm.data.corpora import Corpus
+from scratchlm.data.shards import TokenDataset
+from scratchlm.evaluate.likelihood import Likelihood, evaluate_split
+from scratchlm.generate.engine import stream
+from scratchlm.optim.ema import EMA
+from scratchlm.tokenizer import Tokenizer
+from scratchlm.train.config import RunConfig
+from scratchlm.train.events import Sampled, Validated
+from scratchlm.train.record import Record
+from scratchlm.train.snapshot import Progress
+
+
+class Floor(NamedTuple):
+    """The loss that no model can beat, on the validation split."""
+
+    loss: float
+    bits_per_byte: float
+
+
+class Examiner:
+    """Validates and samples, and writes down what it found."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: torch.nn.Module,
+        average: EMA | None,
+        record: Record,
+        *,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        valid_set: TokenDataset,
+        floor: Floor | None,
+        precision: str,
+    ) -> None:
+        """Keep the parts; `precision` is the number format of matrix products."""
+        self.config, self.model, self.average, self.record = config, model, average, record
+        self.corpus, self.tokenizer, self.valid_set = corpus, tokenizer, valid_set
+        self.floor, self.precision = floor, precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def validate(self, progress: Progress, *, everything: bool) -> Likelihood:
+        """Measure the validation split, or `eval_tokens` of it; a new best goes into `progress`."""
+        train, step = self.config.train, progress.done_steps
+        with self._averaged():
+            found = evaluate_split(
+                self.model,
+                self.valid_set,
+                context_length=self.config.model.context_length,
+                device=self.device,
+                autocast=partial(runtime.autocast, self.device, self.precision),
+                max_tokens=None if everything else train.eval_tokens,
+                documents=train.document_mask,
+            )
+        best = found.loss < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_step = found.loss, step
+        row = {"kind": "valid", "step": step, "tokens": step * train.batch_tokens, "loss": found.loss}
+        row |= {"bits_per_byte": found.bits_per_byte, "seconds": progress.training_seconds}
+        self.record.add(row)
+        floor = self.floor.loss if self.floor else None
+        self.record.tell(Validated(step, found.loss, found.bits_per_byte, floor, best))
+        return found
+
+    def sample(self, step: int) -> None:
+        """Let the model write a text."""
+        config = self.config
+        with self._averaged():
+            pieces = list(stream(self.model, self.tokenizer, config.prompt, config.sampling))
+        text = config.prompt + "".join(piece.text for piece in pieces)
+        score = self.corpus.consistency(text)
+        row: dict[str, Any] = {"step": step, "prompt": config.prompt, "text": text}
+        row["tokens"] = [{"text": piece.text, "probability": piece.probability} for piece in pieces]
+        row["consistency"] = score and {"num_facts": score[0], "num_consistent": score[1]}
+        self.record.samples.append(row)
+        shown = tuple((piece.text, piece.probability) for piece in pieces)
+        self.record.tell(Sampled(step, config.prompt, text, shown))
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        with self.average.swapped() if self.average else contextlib.nullcontext():
+            yield

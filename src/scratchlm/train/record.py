@@ -1,0 +1,138 @@
+"""The record of a run: what happened comes in; rows of metrics.jsonl, trackers' points and events go out.
+
+    kind "train"      a step, at intervals            "skip"       a step that was left out, and why
+         "valid"      the validation loss             "spike"      a step far from usual that was made
+         "statistics" sizes of weights, layer by layer "rollback"  back to a checkpoint, data skipped
+         "resume"     the run went on, where, with which changes
+
+Only the first of several processes writes and tells.
+"""
+
+import math
+from typing import Any
+
+from scratchlm.data.loader import Loader
+from scratchlm.runtime import environment
+from scratchlm.train.config import RunConfig
+from scratchlm.train.events import Event, Message, OnEvent, StepEnded
+from scratchlm.train.folder import RunFolder
+from scratchlm.train.metrics import JsonLines
+from scratchlm.train.snapshot import Progress
+from scratchlm.train.track import Trackers, open_trackers
+from scratchlm.train.trainer import StepResult
+
+
+class Record:
+    """Writes down what happens to a run, and tells whoever watches."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig, on_event: OnEvent, *, writes: bool) -> None:
+        """Open nothing yet.
+
+        Args:
+            folder: The run's folder.
+            config: The run's settings.
+            on_event: Who watches.
+            writes: Whether this process writes and tells.
+        """
+        self.folder, self.config, self.on_event, self.writes = folder, config, on_event, writes
+        self.metrics, self.samples = JsonLines(folder.metrics), JsonLines(folder.samples)
+        self._trackers: Trackers | None = None
+
+    def tell(self, event: Event) -> None:
+        """Let whoever watches know."""
+        if self.writes:
+            self.on_event(event)
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches."""
+        self.tell(Message(text))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row of metrics.jsonl and hand it to the trackers."""
+        if not self.writes:
+            return
+        self.metrics.append(row)
+        if self.config.train.track:
+            if self._trackers is None:
+                settings = self.config.model_dump(mode="json")
+                self._trackers = open_trackers(self.config.train.track, self.folder.path, settings)
+            self._trackers.log(row)
+
+    def step(self, result: StepResult, progress: Progress, *, data_offset: int) -> None:
+        """Tell of a step, and write it down at intervals or when it is not usual."""
+        train = self.config.train
+        tokens = result.step * train.batch_tokens
+        speed = train.batch_tokens / result.seconds
+        average = progress.training_seconds / max(1, progress.done_steps)
+        left = (train.steps - result.step) * min(average, result.seconds * 4)
+        self.tell(
+            StepEnded(result.step, train.steps, result.loss, result.lr, result.grad_norm, tokens, speed, left)
+        )
+        if result.judgement.reason:
+            self._unusual(result, data_offset)
+        if result.judgement.action == "apply" and (
+            result.step % train.log_every == 0 or result.step in (1, train.steps)
+        ):
+            self.add(
+                {
+                    "kind": "train",
+                    "step": result.step,
+                    "tokens": tokens,
+                    "loss": result.loss,
+                    "lr": result.lr,
+                    "grad_norm": result.grad_norm,
+                    "tokens_per_second": speed,
+                    "seconds": progress.training_seconds,
+                }
+            )
+
+    def resumed(self, step: int, changes: dict[str, Any], world_size: int) -> None:
+        """Write down that the run went on, and what is different from before."""
+        found = environment()
+        where = {key: found[key] for key in ("scratchlm", "torch", "commit", "processor", "threads")}
+        self.add({"kind": "resume", "step": step, "changes": changes, "world_size": world_size} | where)
+
+    def take_back(self, step: int, lengths: dict[str, int]) -> None:
+        """Forget the rows behind those that a checkpoint of `step` remembers; they will be written again."""
+        if not self.writes:
+            return
+        for name, lines in (("metrics", self.metrics), ("samples", self.samples)):
+            if name in lengths:
+                lines.cut(lengths[name])
+            else:
+                lines.cut_after(step)  # a checkpoint of format 1 knows no lengths
+
+    def lengths(self) -> dict[str, int]:
+        """Bring both records to the disk and return their bytes."""
+        return {"metrics": self.metrics.sync(), "samples": self.samples.sync()}
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        if self._trackers is not None:
+            self._trackers.close()
+
+    def _unusual(self, result: StepResult, data_offset: int) -> None:
+        judgement = result.judgement
+        kind = "spike" if judgement.action == "apply" else "skip"
+        row: dict[str, Any] = {"kind": kind, "step": result.step, "reason": judgement.reason}
+        if judgement.spike is not None:
+            row |= judgement.spike._asdict()
+        for name, value in (("loss", result.loss), ("grad_norm", result.grad_norm)):
+            row[name] = value if math.isfinite(value) else str(value)  # JSON has no NaN
+        self.add(row | {"data_step": result.step - 1 + data_offset, "rows": self.config.rows_per_step})
+        what = "kept" if kind == "spike" else "left out, nothing was touched"
+        self.say(f"Step {result.step}: {judgement.reason}; {what}.")
+
+
+def batch_of(result: StepResult, loader: Loader, *, data_offset: int) -> dict[str, Any]:
+    """Everything that a step read, as plain values: which rows, and their ids."""
+    data_step = result.step - 1 + data_offset
+    rows = loader.rows(data_step, 0, loader.rows_per_step)
+    return {
+        "step": result.step,
+        "reason": result.judgement.reason,
+        "data_step": data_step,
+        "starts": [loader.start(data_step, row) for row in range(loader.rows_per_step)],
+        "ids": rows.inputs.tolist(),
+        "targets": rows.targets.tolist(),
+    }

@@ -1,0 +1,66 @@
+"""The result of a run: a session and its last validation come in, what summary.json holds goes out."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from scratchlm.evaluate.likelihood import Likelihood
+from scratchlm.model import accounting
+from scratchlm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from scratchlm.train.session import Session
+
+LONGEST = 20
+"""How many of the vocabulary's longest entries are shown."""
+
+
+def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> dict[str, Any]:
+    """Everything that tables and reports show of a run."""
+    config, floor, progress = session.config, session.floor, session.progress
+    guard, plan = session.trainer.guard, session.plan
+    tokens = progress.done_steps * config.train.batch_tokens
+    parameters = accounting.num_parameters(config.model.with_vocabulary(session.tokenizer.vocab_size))
+    # a loss on a part of the split says nothing about the whole: then the last one counts
+    best = min(progress.best_loss, final.loss) if config.train.eval_tokens is None else final.loss
+    return {
+        "name": config.name,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "steps": progress.done_steps,
+        "tokens": tokens,
+        "batch_tokens": config.train.batch_tokens,
+        "epochs": tokens / max(1, session.train_set.num_tokens),
+        "parameters": parameters,
+        "tokens_per_parameter": tokens / parameters,
+        "valid_loss": final.loss,
+        "best_valid_loss": best,
+        "perplexity": final.perplexity,
+        "bits_per_byte": final.bits_per_byte,
+        "floor_loss": floor.loss if floor else None,
+        "floor_bits_per_byte": floor.bits_per_byte if floor else None,
+        "seconds": progress.training_seconds,
+        "tokens_per_second": tokens / max(1e-9, progress.training_seconds),
+        "device": str(session.device),
+        "precision": plan.precision,
+        "compiled": plan.compile,
+        "world_size": session.processes.world_size,
+        "seed": config.seed,
+        "stopped_early": stopped_early,
+        "stopped_by": session.signals.name if stopped_early else None,
+        "skipped_steps": guard.num_skipped,
+        "spikes": guard.num_spikes,
+        "rollbacks": guard.num_rollbacks,
+        "corpus": config.corpus.name,
+        "optimizer": config.optimizer.name,
+        "attention": config.model.implementation,
+        "tokenizer": _vocabulary(session.tokenizer)
+        | {"bytes_per_token": session.valid_set.num_bytes / max(1, session.valid_set.num_tokens)},
+    }
+
+
+def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
+    lengths = [(token, tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
+    longest = sorted(lengths, key=lambda entry: len(entry[1]), reverse=True)[:LONGEST]
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "longest": [piece.decode("utf-8", errors="replace") for _, piece in longest],
+    }
