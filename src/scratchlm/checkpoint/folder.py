@@ -13,6 +13,7 @@ flushed. At any moment of a crash the final name stands for a whole checkpoint o
 import contextlib
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -168,6 +169,7 @@ def _replacing(target: Path) -> Iterator[Path]:
     puts the old one back when the process died in it.
     """
     aside = replaced_name(target)
+    _make_folder(target.parent)
     try:
         with folder_atomically(target) as temporary:
             yield temporary
@@ -178,6 +180,20 @@ def _replacing(target: Path) -> Iterator[Path]:
         if aside.exists() and not target.exists():
             aside.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each flushed into its parent: a power cut may not lose it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):  # a file of that name fails when something is put below it
+        folder.mkdir()
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

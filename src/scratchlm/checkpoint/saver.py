@@ -6,8 +6,8 @@
 
 What a checkpoint holds is decided before `save` returns: tensors are copied and the state is made text, so no
 later step leaks in. An error of the disk is not lost in the thread: the next `save`, `wait` or `close` raises
-it. The thread does not keep the process alive: a second Ctrl-C ends it in the middle of a write, which costs
-that checkpoint alone; `close` (or leaving the `with`) waits.
+it. `close` (or leaving the `with`) waits for the thread, but a KeyboardInterrupt does not: then the process
+ends in the middle of a write, which costs that checkpoint alone.
 """
 
 import threading
@@ -117,6 +117,8 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            return  # the user does not want to wait for the disk
         try:
             self.close()
         except OSError as failed:
