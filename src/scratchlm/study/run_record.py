@@ -29,6 +29,8 @@ class RunRecord(NamedTuple):
     """Training rows of metrics.jsonl by step; of a step that was run twice, the last row."""
     valid: list[Row]
     """Validation rows, likewise."""
+    events: list[Row]
+    """All other rows of metrics.jsonl, in order: steps left out, spikes, rollbacks, sizes of weights."""
     samples: list[Row]
     """Rows of samples.jsonl by step."""
     summary: Row
@@ -65,6 +67,7 @@ def read_run(folder: Path) -> RunRecord:
         environment=_read_object(folder / "environment.json", problems),
         train=_by_step(row for row in metrics if row.get("kind") == "train"),
         valid=_by_step(row for row in metrics if row.get("kind") == "valid"),
+        events=[row for row in metrics if row.get("kind") not in ("train", "valid")],
         samples=_samples(_read_lines(folder / "samples.jsonl", problems)),
         summary=_read_object(folder / "summary.json", problems),
         problems=problems,
