@@ -16,7 +16,8 @@ from scratchlm.distributed import Processes
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 EVERYTHING = """
-import hashlib, json, sys
+import hashlib, json, sys, time
+from pathlib import Path
 import torch
 from scratchlm.distributed import Processes
 
@@ -39,6 +40,13 @@ if processes.rank == 1:
     mine.grad = torch.full((2,), 8.0)
 processes.average_gradients_([used, unused, mine])
 
+made = Path(sys.argv[1])
+with processes.first_alone():
+    found = made.exists()
+    if processes.first:
+        time.sleep(0.3)
+        made.touch()
+
 counts = torch.tensor([1.5, processes.rank], dtype=torch.float64)
 total = processes.sum(counts)
 result = {
@@ -49,11 +57,24 @@ result = {
     "sum": total.tolist(), "sum_left_alone": counts.tolist(),
     "any": [processes.any(False), processes.any(processes.rank == 1), processes.any(True)],
     "chosen": processes.from_first({"micro_rows": 4, "path": "a"} if processes.first else None),
+    "found": found,
     "nothing": processes.from_first(None),
 }
 processes.barrier()
 processes.close()
 print(json.dumps(result))
+"""
+
+FAILING_FIRST = """
+import sys
+from scratchlm.distributed import Processes
+
+processes = Processes.from_environment(timeout_seconds=60)
+processes.barrier()
+with processes.first_alone():
+    if processes.first:
+        sys.exit("no such corpus")
+    print("entered")
 """
 
 DYING = """
@@ -99,11 +120,11 @@ def environment(rank, world_size, port):
     return own | place | {name: str(number) for name, number in numbers.items()}
 
 
-def start(code, world_size=2):
+def start(code, *words, world_size=2):
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *words],
             env=environment(rank, world_size, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -121,8 +142,8 @@ def end(children):
 
 
 @pytest.fixture(scope="module")
-def two():
-    children = start(EVERYTHING)
+def two(tmp_path_factory):
+    children = start(EVERYTHING, str(tmp_path_factory.mktemp("two") / "made"))
     try:
         outputs = [child.communicate(timeout=120) for child in children]
         assert [child.returncode for child in children] == [0, 0], outputs
@@ -180,6 +201,20 @@ def test_sums_flags_and_choices_are_the_same_everywhere(two):
         assert result["nothing"] is None
 
 
+def test_the_first_process_goes_alone_and_the_others_find_what_it_made(two):
+    assert [result["found"] for result in two] == [False, True]
+
+
+def test_the_others_do_not_go_on_when_the_first_failed_alone():
+    children = start(FAILING_FIRST)
+    try:
+        out, message = children[1].communicate(timeout=60)
+        assert "entered" not in out
+        assert "process 1 of 2 failed at waiting for process 0" in message
+    finally:
+        end(children)
+
+
 def test_a_killed_process_is_named_at_once():
     children = start(DYING)
     started = time.monotonic()
@@ -219,6 +254,8 @@ def test_without_torchrun_there_is_one_process_and_nothing_changes(alone):
     assert processes.sum(tensor).tolist() == [3.0]
     assert (processes.any(False), processes.any(True), processes.from_first("a")) == (False, True, "a")
     processes.barrier()
+    with processes.first_alone():
+        pass
     processes.close()
     assert not torch.distributed.is_initialized()
 

@@ -33,6 +33,9 @@ TIMEOUT_SECONDS = 600.0
 ROLL_CALL_SECONDS = 2.0
 """How long a failed process waits for the others to say that they live; they notice within milliseconds."""
 
+POLL_SECONDS = 0.02
+"""Between two looks at the common store; each takes less than a millisecond of processor time."""
+
 
 class ProcessError(ConnectionError):
     """Another process ended or hangs; the message names both."""
@@ -66,6 +69,7 @@ class Processes:
         self.local_rank, self.local_world_size = local_rank, local_world_size
         self.timeout_seconds = timeout_seconds
         self._store: Any = None
+        self._turns = 0
         if world_size > 1:
             with self._naming("joining"):
                 self._join()
@@ -200,6 +204,26 @@ class Processes:
         """
         self.any(False)
 
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let process 0 do what is inside, then all others, who find it done.
+
+        They wait for hours if need be, such as for the tokenizer and the shards of a large corpus: only the
+        end of process 0 ends their waiting.
+
+        Raises:
+            ProcessError: Process 0 ended without having done it.
+        """
+        self._turns += 1
+        turn = f"turn/{self._turns}"
+        if not self.first:
+            with self._naming("waiting for process 0"):
+                while not self._store.check([turn]):
+                    time.sleep(POLL_SECONDS)
+        yield
+        if self.first and self._store is not None:
+            self._store.set(turn, "done")
+
     def close(self) -> None:
         """Leave the others; what comes after is this process's own business."""
         if self._store is not None:
@@ -257,7 +281,7 @@ class Processes:
             self._store.set(f"lives/{self.rank}", "yes")
             while others and time.monotonic() < deadline:
                 others = [rank for rank in others if not self._store.check([f"lives/{rank}"])]
-                time.sleep(0.01)
+                time.sleep(POLL_SECONDS)
         except RuntimeError:
             return "process 0 or torchrun is gone"
         return f"no answer from process {', '.join(map(str, others))}" if others else "all processes answer"
