@@ -22,18 +22,20 @@ def comparing(compare_to: str | None, folder: Path, config: "RunConfig") -> "Cal
     """
     if compare_to is None:
         return lambda on_event: on_event
-    from scratchlm.study.reference_curve import find_curve
+    from scratchlm.study.reference_curve import open_reference
     from scratchlm.train.events import Message, Validated
     from scratchlm.train.folder import RunFolder
     from scratchlm.train.metrics import JsonLines
 
-    curve, metrics = find_curve(compare_to), JsonLines(RunFolder(folder).metrics)
+    curve, metrics = open_reference(compare_to), JsonLines(RunFolder(folder).metrics)
+    settings = config.model_dump(mode="json")
 
     def wrap(on_event: "OnEvent") -> "OnEvent":
         def watch(event: "Event") -> None:
             on_event(event)
             if isinstance(event, Validated):
-                on_event(Message(f"Compared to {compare_to}: {curve.judge(metrics.rows(), config)}."))
+                verdict = curve.judge(metrics.rows(), settings)
+                on_event(Message(f"Compared to {curve.name}: {verdict.sentence}."))
 
         return watch
 

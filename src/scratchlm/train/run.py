@@ -58,7 +58,7 @@ def run(
     if processes.first:
         path.mkdir(parents=True, exist_ok=True)
     with run_lock(path) if processes.first else contextlib.nullcontext():
-        with _one_after_the_other(processes):
+        with processes.first_alone():
             changes = {}
             if processes.first:
                 changes = _claim(folder, config, resume=resume, allow_changes=allow_changes)
@@ -70,16 +70,6 @@ def run(
             runtime.write_text_atomically(folder.summary, text)
             on_event(Finished(summary))
     return summary
-
-
-@contextlib.contextmanager
-def _one_after_the_other(processes: Processes) -> Iterator[None]:
-    """Let the first process do what is inside, then the others, who find it done."""
-    if not processes.first:
-        processes.barrier()
-    yield
-    if processes.first:
-        processes.barrier()
 
 
 def _claim(folder: RunFolder, config: RunConfig, *, resume: bool, allow_changes: bool) -> dict[str, Change]:
