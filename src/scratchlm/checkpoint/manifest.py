@@ -113,8 +113,8 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError(f"longer than {MAX_MANIFEST_BYTES} bytes")
         text = content.decode("utf-8")
         tree = json.loads(text)
-        version = tree["format"]
-        if type(version) is int and version > FORMAT:
+        version = _count(tree["format"])
+        if version > FORMAT:
             raise NewerFormatError(
                 f"{path}: format {version} is newer than {FORMAT}; update scratchlm to read it."
             )
@@ -170,7 +170,7 @@ def _checked(pattern: re.Pattern[str], value: Any) -> str:
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no number of steps or bytes")
+        raise ValueError(f"{value!r} is no whole number from 0")
     return value
 
 

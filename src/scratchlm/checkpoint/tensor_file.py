@@ -28,18 +28,18 @@ CHUNK_BYTES = 2**20
 """Hashed, then written, while still in the processor's cache."""
 
 DTYPES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What the numbers of a tensor are called in the file."""
+"""What the numbers of a tensor are called in the file, in the order in which the library writes them."""
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
@@ -53,18 +53,20 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
         ValueError: A tensor has a dtype that the format lacks.
         OSError: The disk is full or not writable.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = {dtype: number for number, dtype in enumerate(DTYPES)}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"tensor {name}: {tensor.dtype} cannot be saved; convert it to one of {known}.")
+    names = sorted(tensors, key=lambda name: (order[tensors[name].dtype], name))
     header: dict[str, Any] = {}
     end = 0
     for name in names:
         tensor, begin = tensors[name], end
-        if tensor.dtype not in DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise ValueError(f"tensor {name}: {tensor.dtype} cannot be saved; convert it to one of {known}.")
         end += tensor.numel() * tensor.element_size()
         shape = list(tensor.shape)
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
     digest = hashlib.sha256()
     with file.open("xb") as stream:
