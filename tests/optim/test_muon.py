@@ -41,7 +41,7 @@ def test_it_is_as_near_to_the_truth_as_torch(scale, theirs):
     train(torch.optim.Muon(torchs, **settings, adjust_lr_fn=theirs), torchs, 10)
     train(MuonReference(truth, **settings, scale=scale), truth, 10)
     assert largest_error(ours, truth) <= 2 * largest_error(torchs, truth)
-    assert largest_error(torchs, truth) < 0.05
+    assert largest_error(torchs, truth) < 2e-3  # both moved by 0.1
 
 
 def test_singular_values_end_near_one_and_directions_stay():
