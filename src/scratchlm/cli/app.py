@@ -11,7 +11,19 @@ GROUPS = "Single stages"
 
 def build_app() -> typer.Typer:
     """The command line with all its commands."""
-    from scratchlm.cli import corpus, data, doctor, evaluate, generate, help, plan, report, run, tokenizer
+    from scratchlm.cli import (
+        corpus,
+        data,
+        doctor,
+        evaluate,
+        generate,
+        help,
+        plan,
+        report,
+        run,
+        runs,
+        tokenizer,
+    )
 
     app = typer.Typer(
         name="scratchlm",
@@ -28,6 +40,7 @@ def build_app() -> typer.Typer:
     for command in (plan.plan, doctor.doctor):
         app.command(rich_help_panel=LOOK)(command)
     app.command(name="help", rich_help_panel=LOOK)(help.help_part)
+    app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
     app.add_typer(corpus.app, name="corpus", rich_help_panel=GROUPS)
     app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=GROUPS)
     app.add_typer(data.app, name="data", rich_help_panel=GROUPS)

@@ -13,11 +13,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from scratchlm.config import validate
+from scratchlm.config import Config, validate
 from scratchlm.study.run_record import RunRecord, number, read_run, section
 from scratchlm.train.lock import lock_holder
+
+if TYPE_CHECKING:
+    from scratchlm.train.config import RunConfig
 
 Status = Literal["finished", "interrupted", "running"]
 Tree = dict[str, Any]
@@ -162,11 +165,11 @@ def data_facts(folder: Path) -> Tree:
     return found
 
 
-def same_settings(config: Mapping[str, Any]) -> Tree:
+def same_settings(config: "Mapping[str, Any] | RunConfig") -> Tree:
     """The settings that decide what is learned, as {dotted key: value}, defaults filled in."""
     from scratchlm.train.config import RunConfig
 
-    tree = dict(config)
+    tree = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
     with contextlib.suppress(ValueError):  # a plugin's part is unknown here; what was saved is complete
         tree = validate(RunConfig, tree).model_dump(mode="json")
     return {

@@ -23,11 +23,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study.compare import MISSING, data_facts, facts, is_run, same_settings, unequal
 from scratchlm.study.run_record import RunRecord, number, read_run
+
+if TYPE_CHECKING:
+    from scratchlm.train.config import RunConfig
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "curves"
 """Where the curves of the shipped recipes lie: recipes/curves/NAME.json."""
@@ -202,7 +205,7 @@ class ReferenceCurve:
     def judge(
         self,
         rows: Iterable[Mapping[str, Any]],
-        config: Mapping[str, Any] | None = None,
+        config: "Mapping[str, Any] | RunConfig | None" = None,
         data: Mapping[str, Any] | None = None,
     ) -> Verdict:
         """Say whether a run's losses are as they should be.
@@ -246,7 +249,9 @@ class ReferenceCurve:
         spread = math.sqrt(sum(squares) / (len(near) * (count - 1)))
         return max(SPREADS * spread * math.sqrt(1 + 1 / count), LEAST_SHARE * abs(mean))
 
-    def _why_not_comparable(self, config: Mapping[str, Any] | None, data: Mapping[str, Any] | None) -> str:
+    def _why_not_comparable(
+        self, config: "Mapping[str, Any] | RunConfig | None", data: Mapping[str, Any] | None
+    ) -> str:
         if config is not None:
             own, ours = same_settings(config), same_settings(self.config)
             changes = [
@@ -271,7 +276,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def open_reference(place: str) -> ReferenceCurve:
+def find_curve(place: str) -> ReferenceCurve:
     """The curve that a user names: a recipe's name, a curve's file, or a run folder.
 
     Raises:
