@@ -27,6 +27,10 @@ from torch.autograd.function import FunctionCtx
 
 IGNORE = -1
 """Targets with this value are left out of the loss."""
+CHUNK_ROWS = 256
+"""Rows of logits at once: in eager mode a chunk should stay in the processor's cache. Measured, head and
+loss of 2,048 tokens in bfloat16 on one Zen 5 core, d_model 256, against all rows at once: 0.46 of the time
+with 4,096 tokens in the vocabulary, 0.42 with 16,384 (chunks of 1,024: 0.63 and 1.03). Compiled, both take the same."""
 
 
 def cross_entropy(
@@ -145,7 +149,7 @@ def chunked_cross_entropy(
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     num_targets: Tensor | None = None,
-    chunk_rows: int = 1024,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> Float[Tensor, ""]:
     """Return cross_entropy(hidden head_weight^T, targets) with at most `chunk_rows` rows of logits in memory.
 
@@ -157,7 +161,7 @@ def chunked_cross_entropy(
         label_smoothing: As in `cross_entropy`.
         softcap: Bound of the logits, softcap * tanh(logits / softcap); None for none.
         num_targets: As in `cross_entropy`.
-        chunk_rows: Rows of logits at once, at least 1.
+        chunk_rows: Rows of logits at once, at least 1. A compiler unrolls the chunks: give it few.
 
     Raises:
         ValueError: chunk_rows is below 1, or a weight is outside its range.
@@ -168,9 +172,7 @@ def chunked_cross_entropy(
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap={softcap}: must be above 0, or None for no bound.")
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    total = _ChunkedLoss.apply(
-        rows, head_weight, flat_targets, z_loss, label_smoothing, softcap, chunk_rows
-    )
+    total = _ChunkedLoss.apply(rows, head_weight, flat_targets, z_loss, label_smoothing, softcap, chunk_rows)
     return total / ((flat_targets != IGNORE).sum() if num_targets is None else num_targets)
 
 

@@ -57,8 +57,8 @@ def evaluation_rows(
 def documents_of(ids: Int[Tensor, "rows time"], end_of_text_id: int) -> Int[Tensor, "rows time"]:
     """Return the number of each id's document in its row: how many end-of-text ids came up to it.
 
-    An end-of-text id belongs to the document that follows it, as in the rows above: from it the model predicts
-    that document's first id.
+    An end-of-text id belongs to the document that follows it, as in the rows above: from it the model
+    predicts that document's first id.
 
     Example: . a b . c with "." = end-of-text -> 1 1 1 2 2; a b . c -> 0 0 1 1.
     """
