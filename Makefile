@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile" --jaxtyping-packages=$(CHECKED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile" --jaxtyping-packages=$(CHECKED)
 	$(BIN)/python -m pytest -q -m "compile and not slow and not gpu"
 
 test-slow: $(VENV)/.development

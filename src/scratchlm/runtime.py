@@ -96,13 +96,15 @@ def num_cores() -> int:
 
 
 def set_threads(num_threads: int | None = None) -> int:
-    """Pin torch's threads (all cores by default) and flush denormal numbers; return the number of threads.
+    """Pin torch's threads and flush denormal numbers; return the number of threads.
 
-    The number is recorded with each run: one and two threads differ in the last bits.
+    By default OMP_NUM_THREADS where somebody has set it, else all cores. The number is recorded with each
+    run: one and two threads differ in the last bits.
     """
     import torch
 
-    count = num_threads or num_cores()
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    count = num_threads or (int(asked) if asked.isdigit() and int(asked) else num_cores())
     torch.set_num_threads(count)
     torch.set_flush_denormal(True)
     return count

@@ -60,7 +60,8 @@ class Session:
         """Build model, optimizer, schedule, batches and trainer for `config` on this machine."""
         self.folder, self.config, self.tokenizer, self.processes = folder, config, tokenizer, processes
         self.train_set, self.valid_set, self.floor = train_set, valid_set, floor
-        runtime.set_threads(max(1, runtime.num_cores() // processes.local_world_size))
+        shared = processes.local_world_size > 1
+        runtime.set_threads(max(1, runtime.num_cores() // processes.local_world_size) if shared else None)
         self.plan = make_plan(config, vocab_size=tokenizer.vocab_size)
         how = execution(self.plan, config.model.context_length)
         self.device, self.signals = how.device, StopSignals()
