@@ -39,7 +39,7 @@ def files(tmp_path):
 
 def test_every_family_name_is_found():
     assert CORPORA.names() == ["files", *REMOTE[:1], "stories", *REMOTE[1:]]
-    assert LOADERS.names() == ["documents", "epochs", "windows"]
+    assert LOADERS.names() == ["documents", "epochs", "packed", "windows"]
 
 
 def test_stories_are_the_same_each_time_and_differ_between_splits():

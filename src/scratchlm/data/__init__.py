@@ -5,6 +5,7 @@
     encode_file    text files -> the same, without documents in between: as fast as the tokenizer
     shards     ids on disk: .npy files beside one manifest.json
     loader     shards -> rows for training: the family `LOADERS`
+    packed     the loader that puts whole documents together
     packing    shards -> rows for evaluation, each token predicted once
 
 This file defines the two families and imports none of their parts: they are found on the first look-up.

@@ -3,11 +3,12 @@
     inputs  = row[:-1]      what the model reads
     targets = row[1:]       what it must predict: the same ids, one place on
 
-Three ways of choosing where a row begins:
+Three ways of choosing where a row begins, and one (data/packed.py) that puts whole documents together:
 
     windows      anywhere, independently of all others: CS336's get_batch
     epochs       the shards are cut into blocks of context_length; each block comes once an epoch, shuffled
     documents    at a document, after the end-of-text id before it; each comes once an epoch, shuffled
+    packed       rows of whole documents, each once an epoch; where none fits, the end of a row is no target
 
 Nothing is remembered between calls: step 1,000 of a resumed run reads what step 1,000 of the first one would
 have read, and a machine that takes part of a step's rows reads what a single one would have read for them.
@@ -71,35 +72,50 @@ class Loader(ABC):
         """Rows after which everything has come once (for windows: as many as cover as many ids)."""
 
     @abstractmethod
-    def start(self, step: int, row: int) -> int:
-        """Where row `row` of step `step` begins; -1 is the last id of the dataset."""
+    def _row(self, step: int, row: int) -> Integer[np.ndarray, " row_length"]:
+        """The ids of a row that exists."""
 
     def row(self, step: int, row: int) -> Integer[np.ndarray, " row_length"]:
-        """The context_length + 1 ids of row `row` (0 .. rows_per_step - 1) of step `step`."""
+        """Ids of row `row` (0 .. rows_per_step - 1) of step `step`: context_length + 1; packed, maybe fewer.
+
+        Raises:
+            ValueError: There is no such row.
+        """
         step, row = operator.index(step), operator.index(row)
         if step < 0 or not 0 <= row < self.rows_per_step:
             raise ValueError(
                 f"step={step}, row={row}: rows go from 0 to {self.rows_per_step - 1}, steps from 0."
             )
-        start, length, size = self.start(step, row), self.context_length + 1, self.dataset.num_tokens
-        if 0 <= start <= size - length:
-            return self.dataset.read(start, length)
-        before = self.dataset.read(start % size, min(length, size - start % size))  # runs on at the beginning
-        return np.concatenate([before, self.dataset.read(0, length - len(before))])
+        return self._row(step, row)
 
     def rows(self, step: int, first: int, count: int) -> Batch:
         """Rows first .. first + count - 1 of step `step` as int64 tensors."""
         ids = np.stack([self.row(step, first + offset) for offset in range(count)]).astype(np.int64)
         return Batch(torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]))
 
-    def _place(self, step: int, row: int) -> int:
-        """Which item this row takes when every item shall come once an epoch."""
+    def _place(self, step: int, row: int) -> tuple[int, int]:
+        """The epoch, and which item this row takes when every item shall come once an epoch."""
         epoch, index = divmod(step * self.rows_per_step + row, self.num_rows_per_epoch)
-        return permute(index, self.num_rows_per_epoch, self.seed, epoch)
+        return epoch, permute(index, self.num_rows_per_epoch, self.seed, epoch)
+
+
+class StartLoader(Loader):
+    """Rows of consecutive ids, which differ in where they begin only."""
+
+    @abstractmethod
+    def start(self, step: int, row: int) -> int:
+        """Where row `row` of step `step` begins; -1 is the last id of the dataset."""
+
+    def _row(self, step: int, row: int) -> Integer[np.ndarray, " row_length"]:
+        start, length, size = self.start(step, row), self.context_length + 1, self.dataset.num_tokens
+        if 0 <= start <= size - length:
+            return self.dataset.read(start, length)
+        before = self.dataset.read(start % size, min(length, size - start % size))  # runs on at the beginning
+        return np.concatenate([before, self.dataset.read(0, length - len(before))])
 
 
 @LOADERS.register("windows")
-class WindowLoader(Loader):
+class WindowLoader(StartLoader):
     """Rows that begin anywhere, each start equally likely (CS336's get_batch)."""
 
     @property
@@ -113,7 +129,7 @@ class WindowLoader(Loader):
 
 
 @LOADERS.register("epochs")
-class EpochLoader(Loader):
+class EpochLoader(StartLoader):
     """Blocks of context_length that each come once an epoch, in another order every epoch."""
 
     @property
@@ -123,11 +139,11 @@ class EpochLoader(Loader):
 
     def start(self, step: int, row: int) -> int:
         """The first id of a block."""
-        return self._place(step, row) * self.context_length
+        return self._place(step, row)[1] * self.context_length
 
 
 @LOADERS.register("documents")
-class DocumentLoader(Loader):
+class DocumentLoader(StartLoader):
     """Rows that begin at a document, after an end-of-text id, and run on into the next documents.
 
     That is how evaluation and generation begin, too. A document longer than context_length begins several
@@ -147,7 +163,7 @@ class DocumentLoader(Loader):
 
     def start(self, step: int, row: int) -> int:
         """The id before a document: an end-of-text id, for the first document the last of the dataset."""
-        place = self._place(step, row)
+        _, place = self._place(step, row)
         document = int(np.searchsorted(self._rows_before, place, side="right")) - 1
         piece = place - int(self._rows_before[document])
         return int(self.dataset.document_starts[document]) + piece * self.context_length - 1
