@@ -6,6 +6,7 @@
     retention         the newest that verifies; which stay and which go
     saver             saving in a thread while training goes on
     optimizer_state   an optimizer's state as tensors and plain values
+    foreign           weights out of another program's .pt file
 
 A checkpoint is complete and verified, or ignored. No pickle anywhere.
 """
