@@ -34,7 +34,7 @@ def test_list_shows_each_checkpoint(cli, checkpoints, place):
         (str(step), "complete") for step in (1, 2, 3)
     ]
     assert lines[1].split()[-3:-1] == ["2", "2"]
-    assert "4.14 kB" in lines[1] or "4.1" in lines[1]
+    assert "4.08 kB" in lines[1]
 
 
 def test_list_names_what_is_cut_off_and_unfinished_saves(cli, checkpoints):
@@ -100,7 +100,7 @@ def test_weights_imported_into_a_run_are_used_by_it(cli, finished_run, tmp_path)
     assert cli(*words).code == 0
     made = load_checkpoint(tmp_path / "small" / "checkpoints" / "step-0000009")
     assert all(not tensor.any() for tensor in made.tensors["model"].values())
-    assert cli("generate", "small", "-n", 3, "--seed", 1).code == 0
+    assert cli("generate", "small", "--max-new-tokens", 3).code == 0
 
 
 def test_weights_that_do_not_fit_the_run_are_refused(cli, finished_run, tmp_path):
