@@ -16,7 +16,7 @@ files and no terminal.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,11 +135,6 @@ class Trainer:
             self.optimizer.step()
         return StepResult(step + 1, loss, lr, grad_norm, time.perf_counter() - started, judgement)
 
-    def row_numbers(self, step: int) -> Iterator[tuple[int, int]]:
-        """(data step, row) of everything that `step` reads, over all processes."""
-        for row in range(self.rows_per_step):
-            yield step + self.data_offset, row
-
     def _gradients(self, step: int) -> tuple[float, float]:
         """Leave the clipped gradient in the parameters; return the loss and the norm before clipping."""
         loss = self._accumulate_within_memory(step)
@@ -168,33 +163,39 @@ class Trainer:
         """Add up this process's gradient, scaled so that the mean over the processes is the batch's."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.execution.device)
-        num_targets = self._num_targets(step)
-        requests = self._requests(step)
-        for number, request in enumerate(requests):
+        for batch, first_row, share in self._shares(step):
             if self.abandon():
                 raise StepAbandonedError
-            following = requests[number + 1 :] or self._requests(step + 1)
-            batch = self._to_device(self.batches.rows(request, following[:1]))
-            torch.manual_seed(mix(self.seed, step, request.first))
-            counted = (batch.targets != IGNORE).sum() if num_targets else request.count
-            share = counted / (num_targets or self.rows_per_step) * self.processes.world_size
-            loss = self._loss(batch.inputs, batch.targets) * share
+            torch.manual_seed(mix(self.seed, step, first_row))
+            on_device = self._to_device(batch)
+            loss = self._loss(on_device.inputs, on_device.targets) * share
             loss.backward()
             total += loss.detach()
         return total
 
+    def _shares(self, step: int) -> Iterator[tuple[Batch, int, float]]:
+        """This process's micro-batches, the row each begins at, and the weight of its mean loss."""
+        batches: Iterable[tuple[Request, Batch]] = self._read(step)
+        if not self.batches.loader.padded:
+            for request, batch in batches:
+                yield batch, request.first, request.count / len(self.rows_here)
+            return
+        batches = list(batches)  # how many targets count in the whole step has to be known first
+        counts = [int((batch.targets != IGNORE).sum()) for _, batch in batches]
+        mean = int(self.processes.sum(torch.tensor(sum(counts)))) / self.processes.world_size
+        for (request, batch), count in zip(batches, counts, strict=True):
+            yield batch, request.first, count / mean
+
+    def _read(self, step: int) -> Iterator[tuple[Request, Batch]]:
+        """This process's micro-batches of a step; the next one is read ahead."""
+        requests = self._requests(step)
+        for number, request in enumerate(requests):
+            following = requests[number + 1 :] or self._requests(step + 1)
+            yield request, self.batches.rows(request, following[:1])
+
     def _requests(self, step: int) -> list[Request]:
-        """This process's micro-batches of a step."""
         data_step = step + self.data_offset
         return [Request(data_step, row, self.micro_rows) for row in self.rows_here[:: self.micro_rows]]
-
-    def _num_targets(self, step: int) -> int:
-        """Targets that count in the whole step where rows are padded; 0 where every target counts."""
-        if not self.batches.loader.padded:
-            return 0
-        requests = self._requests(step)
-        counts = [(self.batches.rows(request, requests).targets != IGNORE).sum() for request in requests]
-        return int(self.processes.sum(torch.stack(counts).sum()))
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.execution.device
