@@ -186,4 +186,4 @@ def test_the_bigram_is_counted_too():
     assert sum(parameter.numel() for parameter in built(config).parameters()) == 1600
     assert accounting.flops_per_token(config, 8) == 0
     assert accounting.cache_memory(config, 1, 8) == 0
-    assert accounting.training_memory(config, 1, 8) == 16 * 1600 + 8 * 40 * 12
+    assert accounting.training_memory(config, 1, 8) == 16 * 1600 + 8 * 40 * 20

@@ -3,7 +3,16 @@
 import contextlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from scratchlm.hardware import Measurement
+
+
+BUSY_LOAD = 0.5
+"""Processes that wanted a core before measuring, above which the figures are too low."""
 
 
 class Finding(NamedTuple):
@@ -16,14 +25,21 @@ class Finding(NamedTuple):
     good: bool = True
 
 
-def doctor() -> None:
+def doctor(
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure matrix products and copying, for MFU; takes some seconds."),
+    ] = False,
+) -> None:
     """Show what this machine offers, what will be chosen and why."""
     from rich.text import Text
 
     from scratchlm.cli.console import err, print_table, table
 
-    with err().status("looking") if err().is_terminal else _nothing():
+    with err().status("measuring" if measure else "looking") if err().is_terminal else _nothing():
+        measured = _measure() if measure else _measured_before()
         parts = {"machine": machine(), "software": software(), "a run here takes": choices()}
+        parts["peak"] = peaks(measured)
     rows = table("", "", "")
     for title, findings in parts.items():
         rows.add_row(Text(title, "bold"))
@@ -138,6 +154,54 @@ def choices() -> list[Finding]:
         ),
         Finding("attention", "our own", "implementation=sdpa takes torch's"),
     ]
+
+
+def peaks(measured: "Measurement | None") -> list[Finding]:
+    """The most arithmetic that the device does, published or measured, and what MFU is divided by."""
+    from scratchlm import hardware, runtime
+    from scratchlm.cli.console import size
+
+    device = runtime.choose_device("auto")
+    found = []
+    for precision in ("bfloat16", "float32"):
+        peak = hardware.peak_flops(device, precision)
+        best = measured.best(precision) if measured else None
+        if peak is None:
+            meaning = "unknown device: no MFU; scratchlm doctor --measure measures the peak"
+            found.append(Finding(precision, "unknown", meaning, good=False))
+            continue
+        found.append(Finding(precision, _rate(peak.flops_per_second), peak.source))
+        if best is not None:
+            shape = f"fastest product: ({best.rows} x {best.inner}) ({best.inner} x {best.columns})"
+            found.append(Finding(f"{precision} here", _rate(best.flops_per_second), shape))
+    if measured:
+        found.append(Finding("copying", f"{size(measured.copy_bytes_per_second)}/s", "read and written"))
+        if measured.load > BUSY_LOAD:
+            meaning = "other programs were computing meanwhile; measure again when the machine is idle"
+            found.append(Finding("load", f"{measured.load:.1f}", meaning, good=False))
+    found.append(Finding("MFU", "formula", hardware.MFU_FORMULA.removeprefix("MFU = ")))
+    return found
+
+
+def _measure() -> "Measurement":
+    """Measure and keep the figures for `plan` and for training."""
+    from scratchlm import hardware, runtime
+
+    runtime.set_threads()
+    measured = hardware.measure(runtime.choose_device("auto"))
+    hardware.save_measurement(measured)
+    return measured
+
+
+def _measured_before() -> "Measurement | None":
+    from scratchlm import hardware, runtime
+
+    runtime.set_threads()
+    return hardware.read_measurement(hardware.device_name(runtime.choose_device("auto")))
+
+
+def _rate(flops_per_second: float) -> str:
+    return f"{flops_per_second / 1e9:,.0f} GFLOP/s"
 
 
 def _gpu_meaning() -> str:

@@ -1,11 +1,28 @@
-"""`scratchlm plan`: what a run will need, before it starts."""
+"""`scratchlm plan`: what a run will need, before it starts, with the formula beside each figure."""
 
-from typing import Annotated
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from scratchlm.cli.run import Settings, read_recipe
 from scratchlm.cli.sources import Plugin, load_plugins
+
+if TYPE_CHECKING:
+    from scratchlm.train.config import RunConfig
+    from scratchlm.train.plan import Plan
+
+Row = tuple[str, str, str]
+"""What, how much, why."""
+
+
+class Prepared(NamedTuple):
+    """What a run folder knows about its data; None before they are there."""
+
+    vocab_size: int | None = None
+    train_tokens: int | None = None
+    valid_tokens: int | None = None
 
 
 def plan(
@@ -14,41 +31,167 @@ def plan(
     ] = "demo",
     settings: Settings = None,
     plugin: Plugin = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Answer at once, by formulas; try no steps.")
+    ] = False,
 ) -> None:
-    """Show what a run will need: parameters, memory, disk, time; and what will be chosen here."""
-    import psutil
+    """Show what a run will need: parameters, memory, disk, time; and what will be chosen here.
 
-    from scratchlm.cli.console import count, duration, out, print_table, size, table
-    from scratchlm.model.accounting import count_parameters
+    Five steps are tried on random ids: seconds, or up to a minute where the run will be compiled.
+    """
+    from scratchlm import runtime
+    from scratchlm.cli.console import out, print_table, table
     from scratchlm.train.plan import make_plan
 
     load_plugins(plugin)
     config = read_recipe(recipe, settings)
-    made = make_plan(config)
+    prepared = _prepared(Path(recipe))
+    runtime.set_threads()
+    with contextlib.nullcontext() if estimate else _patience():
+        made = make_plan(
+            config,
+            vocab_size=prepared.vocab_size,
+            probe=not estimate,
+            train_tokens=prepared.train_tokens,
+            valid_tokens=prepared.valid_tokens,
+        )
     out().print(f"{config.name}: {config.description}".rstrip(": "), style="bold")
-    vocab_size = int(config.tokenizer.settings.get("vocab_size", 256))
+    rows = table("", "", "")
+    vocab_size = prepared.vocab_size or int(config.tokenizer.settings.get("vocab_size", 256))
+    shown = (
+        _size_rows(made, config, vocab_size)
+        + _data_rows(made, config, prepared)
+        + _memory_rows(made)
+        + _choice_rows(made)
+        + _time_rows(made, config)
+    )
+    for what, figure, why in shown:
+        rows.add_row(f"  {what}", figure, why)
+    print_table(rows)
+
+
+def _size_rows(made: "Plan", config: "RunConfig", vocab_size: int) -> list[Row]:
+    from scratchlm.cli.console import count
+    from scratchlm.model.accounting import count_parameters
+
     parts = count_parameters(config.model.with_vocabulary(vocab_size))
-    free = psutil.virtual_memory().available
     shares = ", ".join(
         f"{name.replace('_', ' ')} {count(number)}" for name, number in parts.items() if number
     )
+    return [
+        ("parameters", count(made.parameters), shares),
+        (
+            "arithmetic",
+            f"{made.flops:.2e} FLOPs",
+            f"{count(made.flops_per_token)} per token (3 x forward pass) x {count(made.tokens)} tokens",
+        ),
+    ]
+
+
+def _data_rows(made: "Plan", config: "RunConfig", prepared: Prepared) -> list[Row]:
+    from scratchlm.cli.console import count
+
+    train, micro = config.train, made.micro_batch_tokens
+    split = "at once" if made.accumulation == 1 else f"computed as {made.accumulation} x {micro:,}"
+    rows = [
+        (
+            "effective batch",
+            f"{train.batch_tokens:,} tokens",
+            f"{made.batch_rows:,} rows x {config.model.context_length:,}, {split}",
+        ),
+        ("tokens", count(made.tokens), f"{train.steps:,} steps x {train.batch_tokens:,}"),
+        ("per parameter", f"{made.tokens_per_parameter:.3g} tokens", "tokens / parameters"),
+    ]
+    if made.epochs is None or prepared.train_tokens is None:
+        return [*rows, ("epochs", "unknown", "before the data are prepared; plan a run folder that has them")]
+    return [*rows, ("epochs", f"{made.epochs:.3g}", f"tokens / {prepared.train_tokens:,} training tokens")]
+
+
+def _memory_rows(made: "Plan") -> list[Row]:
+    import torch
+
+    from scratchlm.cli.console import size
+    from scratchlm.train.plan import free_memory
+
+    free = free_memory(torch.device(made.device))
     enough = "fits" if made.memory_bytes < free else "does not fit: choose a smaller train.micro_batch_tokens"
-    rows = table("", "", "")
-    rows.add_row("  parameters", count(made.parameters), shares)
-    rows.add_row("  tokens", count(made.tokens), f"{made.tokens_per_parameter:.1f} per parameter")
-    rows.add_row(
-        "  step",
-        f"{count(config.train.batch_tokens)} tokens",
-        f"{made.accumulation} x {made.micro_batch_tokens:,}, {config.train.steps:,} steps",
+    total = sum(part.num_bytes for part in made.memory)
+    how = "at the peak" if made.probed is None else f"tried steps reached it; the parts give {size(total)}"
+    rows = [("memory", size(made.memory_bytes), f"{how}; {size(free)} free: {enough}")]
+    rows += [(f"  {part.name}", size(part.num_bytes), part.formula) for part in made.memory]
+    return [
+        *rows,
+        ("KV cache", size(made.cache_bytes), "2 x layers x key heads x context_length x d_head x 4 bytes"),
+        ("disk", size(made.disk_bytes), "checkpoints that stay x (weights + optimizer); 2 bytes per token"),
+    ]
+
+
+def _choice_rows(made: "Plan") -> list[Row]:
+    return [
+        ("device", f"{made.device}, {made.precision}", made.precision_reason),
+        ("torch.compile", "yes" if made.compile else "no", made.compile_reason),
+    ]
+
+
+def _time_rows(made: "Plan", config: "RunConfig") -> list[Row]:
+    from scratchlm.cli.console import count, duration
+
+    steps = f"{config.train.steps:,} x {_short(made.step_seconds)}"
+    compiling = f" + {made.compile_seconds:.0f} s compiling" if made.compile else ""
+    if made.validation_seconds is None:
+        validating = "; without validations, samples and checkpoints"
+    else:
+        validating = f" + {duration(made.validation_seconds)} of validations; without samples and checkpoints"
+    return [
+        ("step", _short(made.step_seconds), _step_formula(made)),
+        ("time", f"about {duration(made.seconds)}", f"{steps}{compiling}{validating}"),
+        ("speed", f"{count(made.tokens_per_second)} tokens/s", "batch / step"),
+        ("MFU", *_mfu(made)),
+    ]
+
+
+def _step_formula(made: "Plan") -> str:
+    if made.probed is None:
+        return f"estimated from a matrix product here, {made.rate_flops_per_second / 1e9:,.0f} GFLOP/s"
+    found = made.probed
+    return (
+        f"{made.accumulation} x {_short(found.micro_seconds)} forward and backward + "
+        f"{_short(found.update_seconds)} update; median of {found.steps} tried"
     )
-    rows.add_row(
-        "  arithmetic", f"{made.flops:.2e} FLOPs", f"{made.rate_flops_per_second / 1e9:,.0f} GFLOP/s measured"
-    )
-    rows.add_row("  memory", size(made.memory_bytes), f"{size(free)} free: {enough}")
-    rows.add_row("  disk", size(made.disk_bytes), "checkpoints")
-    rows.add_row("  device", f"{made.device}, {made.precision}", made.precision_reason)
-    rows.add_row("  torch.compile", "yes" if made.compile else "no", made.compile_reason)
-    rows.add_row(
-        "  time", f"about {duration(made.seconds)}", "training alone, estimated from a matrix product"
-    )
-    print_table(rows)
+
+
+def _mfu(made: "Plan") -> tuple[str, str]:
+    from scratchlm.hardware import MFU_FORMULA
+
+    if made.mfu is None or made.peak is None:
+        return "none", "unknown device: no peak, no MFU; `scratchlm doctor --measure` measures the peak"
+    peak = f"{made.peak.flops_per_second / 1e9:,.0f} GFLOP/s, {made.peak.source}"
+    return f"{made.mfu:.1%}", f"{MFU_FORMULA}; {peak}"
+
+
+def _short(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _patience() -> "contextlib.AbstractContextManager[object]":
+    from scratchlm.cli.console import err
+
+    if not err().is_terminal:
+        return contextlib.nullcontext()
+    return err().status("trying five steps; up to a minute if they are compiled")
+
+
+def _prepared(folder: Path) -> Prepared:
+    """Sizes from the manifests of a run folder's shards."""
+    from scratchlm.config import load
+    from scratchlm.data.shards import MANIFEST, Manifest
+
+    found = {
+        split: load(Manifest, folder / "data" / split / MANIFEST)
+        for split in ("train", "valid")
+        if (folder / "data" / split / MANIFEST).is_file()
+    }
+    if "train" not in found:
+        return Prepared()
+    valid = found["valid"].num_tokens if "valid" in found else None
+    return Prepared(found["train"].vocab_size, found["train"].num_tokens, valid)

@@ -87,12 +87,12 @@ def training_memory(
     *,
     optimizer_states: int = 2,
     activation_bytes: int = 4,
+    logit_tokens: int | None = None,
 ) -> int:
-    """Return the bytes that training needs at its peak: an upper estimate, without the framework's own.
+    """Return the bytes of tensors that training needs at its peak, by formula; the framework's own not.
 
-    Weights, gradients and `optimizer_states` copies (2 for AdamW) in float32, and what the backward pass
-    needs of the forward pass: about 8 vectors of d_model and 3 of d_ff per token and layer, the scores
-    twice, the logits three times (as computed, in float32, and their gradient).
+    Weights, gradients and `optimizer_states` copies (2 for AdamW) in float32, and `activation_memory`.
+    train/memory.py counts the same exactly, in a second instead of at once.
 
     Args:
         config: The model.
@@ -100,14 +100,42 @@ def training_memory(
         num_tokens: Tokens in a row.
         optimizer_states: Numbers that the optimizer keeps per parameter.
         activation_bytes: Bytes per activation, 2 under bfloat16 autocast.
+        logit_tokens: As in `activation_memory`.
     """
-    weights = 4 * (2 + optimizer_states) * num_parameters(config)
-    logits = num_rows * num_tokens * config.vocab_size * (activation_bytes + 8)
+    return 4 * (2 + optimizer_states) * num_parameters(config) + activation_memory(
+        config, num_rows, num_tokens, activation_bytes=activation_bytes, logit_tokens=logit_tokens
+    )
+
+
+def activation_memory(
+    config: ModelConfig,
+    num_rows: int,
+    num_tokens: int,
+    *,
+    activation_bytes: int = 4,
+    logit_tokens: int | None = None,
+) -> int:
+    """Return the bytes that the backward pass needs of the forward pass, at its beginning.
+
+        activation_bytes * L (R T (8 D + 3 F) + 2 R H T^2) + N V (activation_bytes + 16)
+
+    About 8 vectors of d_model and 3 of d_ff per token and layer and the scores twice; the logits of N tokens
+    as computed, and four times in float32 while the loss works on them.
+
+    Args:
+        config: The model.
+        num_rows: Rows computed at once (R).
+        num_tokens: Tokens in a row (T).
+        activation_bytes: Bytes per activation, 2 under bfloat16 autocast.
+        logit_tokens: Tokens whose logits are held at once (N); all of them by default.
+    """
+    held = num_rows * num_tokens if logit_tokens is None else logit_tokens
+    logits = held * config.vocab_size * (activation_bytes + 16)
     if config.name == "bigram":
-        return weights + logits
+        return logits
     vectors = num_rows * num_tokens * (8 * config.d_model + 3 * config.inner_width)
     scores = 2 * num_rows * config.num_heads * num_tokens**2
-    return weights + logits + config.num_layers * activation_bytes * (vectors + scores)
+    return logits + config.num_layers * activation_bytes * (vectors + scores)
 
 
 def cache_memory(config: ModelConfig, num_rows: int, num_tokens: int, *, activation_bytes: int = 4) -> int:

@@ -1,31 +1,29 @@
-"""What a run will need, before it starts: settings come in; parameters, memory, disk and arithmetic come out.
+r"""Settings come in; how the run will be computed, and the memory, disk and time it needs, go out.
 
-The formulas are those of model/accounting.py. Time is an estimate from a short matrix product on this
-machine:
+    step    = accumulation * micro-batch + update                                          train/pace.py
+    seconds = compiling + steps * step + tokens to validate * seconds per token
+    memory  = weights + gradients + optimizer + activations + process + allocator          train/memory.py
+    disk    = checkpoints that are kept * (weights + optimizer) + 2 bytes per token
 
-    seconds = floating-point operations of all steps / (rate of a matrix product * share)
-
-where the share is what a training step reached of that rate: 0.44 compiled and 0.21 eager, the model of
-benchmarks/bench_train.py on two cores (16,056 and 7,428 tokens/s at 27.1 MFLOP each, 980 GFLOP/s).
+`probe=True` times and weighs real steps on random ids (train/probe.py): seconds, or half a minute where it
+compiles too. Without it time and activations are estimates by formula.
 """
 
-import time
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from scratchlm.model import accounting
-from scratchlm.runtime import choose_device, choose_precision, has_compiler
+from scratchlm.hardware import Peak, mfu, peak_flops
+from scratchlm.model import ModelConfig, accounting
+from scratchlm.runtime import choose_device, choose_precision
+from scratchlm.train import memory
 from scratchlm.train.config import RunConfig
+from scratchlm.train.memory import MemoryPart
+from scratchlm.train.pace import Draft, Timing, estimate_timing, matmul_rate, probe_timing
+from scratchlm.train.probe import Probe
 from scratchlm.train.trainer import Execution, largest_divisor
 
-COMPILED_SHARE = 0.44
-"""Share of the matrix-product rate that a compiled training step reaches (measured, see above)."""
-EAGER_SHARE = 0.21
-"""The same without compilation."""
-COMPILE_SECONDS = 25.0
-"""What torch.compile takes the first time on two cores (measured: 18 to 25 s)."""
 CACHE_FRIENDLY_TOKENS = 4096
 """On a CPU larger micro-batches only leave the caches."""
 
@@ -35,13 +33,38 @@ class Plan:
     """What a run will need and how it will be computed."""
 
     parameters: int
+    flops_per_token: float
+    """Training, by model/accounting.py."""
     flops: float
+    """Of all steps."""
+    memory: tuple[MemoryPart, ...]
+    """What takes memory, by formula."""
     memory_bytes: int
+    """At the peak: measured by the probe, else the sum of the parts."""
+    cache_bytes: int
+    """Keys and values of one text of context_length tokens while the model writes."""
     disk_bytes: int
-    seconds: float
+    """Checkpoints that are kept, and the token shards where their size is known."""
+    steps: int
     tokens: int
+    """Seen by the model: steps * batch_tokens."""
+    batch_rows: int
+    """Rows in one optimizer step: the effective batch, whatever is computed at once."""
     tokens_per_parameter: float
+    epochs: float | None
+    """Passes over the training split; None before the data are prepared."""
+    step_seconds: float
+    compile_seconds: float
+    validation_seconds: float | None
+    """All validations; None where the size of the split or the speed is unknown."""
+    seconds: float
+    """Compiling, all steps, and the validations where they are known."""
+    probed: Probe | None
+    """What the steps took that were tried; None for an estimate."""
     rate_flops_per_second: float
+    """Of a matrix product, just measured."""
+    peak: Peak | None
+    """Of the device, where it is known."""
     micro_batch_tokens: int
     accumulation: int
     device: str
@@ -50,47 +73,51 @@ class Plan:
     compile: bool
     compile_reason: str
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Training speed between validations."""
+        return self.tokens / self.steps / self.step_seconds
 
-def make_plan(config: RunConfig, *, vocab_size: int | None = None) -> Plan:
+    @property
+    def mfu(self) -> float | None:
+        """Share of the device's peak that the steps will reach; None where no peak is known."""
+        return mfu(self.flops_per_token, self.tokens_per_second, self.peak) if self.peak else None
+
+
+def make_plan(
+    config: RunConfig,
+    *,
+    vocab_size: int | None = None,
+    probe: bool = False,
+    train_tokens: int | None = None,
+    valid_tokens: int | None = None,
+    world_size: int = 1,
+) -> Plan:
     """Work out what `config` will need on this machine.
 
     Args:
         config: The run.
         vocab_size: The tokenizer's size where it is known already; else the size that the settings ask for.
+        probe: Time and weigh real steps; takes seconds, or half a minute where the run will be compiled.
+        train_tokens: Tokens of the training split, where the data are prepared.
+        valid_tokens: Tokens of the validation split.
+        world_size: Processes that share each step's rows.
     """
-    device = choose_device(config.train.device)
-    precision = choose_precision(config.train.precision, device)
-    settings = config.model.with_vocabulary(
-        vocab_size or int(config.tokenizer.settings.get("vocab_size", 256))
-    )
-    context = settings.context_length
-    tokens = config.train.steps * config.train.batch_tokens
-    flops = accounting.flops_per_token(settings, context) * tokens
-    rate = matmul_rate(device, precision.name)
-    compiled, reason = decide_compile(config, device, flops / (rate * EAGER_SHARE))
-    rows = choose_micro_rows(config, settings.vocab_size, device)
-    memory = accounting.training_memory(settings, rows, context)
-    seconds = flops / (rate * (COMPILED_SHARE if compiled else EAGER_SHARE)) + (
-        COMPILE_SECONDS if compiled else 0.0
-    )
-    parameters = accounting.num_parameters(settings)
-    return Plan(
-        parameters=parameters,
-        flops=flops,
-        memory_bytes=memory,
-        disk_bytes=12 * parameters * (config.train.keep_checkpoints + 1),
-        seconds=seconds,
-        tokens=tokens,
-        tokens_per_parameter=tokens / parameters,
-        rate_flops_per_second=rate,
-        micro_batch_tokens=rows * context,
-        accumulation=config.rows_per_step // rows,
-        device=str(device),
-        precision=precision.name,
-        precision_reason=precision.reason,
-        compile=compiled,
-        compile_reason=reason,
-    )
+    before = psutil.Process().memory_info().rss
+    draft = _draft(config, vocab_size, world_size)
+    timing = probe_timing(draft) if probe and _fits(draft) else estimate_timing(draft)
+    name = draft.precision.name
+    if probe:
+        activations = memory.counted_activations(
+            config, draft.settings, micro_rows=draft.micro_rows, precision=name
+        )
+    else:
+        activations = memory.estimated_activations(
+            draft.settings, micro_rows=draft.micro_rows, precision=name
+        )
+    process = before if draft.device.type == "cpu" else None
+    parts = memory.training_parts(config, draft.settings, activations, process_bytes=process)
+    return _assemble(draft, timing, parts, train_tokens=train_tokens, valid_tokens=valid_tokens)
 
 
 def execution(plan: Plan, context_length: int) -> Execution:
@@ -100,46 +127,121 @@ def execution(plan: Plan, context_length: int) -> Execution:
     )
 
 
-def choose_micro_rows(config: RunConfig, vocab_size: int, device: torch.device) -> int:
-    """Rows computed at once: the largest divisor of a step's rows that fits into half of the free memory."""
+def choose_micro_rows(config: RunConfig, vocab_size: int, device: torch.device, *, rows: int = 0) -> int:
+    """Rows computed at once: the largest divisor of a step's rows that fits into half of the free memory.
+
+    Args:
+        config: The run.
+        vocab_size: Tokens in the vocabulary.
+        device: Where it is computed.
+        rows: Rows of a step on this process; 0 for all of them.
+    """
     asked, context = config.train.micro_batch_tokens, config.model.context_length
+    rows = rows or config.rows_per_step
     if asked != "auto":
-        return asked // context
-    settings = config.model.with_vocabulary(vocab_size)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    rows = config.rows_per_step
-    if device.type == "cpu":
-        rows = min(rows, max(1, CACHE_FRIENDLY_TOKENS // context))
-    while rows > 1 and accounting.training_memory(settings, rows, context) > free / 2:
-        rows //= 2
-    return largest_divisor(config.rows_per_step, rows)
+        return largest_divisor(rows, asked // context)
+    settings, free = config.model.with_vocabulary(vocab_size), free_memory(device)
+    fitting = min(rows, max(1, CACHE_FRIENDLY_TOKENS // context)) if device.type == "cpu" else rows
+    while fitting > 1 and _formula_bytes(settings, fitting) > free / 2:
+        fitting //= 2
+    return largest_divisor(rows, fitting)
 
 
-def decide_compile(config: RunConfig, device: torch.device, eager_seconds: float) -> tuple[bool, str]:
-    """Whether to compile, and why: a run must be long enough to win the compilation time back."""
-    if config.train.compile != "auto":
-        return config.train.compile, "as configured"
-    if device.type == "mps":
-        return False, "compilation does not pay on MPS"
-    if device.type == "cpu" and has_compiler() is None:
-        return False, "no C++ compiler on this machine (g++ or clang++)"
-    if eager_seconds < 3 * COMPILE_SECONDS:
-        return (
-            False,
-            f"the run is too short ({eager_seconds:.0f} s) to win {COMPILE_SECONDS:.0f} s of compiling back",
-        )
-    return True, f"about {eager_seconds:.0f} s of eager steps outweigh {COMPILE_SECONDS:.0f} s of compiling"
+def free_memory(device: torch.device) -> int:
+    """Bytes that `device` has free now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
-def matmul_rate(device: torch.device, precision: str, *, size: int = 1024) -> float:
-    """Floating-point operations per second of a matrix product: the best of four."""
-    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        product = matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    assert product.shape == matrix.shape, product.shape
-    return 2.0 * size**3 / best
+def _draft(config: RunConfig, vocab_size: int | None, world_size: int) -> Draft:
+    device = choose_device(config.train.device)
+    precision = choose_precision(config.train.precision, device)
+    settings = config.model.with_vocabulary(
+        vocab_size or int(config.tokenizer.settings.get("vocab_size", 256))
+    )
+    rows = max(1, config.rows_per_step // world_size)
+    return Draft(
+        config,
+        settings,
+        device,
+        precision,
+        rows,
+        choose_micro_rows(config, settings.vocab_size, device, rows=rows),
+        matmul_rate(device, precision.name),
+    )
+
+
+def _fits(draft: Draft) -> bool:
+    return _formula_bytes(draft.settings, draft.micro_rows) < free_memory(draft.device)
+
+
+def _formula_bytes(settings: ModelConfig, rows: int) -> int:
+    held = memory.logit_tokens(settings, rows)
+    return accounting.training_memory(settings, rows, settings.context_length, logit_tokens=held)
+
+
+def _assemble(
+    draft: Draft,
+    timing: Timing,
+    parts: tuple[MemoryPart, ...],
+    *,
+    train_tokens: int | None,
+    valid_tokens: int | None,
+) -> Plan:
+    config, settings = draft.config, draft.settings
+    parameters, tokens = accounting.num_parameters(settings), config.train.steps * config.train.batch_tokens
+    validation = _validation_seconds(draft, timing, valid_tokens)
+    states = next(part.num_bytes for part in parts if part.name == "optimizer")
+    return Plan(
+        parameters=parameters,
+        flops_per_token=draft.flops_per_token,
+        flops=draft.flops_per_token * tokens,
+        memory=parts,
+        memory_bytes=_memory_bytes(draft, timing, parts),
+        cache_bytes=accounting.cache_memory(settings, 1, settings.context_length),
+        disk_bytes=_disk_bytes(config, settings, states, (train_tokens or 0) + (valid_tokens or 0)),
+        steps=config.train.steps,
+        tokens=tokens,
+        batch_rows=config.rows_per_step,
+        tokens_per_parameter=tokens / parameters,
+        epochs=tokens / train_tokens if train_tokens else None,
+        step_seconds=timing.step_seconds,
+        compile_seconds=timing.compile_seconds,
+        validation_seconds=validation,
+        seconds=timing.compile_seconds + config.train.steps * timing.step_seconds + (validation or 0.0),
+        probed=timing.probed,
+        rate_flops_per_second=draft.rate,
+        peak=peak_flops(draft.device, draft.precision.name),
+        micro_batch_tokens=draft.micro_rows * settings.context_length,
+        accumulation=draft.accumulation,
+        device=str(draft.device),
+        precision=draft.precision.name,
+        precision_reason=draft.precision.reason,
+        compile=timing.compile,
+        compile_reason=timing.reason,
+    )
+
+
+def _memory_bytes(draft: Draft, timing: Timing, parts: tuple[MemoryPart, ...]) -> int:
+    if timing.probed is None or draft.device.type != "cpu":
+        return sum(part.num_bytes for part in parts)
+    unprobed = ("average", "copy to save")  # the probe neither averages nor saves
+    return timing.probed.peak_bytes + sum(part.num_bytes for part in parts if part.name in unprobed)
+
+
+def _disk_bytes(config: RunConfig, settings: ModelConfig, states: int, data_tokens: int) -> int:
+    train = config.train
+    one = memory.saved_bytes(config, accounting.num_parameters(settings), states)
+    forever = train.steps // train.keep_every if train.keep_every else 0
+    kept = min(train.keep_checkpoints + 1 + forever, -(-train.steps // train.save_every) + 1)
+    return one * kept + data_tokens * (2 if settings.vocab_size <= 2**16 else 4)
+
+
+def _validation_seconds(draft: Draft, timing: Timing, valid_tokens: int | None) -> float | None:
+    if timing.probed is None or valid_tokens is None:
+        return None
+    train = draft.config.train
+    between = (train.steps - 1) // train.eval_every
+    tokens = between * min(train.eval_tokens or valid_tokens, valid_tokens) + valid_tokens
+    return timing.probed.forward_seconds * tokens / (draft.micro_rows * draft.settings.context_length)

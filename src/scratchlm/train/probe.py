@@ -1,0 +1,212 @@
+r"""Settings come in; the time and the memory of a few real steps on random ids go out.
+
+    seconds per step = accumulation * micro-batch + update
+
+    micro-batch    forward, loss and backward of one micro-batch, in the run's number format
+    update         clipping and the optimizer
+    compiling      the first compiled micro-batch, less what the later ones take
+
+Time depends on ids hardly at all, so random ones will do: no text and no tokenizer is needed. The first step
+warms up; of the others the median counts, so that one disturbance of the machine changes nothing. Nothing of
+the probe stays: random numbers are drawn afterwards as if it had never run.
+"""
+
+import ctypes
+import gc
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from scratchlm.hardware import synchronize
+from scratchlm.model import MODELS, ModelConfig
+from scratchlm.optim.clip import clip_gradients_
+from scratchlm.runtime import log
+from scratchlm.train.build import build_optimizer
+from scratchlm.train.config import RunConfig
+from scratchlm.train.objective import Objective, make_objective
+from scratchlm.train.trainer import Execution
+
+STEPS = 5
+"""Steps that are timed, after one that is not."""
+SECONDS = 10.0
+"""Fewer steps when they take longer than this together; one at least."""
+
+
+class Probe(NamedTuple):
+    """What a few steps took."""
+
+    micro_seconds: float
+    """Forward and backward of one micro-batch."""
+    update_seconds: float
+    """Clipping and optimizer."""
+    compile_seconds: float
+    """What compiling took; 0 without it. A second run of the same settings finds most of it on disk."""
+    forward_seconds: float
+    """Forward pass of one micro-batch, as validation does it."""
+    peak_bytes: int
+    """On a CPU the process's memory at its highest, else the device's."""
+    steps: int
+    """How many steps were timed."""
+
+    def step_seconds(self, accumulation: int) -> float:
+        """One optimizer step of `accumulation` micro-batches."""
+        return accumulation * self.micro_seconds + self.update_seconds
+
+
+class CompilationError(ValueError):
+    """torch.compile does not work here."""
+
+
+def probe_steps(config: RunConfig, settings: ModelConfig, execution: Execution) -> Probe:
+    """Time and weigh some steps of the run.
+
+    Args:
+        config: The run.
+        settings: Its model, with the vocabulary.
+        execution: Device, number format, compilation, rows at once.
+
+    Raises:
+        CompilationError: `execution` asks for compilation, which fails on this machine.
+        torch.OutOfMemoryError: The device is too small.
+    """
+    with _leaving_no_trace(execution):
+        torch.manual_seed(config.seed)
+        return _measure(config, settings, execution)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory held so far: the process's on a CPU, the device's elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return 1024 * int(line.split()[1])
+    return _peak_by_system()
+
+
+def _peak_by_system() -> int:
+    """The high-water mark where there is no /proc."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, others kilobytes
+
+
+def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> Probe:
+    device = execution.device
+    _reset_peak(device)
+    model = MODELS.get(settings.name)(settings).to(device)
+    if hasattr(model, "gradient_checkpointing"):
+        model.gradient_checkpointing = config.train.gradient_checkpointing
+    eager = make_objective(
+        model,
+        config.train,
+        device=device,
+        precision=execution.precision,
+        micro_tokens=execution.micro_rows * settings.context_length,
+        end_of_text_id=0,
+    )
+    objective = torch.compile(eager, dynamic=False) if execution.compile else eager
+    ids = torch.randint(settings.vocab_size, (execution.micro_rows, settings.context_length + 1))
+    batch = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
+    try:
+        micro, update = _time_steps(config, model, objective, batch, device)
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds to load
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise CompilationError(f"torch.compile fails on this machine: {reason}") from error
+    peak, timed = peak_bytes(device), statistics.median(micro[1:])
+    return Probe(
+        micro_seconds=timed,
+        update_seconds=statistics.median(update[1:]),
+        compile_seconds=max(0.0, micro[0] - timed) if execution.compile else 0.0,
+        forward_seconds=_time_forward(model, eager, batch),
+        peak_bytes=peak,
+        steps=len(micro) - 1,
+    )
+
+
+def _time_steps(
+    config: RunConfig,
+    model: torch.nn.Module,
+    objective: Objective,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    device: torch.device,
+) -> tuple[list[float], list[float]]:
+    """Seconds of the micro-batches and of the updates; the first of each warmed up."""
+    optimizer = build_optimizer(config, model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    micro, update = [], []
+    while len(micro) <= STEPS and (len(micro) < 2 or sum(micro[1:]) + sum(update[1:]) < SECONDS):
+        optimizer.zero_grad(set_to_none=True)
+        started = time.perf_counter()
+        objective(*batch).backward()
+        synchronize(device)
+        between = time.perf_counter()
+        clip_gradients_(parameters, config.train.grad_clip or math.inf)
+        optimizer.step()
+        synchronize(device)
+        micro.append(between - started)
+        update.append(time.perf_counter() - between)
+    return micro, update
+
+
+def _time_forward(
+    model: torch.nn.Module, eager: Objective, batch: tuple[torch.Tensor, torch.Tensor]
+) -> float:
+    """Seconds of a pass that only looks: the fastest of three; validation is not compiled."""
+    model.eval()
+    seconds = []
+    with torch.no_grad():
+        for _ in range(3):
+            started = time.perf_counter()
+            float(eager(*batch))
+            seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+@contextmanager
+def _leaving_no_trace(execution: Execution) -> Iterator[None]:
+    """Give random numbers, compiled code and memory back as they were."""
+    device = execution.device
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        if execution.compile:
+            torch.compiler.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        with suppress(
+            OSError, AttributeError
+        ):  # only glibc has it; it keeps freed memory for itself otherwise
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _reset_peak(device: torch.device) -> None:
+    """Start a new high-water mark where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        except OSError:
+            log.debug("the high-water mark of memory counts from the start of the process here")
