@@ -130,6 +130,29 @@ def step_curves(panels: Sequence[Panel], shape: Shape) -> str:
     )
 
 
+def distance_from_expected(
+    tokens: Sequence[float], differences: Sequence[float], tolerances: Sequence[float], shape: Shape
+) -> str:
+    """Draw how far each validation was from the expected loss, and the band of what is normal."""
+    figure, (axes,) = _figure(shape, rows=1, columns=1, height={"wide": 2.1, "narrow": 1.9}[shape])
+    band = np.asarray(tolerances)
+    axes.fill_between(tokens, -band, band, color=SOFT, alpha=0.55, linewidth=0, zorder=1)
+    axes.axhline(0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=2)
+    axes.plot(
+        tokens, differences, color=ACCENT, linewidth=1.8, marker="o", markersize=3.6, zorder=3, clip_on=False
+    )
+    finite = np.abs(np.asarray(differences)[np.isfinite(differences)])
+    reach = 1.15 * max(float(band.max()), float(finite.max(initial=0.0)))
+    axes.set_ylim(-reach, reach)
+    unit = ", nats per token" if shape == "wide" else ""
+    _style(axes, f"loss above (+) or below the expected{unit}", num_ticks=4)
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+    )
+    axes.set_xlabel("tokens seen in training", color=MUTED)
+    return _svg(figure, f"expected-{shape}", "How far each validation loss was from the expected one")
+
+
 def length_bars(lengths: Sequence[int], shape: Shape, *, longest: int = 16) -> str:
     """Draw how many tokens have 1, 2, 3 ... bytes; everything from `longest` on is one bar."""
     figure, (axes,) = _figure(shape, rows=1, columns=1, height=2.0)
@@ -208,6 +231,10 @@ def _short(value: int | float) -> str:
         return f"{value:g}"
     number, _, unit = units.count(value).partition(" ")
     return f"{float(number):g} {unit}" if unit else number
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 def _svg(figure: "Figure", name: str, title: str) -> str:

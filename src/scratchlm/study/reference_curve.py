@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "curves"
 """Where the curves of the shipped recipes lie: recipes/curves/NAME.json."""
+REFERENCE_FILE = "reference.json"
+"""In a run folder: the curve that the run is compared with, where somebody asked for one."""
 FORMAT, VERSION = "scratchlm reference curve", 1
 
 SPREADS = 4.0

@@ -15,6 +15,7 @@ from typing import Any
 
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study import chapters, pages, plots, units
+from scratchlm.study.reference_chapter import ReferenceChapter, reference_chapter
 from scratchlm.study.run_record import Row, RunRecord, column, number, read_run, section
 
 FILE_NAME = "report.html"
@@ -53,6 +54,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
     """Everything the template names."""
     facts = chapters.tokenizer_facts(record)
     floor = number(record.summary, "floor_loss")
+    reference = reference_chapter(record)
     return {
         "record": record,
         "lead": _lead(record),
@@ -63,6 +65,8 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "perplexity": number(record.summary, "perplexity"),
         "learning_plots": _learning_plots(record, floor),
         "step_plots": _step_plots(record),
+        "reference": reference,
+        "reference_plots": _reference_plots(reference),
         "num_diverged": _num_not_finite(record.train) + _num_not_finite(record.valid),
         "levels": [name for _, name in chapters.LEVELS],
         "samples": chapters.sample_views(record),
@@ -125,6 +129,13 @@ def _step_plots(record: RunRecord) -> list[Any]:
     ]
     panels = [panel for panel in panels if len(panel.curve.finite().tokens)]
     return _both(lambda shape: plots.step_curves(panels, shape)) if panels else []
+
+
+def _reference_plots(reference: ReferenceChapter | None) -> list[Any]:
+    if reference is None or len(reference.points) < 2:
+        return []
+    tokens, differences, tolerances = zip(*reference.points, strict=True)
+    return _both(lambda shape: plots.distance_from_expected(tokens, differences, tolerances, shape))
 
 
 def _num_not_finite(rows: list[Row]) -> int:

@@ -44,6 +44,8 @@ FEWEST_DOTS = 40
 START_SHARE = 0.1
 """First part of the longest run that may lie above the picture: it would squeeze the rest."""
 MAX_TICKS = 6
+MAX_NAME = 26
+"""Characters that fit right of the picture."""
 LABEL_GAP = 0.042
 """Least distance between two names, as a share of the height (10-point text)."""
 
@@ -53,6 +55,16 @@ class Group(NamedTuple):
 
     name: str
     records: list[RunRecord]
+
+
+class End(NamedTuple):
+    """The right end of a line."""
+
+    place: float
+    loss: float | None
+    """None where there never was a finite one."""
+    words: str
+    colour: str
 
 
 def plot_runs(
@@ -115,8 +127,8 @@ def _group_name(records: Sequence[RunRecord]) -> str:
     return f"{shared}, {len(names)} seeds"
 
 
-def _draw_group(axes: "Axes", group: Group, index: int, over: Over) -> tuple[float, float, str, str]:
-    """Draw one group; return where its line ends, its name and its colour."""
+def _draw_group(axes: "Axes", group: Group, index: int, over: Over) -> End:
+    """Draw one group; return where its line ends, and what shall stand there."""
     colour = COLOURS[index % len(COLOURS)]
     style = "-" if index < len(COLOURS) else (0, (4, 2))
     for record in group.records:
@@ -130,7 +142,14 @@ def _draw_group(axes: "Axes", group: Group, index: int, over: Over) -> tuple[flo
     mean = losses.mean(axis=0)
     marker = {"marker": "o", "markersize": 3.8} if len(places) <= FEWEST_DOTS else {}
     axes.plot(places, mean, color=colour, linewidth=1.9, linestyle=style, zorder=4, clip_on=True, **marker)
-    return float(places[-1]), float(mean[-1]), group.name, colour
+    name = (
+        group.name if len(group.name) <= MAX_NAME else f"{group.name[: MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+    finite = np.flatnonzero(np.isfinite(mean))
+    if not len(finite):
+        return End(0.0, None, f"diverged  {name}", colour)
+    words = f"{mean[-1]:.3f}" if np.isfinite(mean[-1]) else "diverged"
+    return End(float(places[finite[-1]]), float(mean[finite[-1]]), f"{words}  {name}", colour)
 
 
 def _shared(
@@ -223,22 +242,20 @@ def _vertical_range(groups: Sequence[Group], over: Over) -> tuple[float, float]:
     return max(0.0, low - 0.06 * room), high + 0.04 * room
 
 
-def _name_lines(axes: "Axes", ends: Sequence[tuple[float, float, str, str]]) -> None:
+def _name_lines(axes: "Axes", ends: Sequence[End]) -> None:
     """Write each line's name and last value right of the picture, moved apart where they would overlap."""
     bottom, top = axes.get_ylim()
-    heights = {
-        index: (min(max(end[1], bottom), top) - bottom) / (top - bottom) for index, end in enumerate(ends)
-    }
-    order = sorted(heights, key=lambda index: heights[index])
+    losses = [top if end.loss is None else min(max(end.loss, bottom), top) for end in ends]
+    heights = [(loss - bottom) / (top - bottom) for loss in losses]
+    order = sorted(range(len(ends)), key=lambda index: heights[index])
     spread = _apart([heights[index] for index in order], LABEL_GAP)
     for index, height in zip(order, spread, strict=True):
-        place, value, name, colour = ends[index]
-        shown = name if len(name) <= 26 else f"{name[:25]}\N{HORIZONTAL ELLIPSIS}"
+        end = ends[index]
+        arrow = {"arrowstyle": "-", "color": end.colour, "linewidth": 0.6, "alpha": 0.55, "shrinkB": 3}
         axes.annotate(
-            f"{value:.3f}  {shown}", (place, value), xytext=(1.022, height), textcoords="axes fraction",
-            fontsize=10, color=colour, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.55, "shrinkA": 1,
-                        "shrinkB": 3},
+            end.words, (end.place, losses[index]), xytext=(1.022, height), textcoords="axes fraction",
+            fontsize=10, color=end.colour, va="center", annotation_clip=False,
+            arrowprops=None if end.loss is None else arrow,
         )  # fmt: skip
 
 
