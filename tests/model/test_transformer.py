@@ -72,6 +72,88 @@ def test_the_cache_changes_nothing(settings):
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=name_of)
+def test_documents_in_one_row_do_not_see_each_other(settings):
+    model = make_lively(build(**settings)).eval()
+    ids, documents = torch.randint(0, 29, (2, 24)), torch.tensor([[0] * 9 + [1] * 15, [3] * 14 + [7] * 10])
+    together = model(ids, documents=documents)
+    for row, border in enumerate((9, 14)):
+        for change in (slice(0, border), slice(border, 24)):
+            others = ids[row : row + 1].clone()
+            others[:, change] = (others[:, change] + 1) % 29
+            kept = slice(border, 24) if change.start == 0 else slice(0, border)
+            after = model(others, documents=documents[row : row + 1])[0]
+            torch.testing.assert_close(together[row, kept], after[kept])
+            assert not torch.allclose(together[row, change], after[change])
+    assert not torch.allclose(model(ids)[0, 9:], together[0, 9:])
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+def test_a_document_in_a_packed_row_equals_the_document_alone(position):
+    model = make_lively(build(position=position))
+    first, second = torch.randint(0, 29, (1, 9)), torch.randint(0, 29, (1, 15))
+    packed = model(torch.cat([first, second], dim=1), documents=torch.tensor([[1] * 9 + [2] * 15]))
+    torch.testing.assert_close(packed[:, :9], model(first), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(packed[:, 9:], model(second), atol=1e-5, rtol=1e-4)
+
+
+def test_one_document_is_as_no_documents():
+    model, ids = build(), torch.randint(0, 29, (2, 24))
+    assert torch.equal(model(ids, documents=torch.full((2, 24), 4)), model(ids))
+
+
+def gradients(model, ids, **arguments):
+    """Gradients of a step whose dropout is always the same."""
+    torch.manual_seed(5)
+    model.zero_grad()
+    model(ids, **arguments).square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("settings", [*VARIANTS[:4], {"dropout": 0.3}], ids=name_of)
+def test_checkpointed_blocks_give_the_same_gradients(settings, precision):
+    model, ids = make_lively(build(**settings)), torch.randint(0, 29, (2, 24))
+    documents = torch.tensor([[0] * 9 + [1] * 15, [0] * 24])
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        plain = gradients(model, ids, documents=documents)
+        state = torch.get_rng_state()
+        model.gradient_checkpointing = True
+        assert_same(gradients(model, ids, documents=documents), plain)
+    assert torch.equal(torch.get_rng_state(), state)  # computing again draws nothing that a later step misses
+
+
+def assert_same(mine, expected):
+    assert mine.keys() == expected.keys()
+    assert [name for name in mine if not torch.equal(mine[name], expected[name])] == []
+
+
+def test_checkpointed_blocks_keep_their_inputs_only():
+    model, ids = build(num_layers=8), torch.randint(0, 29, (2, 24))
+
+    def kept():
+        sizes = {}
+        pack = lambda tensor: sizes.update({tensor.data_ptr(): tensor.numel()}) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(ids)
+        return sum(sizes.values())
+
+    plain = kept()
+    model.gradient_checkpointing = True
+    assert kept() < 0.3 * plain
+
+
+def test_checkpointing_leaves_evaluation_and_caches_alone():
+    model, ids = build().eval(), torch.randint(0, 29, (1, 24))
+    expected = model(ids)
+    model.gradient_checkpointing = True
+    assert torch.equal(model(ids), expected)
+    model.train()
+    cache = model.make_cache()
+    parts = [model(ids[:, :10], cache=cache), model(ids[:, 10:], cache=cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected)
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=name_of)
 def test_every_parameter_gets_a_gradient(settings):
     model = make_lively(build(**settings))
     model(torch.randint(0, 29, (2, 24))).square().mean().backward()
@@ -208,6 +290,20 @@ def test_compiles_whole_and_only_once(backend, settings):
         result.backward()
         torch.testing.assert_close(result, loss(ids, targets), atol=0.02, rtol=0.02)
     assert counter.frame_count == 1
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_checkpointed_blocks_with_dropout_and_documents_compile_whole(backend):
+    model = build(context_length=24, dropout=0.2, num_layers=2, d_model=16)
+    ids, documents = torch.randint(0, 29, (2, 24)), torch.tensor([[0] * 9 + [1] * 15, [0] * 24])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
+    found = {}
+    for model.gradient_checkpointing in (False, True):
+        found[model.gradient_checkpointing] = gradients(compiled, ids, documents=documents)
+    for name, expected in found[False].items():
+        torch.testing.assert_close(found[True][name], expected, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_the_class_is_what_the_name_says():
