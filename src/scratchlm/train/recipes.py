@@ -1,8 +1,8 @@
 """Recipes: a name or a path comes in, a file of settings comes out; also settings fitted to somebody's text.
 
-Recipes are TOML files in the package's recipes/ folder, one a named run. `for_text` starts from the recipe
-"quick" and fits vocabulary, model and length to the amount of text, so that a run takes minutes on two CPU
-cores.
+Recipes are TOML or JSON files in the package's recipes/ folder, one a named run. `for_text` starts from the
+recipe "quick" and fits vocabulary, model and length to the amount of text, so that a run takes minutes on two
+CPU cores.
 """
 
 import json
@@ -15,6 +15,8 @@ from scratchlm.registry import UnknownNameError, unknown
 from scratchlm.train.config import RunConfig
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+SUFFIXES = (".toml", ".json")
+"""Kinds of recipe files: TOML has room for remarks, JSON is what other programs write."""
 
 
 class Size(NamedTuple):
@@ -65,7 +67,7 @@ BYTES_PER_TOKEN = 3.0
 
 def names() -> list[str]:
     """The recipes that ship with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in FOLDER.iterdir() if path.suffix in SUFFIXES)
 
 
 def find(name_or_path: str) -> Path:
@@ -75,13 +77,13 @@ def find(name_or_path: str) -> Path:
         UnknownNameError: Neither a shipped recipe nor a file.
     """
     path = Path(name_or_path)
-    if path.suffix in (".toml", ".json"):
+    if path.suffix in SUFFIXES:
         if path.is_file():
             return path
         raise UnknownNameError(f"{path}: no such file. Shipped recipes: {', '.join(names())}.")
     if name_or_path not in names():
         raise UnknownNameError(unknown("recipe", name_or_path, names()))
-    return FOLDER / f"{name_or_path}.toml"
+    return next(path for suffix in SUFFIXES if (path := FOLDER / f"{name_or_path}{suffix}").is_file())
 
 
 def read(name_or_path: str, overrides: Iterable[str] = ()) -> RunConfig:
