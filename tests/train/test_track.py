@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scratchlm.train import track
-from scratchlm.train.track import numbers_of, open_trackers
+from scratchlm.train.track import numbers_of, open_trackers, require_trackers
 
 CONFIG = {"name": "tiny", "optimizer": {"name": "adamw", "lr": 0.001}}
 EXTRA = r"tracking with {} needs the 'track' extra: pip install 'scratchlm\[track\]'"
@@ -154,6 +154,13 @@ def test_a_missing_library_says_what_to_install(monkeypatch, tmp_path, name, mod
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=EXTRA.format(name)):
         open_trackers([name], tmp_path, CONFIG)
+
+
+def test_a_missing_library_is_told_before_the_work_begins(monkeypatch):
+    monkeypatch.setattr(track, "find_spec", lambda name: None if name == "wandb" else object())
+    require_trackers(["tensorboard", "trackio"])
+    with pytest.raises(ValueError, match=EXTRA.format("wandb")):
+        require_trackers(["tensorboard", "wandb"])
 
 
 @needs("tensorboard")

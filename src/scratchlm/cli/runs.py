@@ -1,5 +1,6 @@
 """`scratchlm runs`: which runs there are, what each was, how they differ, how their losses fell."""
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,11 @@ app = typer.Typer(no_args_is_help=True, help="Look at runs: list, show, compare 
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Run folders; a folder of runs stands for all of them.")
 ]
+COLUMNS = (
+    "run", "status", "loss", "bits/byte", "tokens", "steps", "parameters", "tokens/s", "time", "changed",
+)  # fmt: skip
+EXPENDABLE = ("parameters", "bits/byte", "changed", "time", "steps", "tokens/s")
+"""What a narrow terminal does without, in this order."""
 STYLES: "dict[Status, str]" = {"finished": "green", "running": "bold cyan", "interrupted": "yellow"}
 
 
@@ -43,21 +49,11 @@ def list_runs(
         out().print(f"No runs in {folder} yet; make one with: scratchlm demo")
         return
     names = [str(run.relative_to(folder)) if run != folder else str(run) for run in found]
-    columns = (
-        "run",
-        "status",
-        "loss",
-        "bits/byte",
-        "tokens",
-        "steps",
-        "parameters",
-        "tokens/s",
-        "time",
-        "changed",
-    )
-    made = table(*columns, numbers=columns[2:9])
-    for name, run in zip(names, found, strict=True):
-        made.add_row(name, *_line(facts(read_run(run))))
+    rows = [_line(name, facts(read_run(run))) for name, run in zip(names, found, strict=True)]
+    columns = _fitting({name: [str(row[index]) for row in rows] for index, name in enumerate(COLUMNS)})
+    made = table(*columns, numbers=COLUMNS[2:-1])
+    for row in rows:
+        made.add_row(*(cell for cell, name in zip(row, COLUMNS, strict=True) if name in columns))
     print_table(made)
 
 
@@ -149,14 +145,27 @@ def curve(
     out().print(f"{out_file}")
 
 
-def _line(one: "Facts") -> "list[str | Text]":
-    """The cells of one run in the list."""
+def _fitting(columns: dict[str, list[str]]) -> list[str]:
+    """The columns that a terminal has room for; a file or pipe has room for all."""
+    from scratchlm.cli.console import out
+
+    kept = list(columns)
+    room = out().width if sys.stdout.isatty() else sys.maxsize
+    for name in EXPENDABLE:
+        if sum(3 + max(map(len, (column, *columns[column]))) for column in kept) - 3 > room:
+            kept.remove(name)
+    return kept
+
+
+def _line(name: str, one: "Facts") -> "list[str | Text]":
+    """The cells of one run in the list, in the order of COLUMNS."""
     from scratchlm.cli.console import count, duration
 
     steps = "-" if one.steps is None else f"{one.steps:,}"
     if one.status != "finished" and one.planned_steps:
         steps = f"{one.steps or 0:,} of {one.planned_steps:,}"
     return [
+        name,
         _styled(one.status, STYLES[one.status]),
         _decimal(one.loss),
         _decimal(one.bits_per_byte),

@@ -18,6 +18,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -125,13 +126,21 @@ def open_trackers(names: Iterable[str], folder: Path, config: Mapping[str, Any])
         try:
             opened[name] = TRACKERS[name](folder, str(saved["id"]), config)
         except ModuleNotFoundError as error:
-            raise ValueError(
-                f"tracking with {name} needs the 'track' extra: pip install 'scratchlm[track]' "
-                f"({error.name} is missing)."
-            ) from None
+            raise ValueError(_install(name, error.name)) from None
         except (*FAILURES, *_library_errors(name)) as error:
             _warn(name, error)
     return Trackers(opened, state, saved)
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """See that the libraries of trackers are installed, before hours of other work; imports nothing.
+
+    Raises:
+        ValueError: One is missing.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(_install(name, name))
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -280,6 +289,11 @@ def _without_output() -> Iterator[None]:
     """Keep a library that prints from writing into the live view."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+def _install(name: str, missing: str | None) -> str:
+    needs = f"tracking with {name} needs the 'track' extra: pip install 'scratchlm[track]'"
+    return f"{needs} ({missing} is missing)."
 
 
 def _warn(name: str, error: BaseException) -> None:
