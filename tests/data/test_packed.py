@@ -95,6 +95,14 @@ def test_rows_are_a_pure_function_and_another_seed_or_epoch_packs_others_togethe
     assert packed[0] != packed[1]
 
 
+@pytest.mark.parametrize("name", LOADERS.names())
+def test_loaders_say_whether_some_targets_are_none(mixed, name):
+    loader = LOADERS.build(name, mixed[1], 1, 10, 1)
+    targets = torch.cat([loader.rows(step, 0, 1).targets for step in range(loader.num_rows_per_epoch)])
+    assert (targets == -1).any() == loader.padded
+    assert (targets != -1).any(dim=1).all()  # but no row is without any
+
+
 @pytest.mark.parametrize("rows_per_step", [1, 4, 7])
 def test_a_stream_of_steps_is_the_same_order_for_any_batch_size(mixed, rows_per_step):
     _, dataset = mixed

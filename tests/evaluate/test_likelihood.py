@@ -89,6 +89,37 @@ def test_every_token_counts_once_for_any_context_and_batch(split, documents, con
     assert found.loss == pytest.approx(total / split.num_tokens, rel=1e-6)
 
 
+class Averages(torch.nn.Module):
+    """The logits depend on all tokens that the model sees: their mean vector, or that of their document."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(
+            4 * torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(3))
+        )
+
+    def forward(self, token_ids, *, documents=None):
+        seen = torch.ones(token_ids.shape[1], token_ids.shape[1]).tril().expand(len(token_ids), -1, -1)
+        if documents is not None:
+            seen = seen * (documents[:, :, None] == documents[:, None, :])
+        return seen @ self.table[token_ids] / seen.sum(dim=-1, keepdim=True)
+
+
+def test_documents_apart_are_scored_as_if_each_stood_alone(split, documents):
+    """With room for whole documents the rows' make-up matters to a model that sees all, not to one masked."""
+    model = Averages()
+    total = 0.0
+    for document in documents:
+        ids = torch.tensor([[END, *document, END]])
+        log_probabilities = torch.log_softmax(model(ids[:, :-1]).detach(), dim=-1)
+        total -= float(log_probabilities[0].gather(1, ids[0, 1:, None]).sum())
+    apart = evaluate_split(model, split, context_length=64, device=CPU, documents=True)
+    assert apart.num_tokens == split.num_tokens
+    assert apart.loss == pytest.approx(total / split.num_tokens, rel=1e-5)
+    together = evaluate_split(model, split, context_length=64, device=CPU)
+    assert abs(together.loss - apart.loss) > 0.01
+
+
 def test_two_evaluations_agree_in_every_bit(split):
     model = Pairs()
     first, second = (evaluate_split(model, split, context_length=16, device=CPU) for _ in range(2))

@@ -20,7 +20,7 @@ with best fit in place of their "shortest pack first".
 
 import bisect
 from collections import defaultdict
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -113,6 +113,8 @@ class _OpenRows:
 @LOADERS.register("packed")
 class PackedLoader(Loader):
     """Rows of whole documents, put together so that hardly any place is left empty."""
+
+    padded: ClassVar[bool] = True
 
     def __init__(self, dataset: TokenDataset, rows_per_step: int, context_length: int, seed: int) -> None:
         super().__init__(dataset, rows_per_step, context_length, seed)

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from scratchlm.data.packing import evaluation_rows
+from scratchlm.data.packing import documents_of, evaluation_rows
 from scratchlm.data.shards import TokenDataset
 from scratchlm.generate.engine import evaluating
 from scratchlm.loss import IGNORE, bits_per_byte, token_losses
@@ -60,6 +60,7 @@ def evaluate_split(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[None]] | None = None,
     max_tokens: int | None = None,
+    documents: bool = False,
 ) -> Likelihood:
     """Score `model` on a split.
 
@@ -72,6 +73,8 @@ def evaluate_split(
         autocast: Called around each forward pass to lower its precision, or None.
         max_tokens: For a quick look: stop after the first row that reaches this many tokens. The bytes are
             then the split's, in proportion to the tokens.
+        documents: Whether tokens attend to their own document only, as a model with train.document_mask has
+            learned to; the model then takes `documents`.
 
     Raises:
         ValueError: The split has no tokens, or a number is below 1.
@@ -87,13 +90,17 @@ def evaluate_split(
         raise ValueError(
             "evaluation: the split has no tokens; prepare it again from a text with at least one document."
         )
+
+    def masked(inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"documents": documents_of(inputs, dataset.end_of_text_id)} if documents else {}
+
     total, num_tokens = 0.0, 0
     rows = _rows(dataset, context_length, max_tokens)
     with evaluating(model), torch.no_grad():
         for batch in _batches(rows, rows_per_batch):
             inputs, targets = batch.inputs.to(device), batch.targets.to(device)
             with autocast() if autocast is not None else contextlib.nullcontext():
-                logits = model(inputs)
+                logits = model(inputs, **masked(inputs))
             total += float(token_losses(logits, targets).sum())
             num_tokens += batch.num_scored
     return likelihood(total, num_tokens, _bytes_of(dataset, num_tokens))
