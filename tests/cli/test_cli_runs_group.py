@@ -81,7 +81,7 @@ def test_compare_puts_figures_side_by_side_and_names_what_differs(cli, runs):
 def test_compare_of_equal_runs_says_so_and_of_one_run_is_refused(cli, runs):
     change(runs / "second", seed=0)
     assert "All settings are the same." in cli("runs", "compare", runs / "first", runs / "second").out
-    assert "one run alone; name another one" in cli("runs", "compare", runs / "first").error
+    assert "one run alone; name another to compare it with" in cli("runs", "compare", runs / "first").error
 
 
 def test_plot_writes_a_png(cli, runs):
