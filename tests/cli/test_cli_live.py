@@ -19,7 +19,7 @@ from scratchlm.train.events import (
 
 
 def step(number, loss, total=10):
-    return StepEnded(number, total, loss, 1e-3, 0.5, number * 100, 2000.0, 75.0)
+    return StepEnded(number, total, loss, 1e-3, 0.5, number * 100, number / 4, 2000.0, None, 75.0)
 
 
 EVENTS = [

@@ -156,8 +156,13 @@ class LiveView:
                     )
                 )
         step = state.step
-        speed = f"{state.speed:,.0f} tokens/s, learning rate {step.lr:.2g}, gradient {step.grad_norm:.2g}"
+        used = f", MFU {step.mfu:.0%}" if step.mfu is not None else ""
+        speed = (
+            f"{state.speed:,.0f} tokens/s{used}, learning rate {step.lr:.2g}, gradient {step.grad_norm:.2g}"
+        )
         lines.append(_line(("speed", ""), (speed, ""), width=width))
+        seen = f"{step.tokens:,} tokens, {step.epochs:.2f} epochs, {step.tokens // step.step:,} a step"
+        lines.append(_line(("seen", ""), (seen, "dim"), width=width))
         return lines
 
     def _sample(self, width: int, height_above: int) -> "list[Text]":

@@ -48,7 +48,12 @@ class StepEnded:
     lr: float
     grad_norm: float
     tokens: int
+    """Seen so far."""
+    epochs: float
+    """Passes over the training split so far."""
     tokens_per_second: float
+    mfu: float | None
+    """Share of the device's peak arithmetic; None where no peak is known."""
     seconds_left: float
 
 

@@ -12,11 +12,13 @@ import math
 from typing import Any
 
 from scratchlm.data.loader import Loader
+from scratchlm.hardware import mfu
 from scratchlm.runtime import environment
 from scratchlm.train.config import RunConfig
 from scratchlm.train.events import Event, Message, OnEvent, StepEnded
 from scratchlm.train.folder import RunFolder
 from scratchlm.train.metrics import JsonLines
+from scratchlm.train.plan import Plan
 from scratchlm.train.snapshot import Progress
 from scratchlm.train.track import Trackers, open_trackers
 from scratchlm.train.trainer import StepResult
@@ -25,16 +27,28 @@ from scratchlm.train.trainer import StepResult
 class Record:
     """Writes down what happens to a run, and tells whoever watches."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, on_event: OnEvent, *, writes: bool) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        plan: Plan,
+        on_event: OnEvent,
+        *,
+        train_tokens: int,
+        writes: bool,
+    ) -> None:
         """Open nothing yet.
 
         Args:
             folder: The run's folder.
             config: The run's settings.
+            plan: What the model computes per token, and the device's peak.
             on_event: Who watches.
+            train_tokens: Tokens of the training split.
             writes: Whether this process writes and tells.
         """
-        self.folder, self.config, self.on_event, self.writes = folder, config, on_event, writes
+        self.folder, self.config, self.plan, self.on_event = folder, config, plan, on_event
+        self.train_tokens, self.writes = train_tokens, writes
         self.metrics, self.samples = JsonLines(folder.metrics), JsonLines(folder.samples)
         self._trackers: Trackers | None = None
 
@@ -65,8 +79,21 @@ class Record:
         speed = train.batch_tokens / result.seconds
         average = progress.training_seconds / max(1, progress.done_steps)
         left = (train.steps - result.step) * min(average, result.seconds * 4)
+        plan, epochs = self.plan, tokens / self.train_tokens
+        share = mfu(plan.flops_per_token, speed, plan.peak) if plan.peak else None
         self.tell(
-            StepEnded(result.step, train.steps, result.loss, result.lr, result.grad_norm, tokens, speed, left)
+            StepEnded(
+                result.step,
+                train.steps,
+                result.loss,
+                result.lr,
+                result.grad_norm,
+                tokens,
+                epochs,
+                speed,
+                share,
+                left,
+            )
         )
         if result.judgement.reason:
             self._unusual(result, data_offset)
@@ -81,9 +108,11 @@ class Record:
                     "loss": result.loss,
                     "lr": result.lr,
                     "grad_norm": result.grad_norm,
+                    "epochs": epochs,
                     "tokens_per_second": speed,
                     "seconds": progress.training_seconds,
                 }
+                | ({} if share is None else {"mfu": share})
             )
 
     def resumed(self, step: int, changes: dict[str, Any], world_size: int) -> None:

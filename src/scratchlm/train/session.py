@@ -62,7 +62,13 @@ class Session:
         self.train_set, self.valid_set, self.floor = train_set, valid_set, floor
         shared = processes.local_world_size > 1
         runtime.set_threads(max(1, runtime.num_cores() // processes.local_world_size) if shared else None)
-        self.plan = make_plan(config, vocab_size=tokenizer.vocab_size)
+        self.plan = make_plan(
+            config,
+            vocab_size=tokenizer.vocab_size,
+            train_tokens=train_set.num_tokens,
+            valid_tokens=valid_set.num_tokens,
+            world_size=processes.world_size,
+        )
         how = execution(self.plan, config.model.context_length)
         self.device, self.signals = how.device, StopSignals()
         self.model = build.build_model(config, tokenizer).to(self.device)
@@ -73,7 +79,14 @@ class Session:
         )
         decay = config.train.ema_decay
         self.average = EMA(self.model.named_parameters(), decay) if decay else None
-        self.record = Record(folder, config, on_event, writes=processes.first)
+        self.record = Record(
+            folder,
+            config,
+            self.plan,
+            on_event,
+            train_tokens=train_set.num_tokens,
+            writes=processes.first,
+        )
         self.examiner = Examiner(
             config,
             self.model,
@@ -103,7 +116,7 @@ class Session:
         with self._writing(), self.signals:
             if resume:
                 self._restore(changes or {})
-            self.record.say(describe(self.plan, self.config, self.train_set, self.processes))
+            self.record.say(describe(self.plan, self.config, self.processes))
             while self.progress.done_steps < steps and self._one_step():
                 pass
             finished = self.progress.done_steps >= steps
@@ -275,13 +288,13 @@ class Session:
                 self.saver.close()
 
 
-def describe(plan: Plan, config: RunConfig, train_set: TokenDataset, processes: Processes) -> str:
+def describe(plan: Plan, config: RunConfig, processes: Processes) -> str:
     """One paragraph: how large, how long, how."""
     compiled = "compiled" if plan.compile else "not compiled"
     shared = f" on each of {processes.world_size} processes" if processes.world_size > 1 else ""
     return (
         f"{plan.parameters:,} parameters, {plan.tokens:,} tokens ({plan.tokens_per_parameter:.1f} per "
-        f"parameter, {plan.tokens / train_set.num_tokens:.2f} epochs of {train_set.num_tokens:,}), "
+        f"parameter, {plan.epochs or 0:.2f} epochs), "
         f"{config.train.batch_tokens:,} a step, {plan.micro_batch_tokens:,} at once{shared}, "
         f"{plan.precision} on {plan.device} ({plan.precision_reason}), {compiled} ({plan.compile_reason})."
     )

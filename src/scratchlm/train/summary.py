@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from scratchlm.evaluate.likelihood import Likelihood
+from scratchlm.hardware import mfu
 from scratchlm.model import accounting
 from scratchlm.tokenizer import Tokenizer
 
@@ -42,6 +43,8 @@ def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> 
         "device": str(session.device),
         "precision": plan.precision,
         "compiled": plan.compile,
+        "mfu": plan.peak
+        and mfu(plan.flops_per_token, tokens / max(1e-9, progress.training_seconds), plan.peak),
         "world_size": session.processes.world_size,
         "seed": config.seed,
         "stopped_early": stopped_early,
