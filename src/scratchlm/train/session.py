@@ -269,23 +269,21 @@ class Session:
     def _writing(self) -> Iterator[None]:
         """Have a saver while training, and let everything that runs beside it end."""
         train = self.config.train
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.trainer.batches.close)
+            stack.callback(self.record.close)
             if self.processes.first:
                 text = json.dumps(runtime.environment(), indent=2) + "\n"
                 runtime.write_text_atomically(self.folder.environment, text)
-                self.saver = Saver(
+                saver = Saver(
                     self.folder.checkpoints,
                     newest=train.keep_checkpoints,
                     every=train.keep_every,
                     background=train.save_in_background,
                     on_saved=lambda step, path: self.record.tell(Saved(step, path)),
                 )
+                self.saver = stack.enter_context(saver)
             yield
-        finally:
-            self.trainer.batches.close()
-            self.record.close()
-            if self.saver is not None:
-                self.saver.close()
 
 
 def describe(plan: Plan, config: RunConfig, processes: Processes) -> str:
