@@ -21,6 +21,8 @@ import torch
 from scratchlm.checkpoint import Saver, latest, load_checkpoint, save_checkpoint
 
 TRACED = ("/scratchlm/", "/shutil.py")
+DEADLINE_SECONDS = 400
+"""When a process of this script ends by itself, whatever became of the one that waits for it."""
 
 
 def tensors_of(step, rows=64):
@@ -52,6 +54,7 @@ def fork(work):
     """Run `work` in a child process and return its id; the child never comes back here."""
     child = os.fork()
     if child == 0:
+        signal.alarm(DEADLINE_SECONDS)
         code = 1
         try:
             work()
@@ -214,12 +217,13 @@ def leave_at_once(folder):
     def interrupted():
         with Saver(folder, newest=2) as saver:
             saver.save(2, tensors_of(2), state_of(2))
-            while not any(folder.glob(".*")):
+            while not any(folder.glob(".*")) and time.perf_counter() - started < 20:
                 time.sleep(0.01)
             raise KeyboardInterrupt
 
     child = os.fork()
     if child == 0:
+        signal.alarm(DEADLINE_SECONDS)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         interrupted()  # an ordinary end of the interpreter, not os._exit
     _, status = os.waitpid(child, 0)
@@ -253,6 +257,7 @@ def run(mode, folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.alarm(DEADLINE_SECONDS)
     statuses = []
     for word in sys.argv[1:]:
         _, status = os.waitpid(fork(lambda: run(*word.split("="))), 0)  # noqa: B023 - runs at once

@@ -22,7 +22,7 @@ def run_modes(**folders):
     """Run each mode of the script in its folder and return what it found, by mode."""
     words = [f"{mode.replace('_', '-')}={folder}" for mode, folder in folders.items()]
     done = subprocess.run(
-        [sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=550, check=False
+        [sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=450, check=False
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
