@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+import scratchlm
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.train.metrics import JsonLines
 
@@ -78,6 +79,11 @@ _forks.set_forkserver_preload(
         "scratchlm.train.run",
         "scratchlm.cli.run",
         "scratchlm.study.report",
+        *(
+            f"scratchlm.{family}.{path.stem}"  # else found at the first look for a part by its name
+            for family in ("data", "tokenizer", "model", "optim")
+            for path in sorted(Path(scratchlm.__file__).with_name(family).glob("[a-z]*.py"))
+        ),
     ]
 )
 
