@@ -5,7 +5,7 @@ that is no tensor (iteration, parameter groups, integers in the optimizer's stat
 metadata. JSON has no tuples, so (0.9, 0.95) is written as {"tuple": [0.9, 0.95]} and comes back as a tuple.
 
 The course needs one path or one binary file object per checkpoint; the trainer's own checkpoints are folders
-with checksums (checkpoint.py). Neither holds pickled objects, so loading a stranger's file runs no code.
+with checksums (checkpoint/). Neither holds pickled objects, so loading a stranger's file runs no code.
 """
 
 import io
