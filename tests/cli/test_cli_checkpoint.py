@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from tiny_settings import TINY, TINY_STORIES
 
 from scratchlm.checkpoint import load_checkpoint, save_checkpoint
 from scratchlm.train.lock import run_lock
@@ -100,7 +101,21 @@ def test_weights_imported_into_a_run_are_used_by_it(cli, finished_run, tmp_path)
     assert cli(*words).code == 0
     made = load_checkpoint(tmp_path / "small" / "checkpoints" / "step-0000009")
     assert all(not tensor.any() for tensor in made.tensors["model"].values())
+    assert made.state["imported_from"] == "zero.pt"
     assert cli("generate", "small", "--max-new-tokens", 3).code == 0
+
+
+def test_a_run_goes_on_from_imported_weights(cli, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "small")
+    (tmp_path / "small" / "summary.json").unlink()
+    newest = max((tmp_path / "small" / "checkpoints").iterdir())
+    torch.save(load_checkpoint(newest).tensors["model"], tmp_path / "theirs.pt")
+    assert cli("checkpoint", "import", "theirs.pt", "-o", "small", "--step", 5).code == 0
+    settings = [*TINY, *TINY_STORIES, "train.steps=6"]
+    found = cli("train", "demo", *settings, "--folder", "small", "--resume")
+    assert (found.code, found.err) == (0, "")
+    assert "Continuing at step 5 of 6." in found.out
+    assert max((tmp_path / "small" / "checkpoints").iterdir()).name == "step-0000006"
 
 
 def test_weights_that_do_not_fit_the_run_are_refused(cli, finished_run, tmp_path):

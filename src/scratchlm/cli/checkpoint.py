@@ -1,7 +1,7 @@
 """`scratchlm checkpoint`: list the checkpoints of a run, check every byte, take in foreign weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -97,14 +97,16 @@ def import_weights(
     number = found.step if step is None else step
     is_run = (folder / "config.json").is_file()
     place = folder / "checkpoints" if is_run else folder
+    tensors, state = {"model": found.tensors}, {"imported_from": file.name}
     with run_lock(folder) if is_run else contextlib.nullcontext():
         if is_run:
             _check_model(folder, found.tensors, file)
+            tensors, state = _as_start(folder, tensors, state)
         newest = latest(place)
         if newest is not None and number <= (step_of(newest) or 0):
             after = (step_of(newest) or 0) + 1
             raise ValueError(f"{place}: holds {newest.name} already; give --step {after} or another folder.")
-        path = save_checkpoint(place, number, {"model": found.tensors}, {"imported_from": file.name})
+        path = save_checkpoint(place, number, tensors, state)
     parameters = sum(tensor.numel() for tensor in found.tensors.values())
     out().print(f"{path}: {count(parameters)} parameters in {len(found.tensors)} tensors")
 
@@ -140,3 +142,16 @@ def _check_model(folder: Path, tensors: "dict[str, Tensor]", file: Path) -> None
     with torch.device("meta"):
         model = build_model(read_config(run), load_tokenizer(run.tokenizer))
     check_fits(tensors, model.state_dict(), file)
+
+
+def _as_start(
+    folder: Path, tensors: "dict[str, dict[str, Tensor]]", state: dict[str, Any]
+) -> "tuple[dict[str, dict[str, Tensor]], dict[str, Any]]":
+    """Add what `train --resume` needs to go on from foreign weights: a fresh optimizer, the seed."""
+    from scratchlm.runtime import random_state, set_seed
+    from scratchlm.train.folder import RunFolder, read_config
+
+    set_seed(read_config(RunFolder(folder)).seed)
+    generators, numbers = random_state()
+    start = {"optimizer": {}, "random": numbers, "best_loss": None, "best_step": 0, "training_seconds": 0.0}
+    return {**tensors, "optimizer": {}, "random": generators}, {**state, **start}
