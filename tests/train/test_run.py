@@ -135,6 +135,39 @@ def test_micro_batches_change_the_arithmetic_only_by_rounding(finished, tmp_path
     assert [row[2] for row in small] == pytest.approx([row[2] for row in large], rel=1e-4)
 
 
+def test_sizes_of_layers_are_written_down_at_intervals_and_change_nothing(finished, tmp_path):
+    run(tiny("train.statistics_every=5"), tmp_path / "measured")
+    rows = [
+        row
+        for row in JsonLines(tmp_path / "measured" / "metrics.jsonl").rows()
+        if row["kind"] == "statistics"
+    ]
+    assert [row["step"] for row in rows] == [5, 10]
+    assert rows[0]["layers"]["layers.0.attn"].keys() >= {"weight", "gradient", "activation"}
+    expected = weights(finished)
+    measured = weights(tmp_path / "measured")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in measured.items())
+
+
+def test_the_average_of_weights_is_what_is_measured_saved_and_continued(tmp_path):
+    settings = ("train.ema_decay=0.9", "train.eval_every=6")
+    run(tiny(*settings), tmp_path / "whole")
+
+    def stop(event: object) -> None:
+        if isinstance(event, StepEnded) and event.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(tiny(*settings), tmp_path / "parts", on_event=stop)
+    run(tiny(*settings), tmp_path / "parts", resume=True)
+    whole, parts = (latest(tmp_path / name / "checkpoints") for name in ("whole", "parts"))
+    averages = load_checkpoint(whole).tensors["ema"], load_checkpoint(parts).tensors["ema"]
+    assert all(torch.equal(tensor, averages[1][name]) for name, tensor in averages[0].items())
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    assert not all(
+        torch.equal(tensor, averages[0][name]) for name, tensor in weights(tmp_path / "whole").items()
+    )
+
+
 def test_events_tell_the_whole_story(tmp_path):
     events: list[object] = []
     run(tiny("train.steps=4"), tmp_path / "run", on_event=events.append)

@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from scratchlm import runtime
 from scratchlm.data.corpora import Corpus
@@ -22,6 +24,7 @@ from scratchlm.train.config import RunConfig
 from scratchlm.train.events import Sampled, Validated
 from scratchlm.train.record import Record
 from scratchlm.train.snapshot import Progress
+from scratchlm.train.statistics import Statistics
 
 
 class Floor(NamedTuple):
@@ -51,6 +54,7 @@ class Examiner:
         self.config, self.model, self.average, self.record = config, model, average, record
         self.corpus, self.tokenizer, self.valid_set = corpus, tokenizer, valid_set
         self.floor, self.precision = floor, precision
+        self.statistics = Statistics(model)
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +97,12 @@ class Examiner:
         self.record.samples.append(row)
         shown = tuple((piece.text, piece.probability) for piece in pieces)
         self.record.tell(Sampled(step, config.prompt, text, shown))
+
+    def measure_layers(self, step: int, ids: Int[Tensor, "rows time"]) -> None:
+        """Write down the sizes of weights, clipped gradients, last update and activations, part by part."""
+        autocast = partial(runtime.autocast, self.device, self.precision)
+        layers = self.statistics.collect(ids.to(self.device), autocast=autocast)
+        self.record.add({"kind": "statistics", "step": step, "layers": layers})
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

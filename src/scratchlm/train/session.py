@@ -131,6 +131,8 @@ class Session:
     def _one_step(self) -> bool:
         """One step and what follows it; False ends the loop."""
         step = self.progress.done_steps
+        if self._measures_layers(step + 1):
+            self.examiner.statistics.before_step()
         try:
             result = self.trainer.step(step)
         except StepAbandonedError:
@@ -155,19 +157,19 @@ class Session:
 
     def _at_intervals(self, step: int) -> None:
         train = self.config.train
-        if train.statistics_every and step % train.statistics_every == 0 and self.processes.first:
-            from scratchlm.train.statistics import Statistics
-
-            inputs = self.trainer.batches.loader.rows(step, 0, 1).inputs.to(self.device)
-            self.record.add(
-                {"kind": "statistics", "step": step, "layers": Statistics(self.model).collect(inputs)}
-            )
+        if self._measures_layers(step):
+            ids = self.trainer.batches.loader.rows(step, 0, 1).inputs
+            self.examiner.measure_layers(step, ids)
         if step % train.eval_every == 0:
             self._validate(everything=False)
         if step % train.sample_every == 0 or step == train.first_sample:
             self._sample()
         if step % train.save_every == 0:
             self._save()
+
+    def _measures_layers(self, step: int) -> bool:
+        every = self.config.train.statistics_every
+        return bool(every) and step % every == 0 and self.processes.first
 
     def _roll_back(self, result: StepResult) -> bool:
         """Go back to the newest checkpoint and skip the data since then; False when there is none."""

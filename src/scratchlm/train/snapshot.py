@@ -1,6 +1,6 @@
 """A snapshot: a run in progress comes in, everything a checkpoint needs goes out, and back again.
 
-    tensors   model, optimizer (moments), average, random (torch's generators)
+    tensors   model, optimizer (moments), ema, random (torch's generators)
     state     optimizer step counts, Python's and NumPy's generators, guard, best score, seconds, skipped
               data, lengths of metrics.jsonl and samples.jsonl
     identity  tokenizer, data, processes: what the tensors belong to
@@ -40,7 +40,7 @@ def take(
     generators, numbers = runtime.random_state()
     tensors = {"model": trainer.model.state_dict(), "optimizer": moments, "random": generators}
     if average is not None:
-        tensors["average"] = average.state()
+        tensors["ema"] = average.state()
     state = {
         "optimizer": plain,
         "parameters": _order(trainer),
@@ -64,7 +64,7 @@ def put_back(saved: Checkpoint, trainer: Trainer, average: EMA | None) -> Progre
     if average is not None:
         # switched on after the checkpoint was written: the average begins at the weights as they are
         begin = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-        average.restore(saved.tensors.get("average") or begin)
+        average.restore(saved.tensors.get("ema") or begin)
     if "guard" in saved.state:
         trainer.guard.restore(saved.state["guard"])
     trainer.data_offset = saved.state.get("data_offset", 0)
