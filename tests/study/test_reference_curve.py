@@ -10,7 +10,7 @@ from several_runs import BATCH, write_small_run
 from synthetic_run import CONFIG
 
 from scratchlm.study import reference_curve
-from scratchlm.study.reference_curve import ReferenceCurve, find_curve
+from scratchlm.study.reference_curve import ReferenceCurve, open_reference
 from scratchlm.study.run_record import read_run
 
 STEPS = (100, 200, 300, 400)
@@ -220,11 +220,16 @@ def test_a_reference_is_found_by_recipe_file_or_run(tmp_path, monkeypatch):
     FLAT.save(tmp_path / "curves" / "demo.json")
     FLAT.save(tmp_path / "own.json")
     run = write_small_run(tmp_path / "run", seed=4)
-    assert find_curve("demo") == ReferenceCurve.find("demo") == find_curve(str(tmp_path / "own.json")) == FLAT
-    assert find_curve(str(run)).seeds == (4,)
+    assert (
+        open_reference("demo")
+        == ReferenceCurve.find("demo")
+        == open_reference(str(tmp_path / "own.json"))
+        == FLAT
+    )
+    assert open_reference(str(run)).seeds == (4,)
     assert ReferenceCurve.find("../own") is None
     with pytest.raises(ValueError, match=r"nowhere: nothing to compare with; .* shipped curve \(demo\)"):
-        find_curve("nowhere")
+        open_reference("nowhere")
 
 
 @pytest.mark.parametrize("path", sorted(reference_curve.FOLDER.glob("*.json")), ids=lambda path: path.stem)

@@ -112,12 +112,12 @@ def plot(
     """Draw the losses of runs into one PNG; runs that differ by their seed alone become one line."""
     from scratchlm.cli.console import out
     from scratchlm.study.compare import read_runs
-    from scratchlm.study.reference_curve import find_curve
+    from scratchlm.study.reference_curve import open_reference
     from scratchlm.study.run_curves import plot_runs
 
     if out_file.suffix != ".png":
         raise ValueError(f"{out_file}: a plot is a PNG; choose a name that ends with .png.")
-    reference = find_curve(compare_to) if compare_to else None
+    reference = open_reference(compare_to) if compare_to else None
     plot_runs(out_file, read_runs(runs), over=over.value, reference=reference)
     out().print(str(out_file))
 

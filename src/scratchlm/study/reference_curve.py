@@ -278,7 +278,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def find_curve(place: str) -> ReferenceCurve:
+def open_reference(place: str) -> ReferenceCurve:
     """The curve that a user names: a recipe's name, a curve's file, or a run folder.
 
     Raises:
