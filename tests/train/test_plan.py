@@ -39,7 +39,7 @@ def took(monkeypatch):
             if how.compile and compiled is None:
                 raise CompilationError("torch.compile fails on this machine: no compiler")
             micro = compiled if how.compile else eager
-            return Probe(micro, micro / 10, compiling * how.compile, micro / 4, 7 * 10**8, 5)
+            return Probe(micro, micro / 10, compiling * how.compile, micro / 1000, 7 * 10**8, 5)
 
         monkeypatch.setattr(pace, "probe_steps", probe_steps)
         monkeypatch.setattr(pace, "has_compiler", lambda: "/usr/bin/g++")
@@ -118,8 +118,8 @@ def test_validations_count_where_the_size_of_the_split_is_known(took):
     config = tiny("train.eval_every=40", "train.eval_tokens=512")
     assert make_plan(config, probe=True).validation_seconds is None
     made = make_plan(config, probe=True, train_tokens=51200, valid_tokens=2560)
-    # after steps 40 and 80 two micro-batches each, at the end all ten
-    assert made.validation_seconds == pytest.approx((2 + 2 + 10) * 0.025)
+    # after steps 40 and 80 a part of the split, at the end all of it
+    assert made.validation_seconds == pytest.approx((512 + 512 + 2560) * 1e-4)
     assert made.epochs == pytest.approx(0.5)
 
 
@@ -132,8 +132,9 @@ def test_a_model_that_does_not_fit_is_not_tried(took, monkeypatch):
     assert made.memory_bytes == sum(part.num_bytes for part in made.memory)
 
 
-def test_memory_is_what_was_seen_and_what_was_not_tried(took):
+def test_memory_is_what_was_seen_and_what_was_not_tried(took, monkeypatch):
     took(0.1, 0.05)
+    monkeypatch.setattr(plan.memory, "PROCESS_BYTES", 0)
     made = make_plan(tiny("train.ema_decay=0.9"), probe=True)
     untried = sum(part.num_bytes for part in made.memory if part.name in ("average", "copy to save"))
     assert made.memory_bytes == 7 * 10**8 + untried
@@ -195,3 +196,10 @@ def test_no_compiler_no_compilation(monkeypatch):
     monkeypatch.setattr(pace, "has_compiler", lambda: None)
     assert decide_compile(tiny(), CPU, 1e6) == (False, "no C++ compiler on this machine (g++ or clang++)")
     assert not decide_compile(tiny(), torch.device("mps"), 1e6)[0]
+
+
+def test_a_process_that_only_plans_is_smaller_than_one_that_trains(took, monkeypatch):
+    took(0.1, 0.05)
+    monkeypatch.setattr(plan.memory, "PROCESS_BYTES", 10**11)
+    assert make_plan(tiny(), probe=True).memory_bytes == pytest.approx(10**11, rel=0.02)
+    assert make_plan(tiny()).memory_bytes > 10**11

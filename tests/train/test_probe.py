@@ -23,7 +23,7 @@ def test_five_steps_are_timed():
     assert found.steps == probe.STEPS == 5
     assert found.micro_seconds > 0
     assert found.update_seconds > 0
-    assert found.forward_seconds > 0
+    assert found.validation_seconds > 0
     assert found.compile_seconds == 0.0
 
 

@@ -18,12 +18,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scratchlm.loss import CHUNK_ROWS
+from scratchlm.loss import CHUNK_ROWS, token_losses
 from scratchlm.model import MODELS, ModelConfig, accounting
+from scratchlm.runtime import autocast
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.objective import CHUNK_BYTES, make_objective
+from scratchlm.train.probe import VALIDATION_ROWS
 
+PROCESS_BYTES = 420_000_000
+"""What a process holds when its data are ready and training begins (measured: 419 MB)."""
 LIBRARY_BYTES = 100_000_000
 """What the first products of a process take for threads and compiled kernels (measured: 80 to 120 MB)."""
 ALLOCATOR_SHARE = 0.2
@@ -132,7 +136,7 @@ def optimizer_bytes(config: RunConfig, settings: ModelConfig) -> int:
 def traced_peak(
     config: RunConfig, settings: ModelConfig, micro_rows: int, precision: str, *, accumulates: bool
 ) -> int:
-    """Return the most bytes of tensors alive at once in a step before its update, without the optimizer's.
+    """Return the most bytes of tensors alive at once in a step and a validation, without the optimizer's.
 
     Args:
         config: The run.
@@ -158,6 +162,9 @@ def traced_peak(
         ids = torch.zeros(micro_rows, settings.context_length, dtype=torch.long)
         for _ in range(1 + accumulates):
             objective(ids, ids).backward()
+        with torch.no_grad(), autocast(ids.device, precision):  # validation, which may need more
+            rows = torch.zeros(VALIDATION_ROWS, settings.context_length, dtype=torch.long)
+            token_losses(model.eval()(rows), rows)
     return living.peak
 
 

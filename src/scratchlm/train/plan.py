@@ -103,21 +103,22 @@ def make_plan(
         valid_tokens: Tokens of the validation split.
         world_size: Processes that share each step's rows.
     """
-    before = psutil.Process().memory_info().rss
+    here = psutil.Process().memory_info().rss
     draft = _draft(config, vocab_size, world_size)
     timing = probe_timing(draft) if probe and _fits(draft) else estimate_timing(draft)
-    name = draft.precision.name
+    rows, name = draft.micro_rows, draft.precision.name
     if probe:
-        activations = memory.counted_activations(
-            config, draft.settings, micro_rows=draft.micro_rows, precision=name
-        )
+        activations = memory.counted_activations(config, draft.settings, micro_rows=rows, precision=name)
     else:
-        activations = memory.estimated_activations(
-            draft.settings, micro_rows=draft.micro_rows, precision=name
-        )
-    process = before if draft.device.type == "cpu" else None
+        activations = memory.estimated_activations(draft.settings, micro_rows=rows, precision=name)
+    process = max(here, memory.PROCESS_BYTES) if draft.device.type == "cpu" else None
     parts = memory.training_parts(config, draft.settings, activations, process_bytes=process)
-    return _assemble(draft, timing, parts, train_tokens=train_tokens, valid_tokens=valid_tokens)
+    peak = sum(part.num_bytes for part in parts)
+    if timing.probed is not None and process is not None:
+        unprobed = ("average", "copy to save")  # the probe neither averages nor saves
+        peak = timing.probed.peak_bytes + process - here
+        peak += sum(part.num_bytes for part in parts if part.name in unprobed)
+    return _assemble(draft, timing, parts, peak, train_tokens=train_tokens, valid_tokens=valid_tokens)
 
 
 def execution(plan: Plan, context_length: int) -> Execution:
@@ -185,6 +186,7 @@ def _assemble(
     draft: Draft,
     timing: Timing,
     parts: tuple[MemoryPart, ...],
+    memory_bytes: int,
     *,
     train_tokens: int | None,
     valid_tokens: int | None,
@@ -198,7 +200,7 @@ def _assemble(
         flops_per_token=draft.flops_per_token,
         flops=draft.flops_per_token * tokens,
         memory=parts,
-        memory_bytes=_memory_bytes(draft, timing, parts),
+        memory_bytes=memory_bytes,
         cache_bytes=accounting.cache_memory(settings, 1, settings.context_length),
         disk_bytes=_disk_bytes(config, settings, states, (train_tokens or 0) + (valid_tokens or 0)),
         steps=config.train.steps,
@@ -223,13 +225,6 @@ def _assemble(
     )
 
 
-def _memory_bytes(draft: Draft, timing: Timing, parts: tuple[MemoryPart, ...]) -> int:
-    if timing.probed is None or draft.device.type != "cpu":
-        return sum(part.num_bytes for part in parts)
-    unprobed = ("average", "copy to save")  # the probe neither averages nor saves
-    return timing.probed.peak_bytes + sum(part.num_bytes for part in parts if part.name in unprobed)
-
-
 def _disk_bytes(config: RunConfig, settings: ModelConfig, states: int, data_tokens: int) -> int:
     train = config.train
     one = memory.saved_bytes(config, accounting.num_parameters(settings), states)
@@ -244,4 +239,4 @@ def _validation_seconds(draft: Draft, timing: Timing, valid_tokens: int | None) 
     train = draft.config.train
     between = (train.steps - 1) // train.eval_every
     tokens = between * min(train.eval_tokens or valid_tokens, valid_tokens) + valid_tokens
-    return timing.probed.forward_seconds * tokens / (draft.micro_rows * draft.settings.context_length)
+    return timing.probed.validation_seconds * tokens

@@ -4,6 +4,7 @@ r"""Settings come in; the time and the memory of a few real steps on random ids 
 
     micro-batch    forward, loss and backward of one micro-batch, in the run's number format
     update         clipping and the optimizer
+    validation     forward passes over 16 rows
     compiling      the first compiled micro-batch, less what the later ones take
 
 Time depends on ids hardly at all, so random ones will do: no text and no tokenizer is needed. The first step
@@ -26,9 +27,10 @@ import psutil
 import torch
 
 from scratchlm.hardware import synchronize
+from scratchlm.loss import token_losses
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.optim.clip import clip_gradients_
-from scratchlm.runtime import log
+from scratchlm.runtime import autocast, log
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.objective import Objective, make_objective
@@ -38,6 +40,8 @@ STEPS = 5
 """Steps that are timed, after one that is not."""
 SECONDS = 10.0
 """Fewer steps when they take longer than this together; one at least."""
+VALIDATION_ROWS = 16
+"""Rows that validation computes at once: the default of `evaluate_split`."""
 
 
 class Probe(NamedTuple):
@@ -49,8 +53,8 @@ class Probe(NamedTuple):
     """Clipping and optimizer."""
     compile_seconds: float
     """What compiling took; 0 without it. A second run of the same settings finds most of it on disk."""
-    forward_seconds: float
-    """Forward pass of one micro-batch, as validation does it."""
+    validation_seconds: float
+    """Per token of the validation split."""
     peak_bytes: int
     """On a CPU the process's memory at its highest, else the device's."""
     steps: int
@@ -131,13 +135,14 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
             raise
         reason = str(error).strip().splitlines()[0]
         raise CompilationError(f"torch.compile fails on this machine: {reason}") from error
-    peak, timed = peak_bytes(device), statistics.median(micro[1:])
+    forward = _time_validation(settings, model, execution)
+    timed = statistics.median(micro[1:])
     return Probe(
         micro_seconds=timed,
         update_seconds=statistics.median(update[1:]),
         compile_seconds=max(0.0, micro[0] - timed) if execution.compile else 0.0,
-        forward_seconds=_time_forward(model, eager, batch),
-        peak_bytes=peak,
+        validation_seconds=forward,
+        peak_bytes=peak_bytes(device),
         steps=len(micro) - 1,
     )
 
@@ -167,18 +172,20 @@ def _time_steps(
     return micro, update
 
 
-def _time_forward(
-    model: torch.nn.Module, eager: Objective, batch: tuple[torch.Tensor, torch.Tensor]
-) -> float:
-    """Seconds of a pass that only looks: the fastest of three; validation is not compiled."""
-    model.eval()
+def _time_validation(settings: ModelConfig, model: torch.nn.Module, execution: Execution) -> float:
+    """Seconds per token of looking as evaluate/likelihood.py does, not compiled: the fastest of three."""
+    device = execution.device
+    ids = torch.randint(settings.vocab_size, (VALIDATION_ROWS, settings.context_length), device=device)
     seconds = []
+    model.eval()
     with torch.no_grad():
         for _ in range(3):
             started = time.perf_counter()
-            float(eager(*batch))
+            with autocast(device, execution.precision):
+                logits = model(ids)
+            float(token_losses(logits, ids).sum())
             seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return min(seconds) / ids.numel()
 
 
 @contextmanager
