@@ -96,13 +96,18 @@ def test_asking_at_the_same_moment_does_not_refuse_a_run(tmp_path, monkeypatch):
 
 
 def test_a_program_started_by_the_run_does_not_inherit_the_lock(tmp_path):
+    code = "import time; print('up', flush=True); time.sleep(60)"
     with run_lock(tmp_path):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], close_fds=False, stdout=subprocess.PIPE, text=True
+        )
     try:
+        assert child.stdout.readline() == "up\n"  # until its program runs it has all that its parent has
         assert lock_holder(tmp_path) is None
     finally:
         child.kill()
         child.wait()
+        child.stdout.close()
 
 
 def test_a_file_system_without_locks_is_named_in_a_warning(tmp_path, monkeypatch, caplog):
