@@ -313,6 +313,8 @@ def sample_order(place: Place, name: str, starts: tuple[int, ...] = (0,)) -> lis
     order: list[list[str]] = []
     for command, start in enumerate(starts):
         files = sorted(place.observed(name, command).glob("rank-*.jsonl"))
+        if not files:
+            continue  # stopped before its first step
         share = ROWS // len(files)
         parts = [[row for seen in JsonLines(file).rows() for row in seen["rows"]] for file in files]
         for index in range(min(len(rows) for rows in parts) // share):

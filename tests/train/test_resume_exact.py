@@ -1,5 +1,9 @@
 """Stop and resume equals never stopped, bit for bit: real processes, real signals."""
 
+import random
+import signal
+import time
+
 import pytest
 from real_runs import (
     FORWARDS,
@@ -12,6 +16,8 @@ from real_runs import (
     rows_of,
     sample_order,
 )
+
+from scratchlm.checkpoint import latest
 
 STEPS = 12
 
@@ -79,9 +85,9 @@ def test_a_run_stopped_in_every_step_equals_never_stopped(never_stopped, place):
     """Each command is stopped in the step after its first, at another micro-batch every time."""
     starts = [0]
     while (at := starts[-1]) < STEPS - 2:
-        signal = "SIGINT" if at % 2 else "SIGTERM"
+        how = "SIGINT" if at % 2 else "SIGTERM"
         resume = ["--resume"] if at else []
-        stopped = place.train("parts", *resume, harm=during(1, at % FORWARDS, signal))
+        stopped = place.train("parts", *resume, harm=during(1, at % FORWARDS, how))
         assert stopped.code == (130 if at % 2 else 143), stopped
         starts.append(checkpoint(place / "parts").step)
         assert starts[-1] > at
@@ -97,6 +103,31 @@ def test_stopped_anywhere_equals_never_stopped(never_stopped, place, stop_at):
     assert start in (stop_at // FORWARDS, stop_at // FORWARDS + 1)
     place.done("parts", "--resume")
     assert_same_run(place, "parts", never_stopped, starts=(0, start))
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_at_random_moments_of_a_run_that_always_saves_equals_never_stopped(place):
+    long = ("train.steps=600", "train.save_every=1", "train.keep_checkpoints=2", "train.eval_every=100")
+    place.done("whole", *long)
+    draw, starts = random.Random(0), []
+    for _ in range(50):
+        resume = ["--resume"] if starts else []
+        starts.append(latest_step(place))
+        child = place.start("parts", *long, *resume)
+        child.wait_for(place.observed("parts", len(starts) - 1) / "rank-0.jsonl")
+        time.sleep(draw.uniform(0, 0.3))
+        child.send(signal.SIGKILL)
+        assert child.end().code in (-signal.SIGKILL, 0)
+    starts.append(latest_step(place))
+    assert starts == sorted(starts)
+    assert starts[-1] > 50
+    place.done("parts", *long, "--resume")
+    assert_same_run(place, "parts", place, starts=tuple(starts))
+
+
+def latest_step(place):
+    newest = latest(place / "parts" / "checkpoints")
+    return 0 if newest is None else checkpoint(place / "parts").step
 
 
 @pytest.mark.slow
