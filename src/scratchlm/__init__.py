@@ -5,17 +5,19 @@ text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> generat
     registry      families of exchangeable parts, chosen by name
     config        TOML or JSON and key=value -> frozen, checked settings
     runtime       device, precision, threads, seeds: decided here, never at import
+    hardware      peaks of devices, by data sheet or measured; utilisation
     tokenizer/    text -> ids: byte-level BPE (plain twin and fast version), characters
     data/         ids -> batches: corpora, the embedded stories, preparation, shards, loaders
     model/        the transformer and its parts, the bigram baseline, accounting
     kernels/      attention, written out and tiled
-    loss          cross-entropy, bits per byte
-    optim/        SGD, AdamW, learning-rate schedules, clipping
+    loss          cross-entropy with z-loss and smoothing, bits per byte
+    optim/        SGD, AdamW, Lion, Muon, an average of weights, learning-rate schedules, clipping
+    distributed/  several processes that share each step's rows
     checkpoint/   safetensors and a manifest with checksums, written atomically, in a thread
     generate/     sampling, the engine with its key-value cache
     evaluate/     likelihood over a whole split
-    train/        run settings, assembly, the training loop, metrics, the plan
-    study/        the report with its plots
+    train/        run settings, assembly, the training loop, its guard and record, resume, the plan
+    study/        the report with its plots, runs side by side, reference curves
     cs336/        the course's adapter functions over this library
     recipes/      one TOML file per named run
     cli/          the command line

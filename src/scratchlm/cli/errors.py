@@ -23,6 +23,7 @@ ADVICE = {
     errno.EROFS: "choose a folder on a disk that can be written",
     errno.ENOSPC: "free some space; a run goes on from its last checkpoint with --resume",
     errno.EDQUOT: "free some space; a run goes on from its last checkpoint with --resume",
+    errno.EFBIG: "the system limits the size of files here (ulimit -f); raise it, then go on with --resume",
     errno.EISDIR: "give a file, not a folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.EEXIST: "choose another name",
