@@ -37,6 +37,19 @@ def test_short_gradients_stay_bit_identical():
     assert all(torch.equal(p.grad, old) for p, old in zip(parameters[:2], before, strict=True))
 
 
+def test_a_norm_a_little_too_long_is_shortened():
+    p = Parameter(torch.zeros(2))
+    p.grad = torch.tensor([3.0, 4.0])
+    clip_gradients_([p], 4.9)
+    torch.testing.assert_close(p.grad, torch.tensor([2.94, 3.92]))
+
+
+def test_a_norm_that_is_not_a_number_is_reported():
+    p = Parameter(torch.zeros(2))
+    p.grad = torch.tensor([3.0, float("nan")])
+    assert clip_gradients_([p], 1.0).isnan()
+
+
 def test_infinite_max_norm_only_measures():
     parameters = make_parameters(1e4)
     before = parameters[0].grad.clone()

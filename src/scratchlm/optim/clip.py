@@ -5,8 +5,8 @@ r"""Clipping: gradients come in, the same direction with a bounded length goes o
 
 One bad batch can give a gradient many times longer than usual, and one step along it undoes hours of
 training. The length is taken over all parameters together, so their gradients keep their proportions.
-Everything stays on the device: comparing the norm in Python would make the CPU wait for the GPU at every
-step.
+On an accelerator everything stays there: comparing the norm in Python would make the CPU wait for it at every
+step. On a CPU nobody waits, and gradients that are short enough are not written again.
 
 Source: Pascanu et al. 2013, https://arxiv.org/abs/1211.5063, algorithm 1; the 1e-6 as in
 torch.nn.utils.clip_grad_norm_ and CS336.
@@ -43,9 +43,14 @@ def clip_gradients_(parameters: Iterable[Tensor], max_norm: float) -> Float[Tens
         raise ValueError(f"max_norm={max_norm}: must be above 0; use inf to measure without clipping.")
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = gradient_norm(grads)
-    if grads and max_norm != float("inf"):
+    if grads and max_norm != float("inf") and not _is_known_short(norm, max_norm):
         torch._foreach_mul_(grads, (max_norm / (norm + EPS)).clamp(max=1.0))
     return norm
+
+
+def _is_known_short(norm: Tensor, max_norm: float) -> bool:
+    """Whether the factor is 1 and this can be told without waiting for a device."""
+    return not torch.compiler.is_compiling() and norm.device.type == "cpu" and float(norm) + EPS <= max_norm
 
 
 def gradient_norm(grads: list[Tensor]) -> Float[Tensor, ""]:
