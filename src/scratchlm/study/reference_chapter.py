@@ -86,7 +86,7 @@ def _made(curve: ReferenceCurve) -> str:
     time = units.duration(sum(curve.seconds) / len(curve.seconds)) if any(curve.seconds) else ""
     where = str(curve.hardware.get("gpu") or curve.hardware.get("processor") or "")
     known = ", ".join(part for part in (where, f"{time} each" if time else "") if part)
-    return f"{curve.name}, {seeds}" + (f" ({known})" if known else "") + f"; normal is within {curve.basis}."
+    return f"{curve.name}, {seeds}" + (f" ({known})" if known else "") + f"; normal: {curve.basis}."
 
 
 def _points(record: RunRecord, expected: list[Expected]) -> list[Point]:
