@@ -38,12 +38,35 @@ def test_rope_attention_with_grouped_heads_does_not_change_when_everything_moves
     torch.testing.assert_close(here, there, atol=2e-5, rtol=1e-4)
 
 
+def arranged(rope, x):
+    return rope.arrange(x.movedim(-1, 0).contiguous()).movedim(0, -1)
+
+
+def test_arranged_pairs_are_halves():
+    rope = RoPE(12, 2, 6, 16)
+    assert rope.arrange(torch.arange(12.0)).tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+    assert POSITIONS.build("none", 12, 2, 6, 16).arrange(torch.arange(12.0)).tolist() == list(range(12))
+
+
+def test_the_gradient_of_a_rotation_is_what_autograd_finds():
+    rope = RoPE(16, 1, 8, 32)
+    x = torch.randn(2, 3, 7, 8, requires_grad=True)
+    upstream = torch.randn(2, 3, 7, 8)
+    (mine,) = torch.autograd.grad(rope.rotate(x, 5), x, upstream)
+    halves = torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
+    turned = rotate_pairs(halves, rope.cos[5:12], rope.sin[5:12])
+    pairs = torch.stack(upstream.chunk(2, dim=-1), dim=-1).flatten(-2)
+    (expected,) = torch.autograd.grad(turned, x, pairs)
+    torch.testing.assert_close(mine, expected)
+
+
 def test_rope_turns_adjacent_pairs_as_complex_numbers():
     rope = RoPE(16, 1, 16, 32, theta=100.0)
     x = torch.randn(1, 1, 32, 16)
     angle = torch.outer(torch.arange(32.0), 100.0 ** (-torch.arange(0, 16, 2) / 16))
     expected = torch.view_as_complex(x.unflatten(-1, (8, 2))) * torch.polar(torch.ones_like(angle), angle)
-    torch.testing.assert_close(rope.rotate(x, 0), torch.view_as_real(expected).flatten(-2))
+    turned = rope.rotate(arranged(rope, x), 0)
+    torch.testing.assert_close(turned, arranged(rope, torch.view_as_real(expected).flatten(-2)))
 
 
 def test_a_quarter_turn_of_a_worked_example():

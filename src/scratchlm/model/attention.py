@@ -22,7 +22,7 @@ from scratchlm.kernels import choose
 from scratchlm.model.config import ModelConfig
 from scratchlm.model.kv_cache import KVCache
 from scratchlm.model.linear import Linear, linear
-from scratchlm.model.norm import RMSNorm
+from scratchlm.model.norm import RMSNorm, rms_norm
 from scratchlm.model.position import Position
 
 
@@ -66,8 +66,7 @@ class CausalSelfAttention(Module):
         if documents_BT is not None and cache is not None:
             raise ValueError("attention: documents and a cache do not go together; leave one of them out.")
         start = cache.length if cache is not None else 0
-        q_BHTK, k_BGTK, v_BGTK = self._project(x)
-        q_BHTK, k_BGSK, v_BGSK = position.rotate(q_BHTK, start), position.rotate(k_BGTK, start), v_BGTK
+        q_BHTK, k_BGSK, v_BGSK = self._project(x, position, start)
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(layer, k_BGSK, v_BGSK)
         y_BHTK = self.attention(
@@ -81,14 +80,23 @@ class CausalSelfAttention(Module):
         )
         return self.output_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
 
-    def _project(self, x: Float[Tensor, "batch time d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Float[Tensor, "batch time d_model"], position: Position, start: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         parts = (self.q_proj, self.k_proj, self.v_proj)
-        weight = torch.cat([part.weight for part in parts])
-        bias = None if self.q_proj.bias is None else torch.cat([part.bias for part in parts])
+        arrange = (position.arrange, position.arrange, lambda rows: rows)
+        weight = torch.cat([order(part.weight) for order, part in zip(arrange, parts, strict=True)])
+        bias = None
+        if self.q_proj.bias is not None:
+            bias = torch.cat([order(part.bias) for order, part in zip(arrange, parts, strict=True)])
         heads_BNTK = rearrange(
             linear(x, weight, bias), "B T (N K) -> B N T K", N=self.num_heads + 2 * self.num_kv_heads
         )
-        q, k, v = heads_BNTK.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        qk, v = heads_BNTK.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = qk.split([self.num_heads, self.num_kv_heads], dim=1)
+            q = rms_norm(q, position.arrange(self.q_norm.weight), eps=self.q_norm.eps)
+            k = rms_norm(k, position.arrange(self.k_norm.weight), eps=self.k_norm.eps)
+            qk = torch.cat((q, k), dim=1)
+        q, k = position.rotate(qk, start).split([self.num_heads, self.num_kv_heads], dim=1)
         return q, k, v

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
-from scratchlm.model.linear import Linear
+from scratchlm.model.linear import Linear, linear
 from scratchlm.registry import Family
 
 FEEDFORWARDS: Family["FeedForward"] = Family("feedforward", package="scratchlm.model")
@@ -90,8 +90,11 @@ class SwiGLU(FeedForward):
         return max(64, round(d_model * 8 / 3 / 64) * 64)
 
     def inner(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_ff"]:
-        """Return silu(W1 x) * W3 x."""
-        return silu(self.w1(x)) * self.w3(x)
+        """Return silu(W1 x) * W3 x; the two products run as one."""
+        weight = torch.cat((self.w1.weight, self.w3.weight))
+        bias = None if self.w1.bias is None else torch.cat((self.w1.bias, self.w3.bias))
+        gate, value = linear(x, weight, bias).chunk(2, dim=-1)
+        return silu(gate) * value
 
 
 @FEEDFORWARDS.register("silu")

@@ -5,20 +5,25 @@ does nothing at the ones that it leaves out:
 
     add(x, start)             to the embeddings, before the first layer        learned, sinusoidal
     rotate(x, start)          queries and keys, in every layer                 rope
+    arrange(weight)           the order of a head's numbers that rotate takes  rope
     bias(num_queries, ...)    the attention scores, in every layer             alibi
 
 `start` is the position of the first token: 0 in training, the number of cached tokens while generating.
 
-    rope:        (x[2k], x[2k+1]) turned by the angle  position * theta^(-2k / d_head), adjacent pairs
+    rope:        (x[2k], x[2k+1]) turned by the angle  position * theta^(-2k / d_head), adjacent pairs;
+                 arranged: x[0], x[2], ... x[1], x[3], ..., so that the pairs are two contiguous halves
     alibi:       score += -slope_h * (query position - key position)
     sinusoidal:  p[2k] = sin(position * 10000^(-2k / d_model)), p[2k+1] = cos(of the same)
 
 Sources: Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34; Press et al. 2021,
 https://arxiv.org/abs/2108.12409, section 3; Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section
 3.5. As in the sources; the sinusoids are multiplied by `scale` so that they do not drown small embeddings.
+A score is a sum over a head's numbers, so queries and keys that are arranged alike give the same scores; the
+rows of two weights are moved instead of all tokens' numbers.
 """
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -47,8 +52,12 @@ class Position(Module):
     def rotate(
         self, x: Float[Tensor, "batch heads time d_head"], start: int
     ) -> Float[Tensor, "batch heads time d_head"]:
-        """Return queries or keys with their positions worked in; the first one stands at `start`."""
+        """Return arranged queries or keys with their positions worked in; the first stands at `start`."""
         return x
+
+    def arrange(self, rows: Float[Tensor, "num_rows ..."]) -> Float[Tensor, "num_rows ..."]:
+        """Return the rows of a query or key projection in the order that `rotate` takes, head by head."""
+        return rows
 
     def bias(self, num_queries: int, num_keys: int) -> Float[Tensor, "heads queries keys"] | None:
         """Return what to add to the scores, or None; the last query stands where the last key does."""
@@ -68,6 +77,7 @@ class RoPE(Position):
         self, d_model: int, num_heads: int, d_head: int, context_length: int, *, theta: float = 10000.0
     ) -> None:
         super().__init__(d_model, num_heads, d_head, context_length)
+        self.d_head = d_head
         if d_head % 2:
             raise ValueError(
                 f"position=rope turns pairs, so d_head must be even; d_head={d_head} "
@@ -80,9 +90,15 @@ class RoPE(Position):
     def rotate(
         self, x: Float[Tensor, "batch heads time d_head"], start: int
     ) -> Float[Tensor, "batch heads time d_head"]:
-        """Return x with pair k of the token at position p turned by p * theta^(-2k / d_head)."""
+        """Return x with pair k, (x[k], x[k + d_head / 2]), turned by position * theta^(-2k / d_head)."""
         num_tokens = x.shape[-2]
-        return rotate_pairs(x, self.cos[start : start + num_tokens], self.sin[start : start + num_tokens])
+        return _RotateHalves.apply(
+            x, self.cos[start : start + num_tokens], self.sin[start : start + num_tokens]
+        )
+
+    def arrange(self, rows: Float[Tensor, "num_rows ..."]) -> Float[Tensor, "num_rows ..."]:
+        """Return the first of every pair of a head, then the second of every pair: 0 2 4 ... 1 3 5 ..."""
+        return rearrange(rows, "(H pairs two) ... -> (H two pairs) ...", two=2, pairs=self.d_head // 2)
 
 
 @POSITIONS.register("alibi")
@@ -143,6 +159,29 @@ def rope_tables(
     """Return the cosines and sines of every position's angles, one column for each pair."""
     angles = torch.outer(torch.arange(context_length).float(), frequencies(d_head // 2, d_head, theta))
     return angles.cos(), angles.sin()
+
+
+class _RotateHalves(torch.autograd.Function):
+    """(a, b) -> (a cos - b sin, a sin + b cos) for the two halves of the last axis.
+
+    The gradient of a rotation is the rotation back: the same two lines with -sin.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate_halves(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate_halves(gradients[0], cos, -sin), None, None
+
+
+def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (a, b) = the halves of x, in float32; an angle's cosine in bfloat16 is off by up to 1/500."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
 
 def rotate_pairs(
