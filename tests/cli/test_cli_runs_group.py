@@ -96,7 +96,7 @@ def test_plot_writes_a_png(cli, runs):
 def test_curve_makes_a_reference_that_calls_its_runs_normal(cli, runs):
     found = cli("runs", "curve", runs / "first", runs / "second", "-o", "curve.json")
     assert found.code == 0
-    assert "demo: expected loss from seeds 0, 1; normal: 98 of 100 equal runs, judged by 2 seeds" in found.out
+    assert "demo: expected loss from seeds 0, 1; normal is where 98 of 100 equal runs lie" in found.out
     assert found.out.splitlines()[-1] == "curve.json"
     curve = json.loads(Path("curve.json").read_text(encoding="utf-8"))
     assert curve["seeds"] == [0, 1]

@@ -135,7 +135,7 @@ def curve(
     made = ReferenceCurve.from_runs(read_runs(runs))
     made.save(out_file)
     seeds = ", ".join(map(str, made.seeds))
-    out().print(f"{made.name}: expected loss from seeds {seeds}; normal: {made.basis}.")
+    out().print(f"{made.name}: expected loss from seeds {seeds}; normal is {made.basis}.")
     rows = table(
         "step", "tokens", "loss", "normal within", numbers=("step", "tokens", "loss", "normal within")
     )

@@ -28,6 +28,8 @@ ANSWERS = {
 }
 """Kind of verdict -> the answer in a few words."""
 
+PLUS_MINUS = "\N{NO-BREAK SPACE}\N{PLUS-MINUS SIGN}\N{NO-BREAK SPACE}"
+
 
 class Point(NamedTuple):
     """How far the run was from what is expected, at one validation."""
@@ -61,7 +63,7 @@ def reference_chapter(record: RunRecord) -> ReferenceChapter | None:
     if curve is None or not record.valid:
         return None
     verdict = curve.judge_run(record)
-    words = verdict.sentence.partition(": ")[2].replace("+-", "\N{PLUS-MINUS SIGN}")
+    words = verdict.sentence.partition(": ")[2].replace(" +- ", PLUS_MINUS)
     since = f", from step {verdict.step:,} on" if verdict.step is not None else ""
     comparable = verdict.kind != "not comparable"
     return ReferenceChapter(
@@ -86,7 +88,7 @@ def _made(curve: ReferenceCurve) -> str:
     time = units.duration(sum(curve.seconds) / len(curve.seconds)) if any(curve.seconds) else ""
     where = str(curve.hardware.get("gpu") or curve.hardware.get("processor") or "")
     known = ", ".join(part for part in (where, f"{time} each" if time else "") if part)
-    return f"{curve.name}, {seeds}" + (f" ({known})" if known else "") + f"; normal: {curve.basis}."
+    return f"{curve.name}, {seeds}" + (f" ({known})" if known else "") + f"; normal is {curve.basis}."
 
 
 def _points(record: RunRecord, expected: list[Expected]) -> list[Point]:

@@ -114,7 +114,7 @@ class ReferenceCurve:
         """What is called normal, in a few words."""
         if len(self.seeds) == 1:
             return f"within {100 * LONELY_SHARE:g} % of the loss, as there is one run only"
-        return f"98 of 100 equal runs, judged by {len(self.seeds)} seeds"
+        return f"where 98 of 100 equal runs lie, as far as {len(self.seeds)} seeds tell"
 
     @classmethod
     def from_runs(cls, records: Sequence[RunRecord], *, name: str = "") -> "ReferenceCurve":

@@ -126,7 +126,8 @@ def _machine(record: RunRecord) -> list[Line]:
         lines.append(Line("GPU", str(there["gpu"])))
     if there.get("processor"):
         cores, threads = number(there, "cores"), number(there, "threads")
-        detail = f"{cores:.0f} cores, {threads:.0f} threads" if cores and threads else ""
+        counts = ((cores, "core"), (threads, "thread"))
+        detail = ", ".join(f"{count:.0f} {name}{'s' if count > 1 else ''}" for count, name in counts if count)
         lines.append(Line("processor", str(there["processor"]), detail))
     if (memory := number(there, "memory_bytes")) is not None:
         lines.append(Line("memory", units.size(memory)))
@@ -166,7 +167,11 @@ def _changes(changes: object) -> str:
 
 
 def _settings(part: Mapping[str, Any]) -> str:
-    shown = (f"{key} {value}" for key, value in part.items() if key != "name" and value not in (None, []))
+    shown = (
+        f"{key} {value}"
+        for key, value in part.items()
+        if key != "name" and value not in (None, []) and value is not False
+    )
     return ", ".join(shown)
 
 
