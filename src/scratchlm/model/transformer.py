@@ -20,9 +20,10 @@ checkpointing: Chen et al. 2016, https://arxiv.org/abs/1604.06174.
 from functools import partial
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Module, ModuleList
+from torch.nn import Module, ModuleList, Parameter
 from torch.utils.checkpoint import checkpoint
 
 from scratchlm.model.block import Block, dropout, make_norm
@@ -39,6 +40,7 @@ class TransformerLM(Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        _introduce_tensors_to_einops()
         self.config = config
         self.gradient_checkpointing = False
         # A tied table is also the head: at variance 1 its logits would start with a spread of sqrt(d_model)
@@ -119,6 +121,16 @@ class TransformerLM(Module):
     def make_cache(self, capacity: int | None = None) -> KVCache:
         """Return an empty cache for this model, for context_length tokens unless `capacity` says less."""
         return KVCache(self.config.num_layers, capacity or self.config.context_length)
+
+
+def _introduce_tensors_to_einops() -> None:
+    """Let einops meet the two types of tensors before anything is compiled.
+
+    It notes each type that it sees for the first time. Noted during compilation, that is a change of a global
+    variable: the second step would be compiled again, and a checkpointed block not at all.
+    """
+    for tensor in (torch.empty(1), Parameter(torch.empty(1))):
+        rearrange(tensor, "one -> one")
 
 
 @torch.no_grad()
