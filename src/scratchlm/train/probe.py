@@ -5,7 +5,7 @@ r"""Settings come in; the time and the memory of a few real steps on random ids 
     micro-batch    forward, loss and backward of one micro-batch, in the run's number format
     update         clipping and the optimizer
     validation     forward passes over 16 rows
-    compiling      the first compiled micro-batch, less what the later ones take
+    compiling      a first compiled micro-batch, less what the later ones take; the probe filled torch's cache
 
 Time depends on ids hardly at all, so random ones will do: no text and no tokenizer is needed. The first step
 warms up; of the others the median counts, so that one disturbance of the machine changes nothing. Nothing of
@@ -39,7 +39,7 @@ from scratchlm.train.trainer import Execution
 STEPS = 5
 """Steps that are timed, after one that is not."""
 SECONDS = 10.0
-"""Fewer steps when they take longer than this together; one at least."""
+"""Fewer steps when they take longer than this together; two at least, of which the faster counts."""
 VALIDATION_ROWS = 16
 """Rows that validation computes at once: the default of `evaluate_split`."""
 
@@ -52,7 +52,7 @@ class Probe(NamedTuple):
     update_seconds: float
     """Clipping and optimizer."""
     compile_seconds: float
-    """What compiling took; 0 without it. A second run of the same settings finds most of it on disk."""
+    """What compiling will take, now that the compiled code lies in torch's cache on disk; 0 without it."""
     validation_seconds: float
     """Per token of the validation split."""
     peak_bytes: int
@@ -126,8 +126,12 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
     objective = torch.compile(eager, dynamic=False) if execution.compile else eager
     ids = torch.randint(settings.vocab_size, (execution.micro_rows, settings.context_length + 1))
     batch = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
+    compiling = 0.0
     try:
         micro, update = _time_steps(config, model, objective, batch, device)
+        timed = statistics.median_low(micro[1:])
+        if execution.compile:
+            compiling = max(0.0, _time_compiling(eager, batch) - timed)
     except RuntimeError as error:
         from torch._dynamo.exc import TorchDynamoException  # takes seconds to load
 
@@ -135,13 +139,11 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
             raise
         reason = str(error).strip().splitlines()[0]
         raise CompilationError(f"torch.compile fails on this machine: {reason}") from error
-    forward = _time_validation(settings, model, execution)
-    timed = statistics.median(micro[1:])
     return Probe(
         micro_seconds=timed,
-        update_seconds=statistics.median(update[1:]),
-        compile_seconds=max(0.0, micro[0] - timed) if execution.compile else 0.0,
-        validation_seconds=forward,
+        update_seconds=statistics.median_low(update[1:]),
+        compile_seconds=compiling,
+        validation_seconds=_time_validation(settings, model, execution),
         peak_bytes=peak_bytes(device),
         steps=len(micro) - 1,
     )
@@ -158,7 +160,7 @@ def _time_steps(
     optimizer = build_optimizer(config, model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     micro, update = [], []
-    while len(micro) <= STEPS and (len(micro) < 2 or sum(micro[1:]) + sum(update[1:]) < SECONDS):
+    while len(micro) <= STEPS and (len(micro) < 3 or sum(micro[1:]) + sum(update[1:]) < SECONDS):
         optimizer.zero_grad(set_to_none=True)
         started = time.perf_counter()
         objective(*batch).backward()
@@ -170,6 +172,15 @@ def _time_steps(
         micro.append(between - started)
         update.append(time.perf_counter() - between)
     return micro, update
+
+
+def _time_compiling(eager: Objective, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Seconds of compiling once more, as the run will: most of the work is found on disk by then."""
+    torch.compiler.reset()
+    again = torch.compile(eager, dynamic=False)
+    started = time.perf_counter()
+    again(*batch).backward()
+    return time.perf_counter() - started
 
 
 def _time_validation(settings: ModelConfig, model: torch.nn.Module, execution: Execution) -> float:
