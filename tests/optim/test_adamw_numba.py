@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import Parameter
@@ -76,6 +79,15 @@ def test_a_gradient_of_another_layout_is_seen(monkeypatch):
     torch.testing.assert_close(p, twin)
 
 
+def test_a_backward_pass_through_values_that_were_moved_is_refused():
+    p = Parameter(torch.ones(4))
+    loss = (p * p).sum()
+    p.grad = torch.ones(4)
+    AdamW([p]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_not_a_number_stays_one_and_touches_nothing_else():
     p = Parameter(torch.ones(4))
     p.grad = torch.tensor([1.0, float("nan"), 1.0, 1.0])
@@ -89,3 +101,12 @@ def test_zero_gradients_from_the_beginning_leave_decay_alone(cautious):
     p.grad = torch.zeros(4)
     AdamW([p], lr=0.1, weight_decay=0.5, cautious_decay=cautious).step()
     torch.testing.assert_close(p.detach(), torch.full((4,), 0.95))
+
+
+def test_the_first_step_warns_of_nothing_where_subnormal_numbers_are_flushed():
+    code = (
+        "import torch; torch.set_flush_denormal(True); from scratchlm.optim.adamw import AdamW; "
+        "p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3); AdamW([p]).step()"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -19,6 +19,7 @@ The formula, and f, s and e, are in adamw.py. Numba: https://numba.readthedocs.i
 
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ import torch
 from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
+
+with warnings.catch_warnings():
+    # Numba loads this while it compiles, and there NumPy warns that training flushes subnormal numbers to 0
+    warnings.simplefilter("ignore", UserWarning)
+    import numpy.ma
 
 log = logging.getLogger("scratchlm")
 
@@ -93,6 +99,8 @@ def move(
         _move_on_threads(table, numbers)
     else:
         _move_on_one(table, numbers)
+    # the loop works behind torch's back: say so, or a backward pass through the old values would not notice
+    torch.autograd.graph.increment_version([*params, *means, *squares])
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
