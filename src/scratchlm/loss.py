@@ -30,8 +30,8 @@ IGNORE = -1
 CHUNK_ROWS = 256
 """Rows of logits at once: in eager mode a chunk should stay in the processor's cache. Measured, head and
 loss of 2,048 tokens in bfloat16 on one Zen 5 core, d_model 256, against all rows at once: 0.46 of the time
-with 4,096 tokens in the vocabulary, 0.42 with 16,384 (chunks of 1,024: 0.63 and 1.03). Compiled, both take
-the same."""
+with 4,096 tokens in the vocabulary, 0.42 with 16,384 (chunks of 1,024: 0.63 and 1.03); forward
+and backward of a whole model with 4 layers 0.65. Compiled, both take the same."""
 
 
 def cross_entropy(
