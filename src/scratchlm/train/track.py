@@ -7,8 +7,9 @@ metrics.jsonl stays the record; a tracker is a window on it and never decides ab
 that fails is reported once and left out from then on, while training goes on. A resumed run repeats the
 steps since its checkpoint, bit for bit: tracking.json remembers what was shown, and nothing is shown twice,
 so steps only grow (after a rollback the curve goes on where the abandoned steps ended). Nothing is sent
-anywhere unless the user has set that up: Weights & Biases without an account or with WANDB_MODE=offline
-writes files only, TensorBoard and Trackio always do.
+anywhere unless the user has set that up: TensorBoard writes files only, Weights & Biases too without an
+account or with WANDB_MODE=offline, Trackio too without TRACKIO_SPACE_ID or TRACKIO_SERVER_URL (with a
+Hugging Face token it asks the hub whose that is).
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -33,20 +35,14 @@ PROJECT = "scratchlm"
 """What the runs are filed under."""
 WANDB_ADDRESS = "https://api.wandb.ai"
 """Where Weights & Biases is, unless WANDB_BASE_URL says otherwise."""
+MAX_REASON = 200
+"""Characters of a failure's reason that are shown."""
 FLUSH_SECONDS = 10
 """A killed run loses at most this much of its curves in TensorBoard (whose default is 120 s)."""
-
-FAILURES: tuple[type[BaseException], ...] = (
-    OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError,
-)  # fmt: skip
-"""What goes wrong in a tracker: a full disk, a lost connection, a library that changed."""
 
 
 class Tracker(Protocol):
     """One place where curves are shown."""
-
-    failures: tuple[type[BaseException], ...]
-    """What it raises when it fails."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show `values` at `step`."""
@@ -71,8 +67,10 @@ class Trackers:
             return
         values = numbers_of(row)
         for name, tracker in list(self._trackers.items()):
-            with self._reporting(name, tracker):
+            with _Failing(name) as attempt:
                 tracker.log(step, values)
+            if attempt.failed:
+                del self._trackers[name]
         self._shown[kind] = step
         self._remember()
 
@@ -80,7 +78,7 @@ class Trackers:
         """Write everything out; more calls do nothing."""
         while self._trackers:
             name, tracker = self._trackers.popitem()
-            with self._reporting(name, tracker):
+            with _Failing(name):
                 tracker.close()
 
     def _remember(self) -> None:
@@ -92,14 +90,6 @@ class Trackers:
                     "%s cannot be written (%s); a resumed run will show steps twice.", self._path, error
                 )
             self._told = True
-
-    @contextlib.contextmanager
-    def _reporting(self, name: str, tracker: Tracker) -> Iterator[None]:
-        try:
-            yield
-        except (*FAILURES, *tracker.failures) as error:
-            self._trackers.pop(name, None)
-            _warn(name, error)
 
 
 def open_trackers(names: Iterable[str], folder: Path, config: Mapping[str, Any]) -> Trackers:
@@ -113,22 +103,18 @@ def open_trackers(names: Iterable[str], folder: Path, config: Mapping[str, Any])
     Raises:
         ValueError: There is no such tracker, or its library is not installed.
     """
+    names = list(dict.fromkeys(names))
+    require_trackers(names)
     state = folder / STATE_FILE
     saved: dict[str, Any] = {}
     opened: dict[str, Tracker] = {}
-    for name in dict.fromkeys(names):
-        if name not in TRACKERS:
-            raise ValueError(f"train.track={name}: unknown tracker; choose from {', '.join(TRACKERS)}.")
+    for name in names:
         if not saved:
             saved = {"id": uuid.uuid4().hex[:8], "shown": {}, **_read_state(state)}
             folder.mkdir(parents=True, exist_ok=True)
             _write_state(state, saved)
-        try:
+        with _Failing(name):
             opened[name] = TRACKERS[name](folder, str(saved["id"]), config)
-        except ModuleNotFoundError as error:
-            raise ValueError(_install(name, error.name)) from None
-        except (*FAILURES, *_library_errors(name)) as error:
-            _warn(name, error)
     return Trackers(opened, state, saved)
 
 
@@ -136,11 +122,13 @@ def require_trackers(names: Iterable[str]) -> None:
     """See that the libraries of trackers are installed, before hours of other work; imports nothing.
 
     Raises:
-        ValueError: One is missing.
+        ValueError: There is no such tracker, or its library is missing.
     """
     for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"train.track={name}: unknown tracker; choose from {', '.join(TRACKERS)}.")
         if find_spec(name) is None:
-            raise ValueError(_install(name, name))
+            raise ValueError(f"tracking with {name} needs the 'track' extra: pip install 'scratchlm[track]'.")
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -164,8 +152,6 @@ def _flat(name: str, value: object) -> Iterator[tuple[str, float]]:
 
 class TensorBoard:
     """Event files in the run folder: `tensorboard --logdir RUN/tensorboard`."""
-
-    failures: tuple[type[BaseException], ...] = ()
 
     def __init__(self, folder: Path, run_id: str, config: Mapping[str, Any]) -> None:
         """Begin another event file; the id is not needed, the folder says which run it is."""
@@ -199,7 +185,6 @@ class WeightsAndBiases:
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read while wandb is imported
         import wandb
 
-        self.failures = _library_errors("wandb")
         settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), name=folder.resolve().name, id=run_id,
@@ -217,8 +202,6 @@ class WeightsAndBiases:
 
 class Trackio:
     """A Trackio run in the user's own Trackio folder: `trackio show` opens the dashboard."""
-
-    failures: tuple[type[BaseException], ...] = ()
 
     def __init__(self, folder: Path, run_id: str, config: Mapping[str, Any]) -> None:
         """Begin the run, or go on with it: Trackio knows runs by name, so the id is in it."""
@@ -272,18 +255,6 @@ def _in_netrc(address: str) -> bool:
         return False
 
 
-def _library_errors(name: str) -> tuple[type[BaseException], ...]:
-    """Errors of a library's own that are none of Python's."""
-    if name != "wandb":
-        return ()
-    try:
-        import wandb.errors
-        from wandb.sdk import mailbox
-    except ImportError:
-        return ()
-    return (wandb.errors.Error, mailbox.HandleAbandonedError, mailbox.MailboxClosedError)
-
-
 @contextlib.contextmanager
 def _without_output() -> Iterator[None]:
     """Keep a library that prints from writing into the live view."""
@@ -291,19 +262,33 @@ def _without_output() -> Iterator[None]:
         yield
 
 
-def _install(name: str, missing: str | None) -> str:
-    needs = f"tracking with {name} needs the 'track' extra: pip install 'scratchlm[track]'"
-    return f"{needs} ({missing} is missing)."
+class _Failing:
+    """A context in which a tracker may fail: the failure is reported, and `failed` says that it happened.
 
+    What is raised is not ours to know: a lost connection is an error of httpx2, requests or Go's side of
+    wandb. A wish to stop (KeyboardInterrupt, SystemExit) is no Exception and goes through.
+    """
 
-def _warn(name: str, error: BaseException) -> None:
-    reason = " ".join(str(error).split())[:200] or "no reason given"
-    log.warning(
-        "tracking with %s failed (%s: %s) and ends here; training goes on, metrics.jsonl has every row.",
-        name,
-        type(error).__name__,
-        reason,
-    )
+    def __init__(self, name: str) -> None:
+        self.name, self.failed = name, False
+
+    def __enter__(self) -> "_Failing":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.failed = isinstance(error, Exception)
+        if self.failed:
+            reason = " ".join(str(error).split())[:MAX_REASON] or "no reason given"
+            log.warning(
+                "tracking with %s failed (%s: %s) and ends here; training goes on, "
+                "metrics.jsonl has every row.",
+                self.name,
+                type(error).__name__,
+                reason,
+            )
+        return self.failed
 
 
 def _read_state(path: Path) -> dict[str, Any]:
