@@ -165,6 +165,19 @@ def test_chunks_give_gradients_to_what_wants_them_only(frozen):
     assert [x.grad is not None for x in (hidden, weight)] == [hidden.requires_grad, weight.requires_grad]
 
 
+@pytest.mark.parametrize(("gradients", "products"), [(True, 3), (False, 1)])
+def test_chunks_compute_no_product_twice_and_no_gradient_that_nobody_wants(gradients, products):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    _, targets = random_case()
+    hidden, weight = torch.randn(3, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(gradients):
+        loss = chunked_cross_entropy(hidden, weight, targets, chunk_rows=4)
+        if gradients:
+            loss.backward()
+    assert counter.get_total_flops() == products * 2 * 21 * 8 * 50
+
+
 def test_chunks_under_autocast_are_as_exact_as_one_table():
     _, targets = random_case(vocab=300)
     targets = targets.repeat(1, 20)
