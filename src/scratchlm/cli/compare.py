@@ -22,7 +22,7 @@ def comparing(compare_to: str | None, folder: Path, config: "RunConfig") -> "Cal
     """
     if compare_to is None:
         return lambda on_event: on_event
-    from scratchlm.study.reference_curve import open_reference
+    from scratchlm.study.reference_curve import REFERENCE_FILE, open_reference
     from scratchlm.train.events import Message, Validated
     from scratchlm.train.folder import RunFolder
     from scratchlm.train.metrics import JsonLines
@@ -31,9 +31,14 @@ def comparing(compare_to: str | None, folder: Path, config: "RunConfig") -> "Cal
     settings = config.model_dump(mode="json")
 
     def wrap(on_event: "OnEvent") -> "OnEvent":
+        saved: list[object] = []
+
         def watch(event: "Event") -> None:
             on_event(event)
             if isinstance(event, Validated):
+                if not saved:
+                    curve.save(folder / REFERENCE_FILE)  # the report shows it beside the run's losses
+                    saved.append(curve)
                 verdict = curve.judge(metrics.rows(), settings)
                 on_event(Message(f"Compared to {curve.name}: {verdict.sentence}."))
 

@@ -29,6 +29,7 @@ from scratchlm.train.examine import Floor
 from scratchlm.train.folder import RunFolder, read_config
 from scratchlm.train.lock import run_lock
 from scratchlm.train.session import Session
+from scratchlm.train.track import require_trackers
 
 
 def run(
@@ -79,6 +80,7 @@ def _claim(folder: RunFolder, config: RunConfig, *, resume: bool, allow_changes:
         ValueError: It is somebody else's, or the settings do not fit those it has.
     """
     changes: dict[str, Change] = {}
+    require_trackers(config.train.track)  # a missing library is told before hours of preparation
     if resume:
         if not folder.config.is_file():
             raise ValueError(
