@@ -7,7 +7,7 @@ import torch
 
 from scratchlm.train import pace, plan, recipes
 from scratchlm.train.pace import decide_compile
-from scratchlm.train.plan import choose_micro_rows, execution, make_plan
+from scratchlm.train.plan import choose_micro_rows, execution, make_plan, probe_pays
 from scratchlm.train.probe import CompilationError, Probe
 from scratchlm.train.trainer import Execution
 
@@ -203,3 +203,12 @@ def test_a_process_that_only_plans_is_smaller_than_one_that_trains(took, monkeyp
     monkeypatch.setattr(plan.memory, "PROCESS_BYTES", 10**11)
     assert make_plan(tiny(), probe=True).memory_bytes == pytest.approx(10**11, rel=0.02)
     assert make_plan(tiny()).memory_bytes > 10**11
+
+
+def test_only_a_long_run_that_may_choose_is_worth_a_probe(took, monkeypatch):
+    took(0.1, 0.05)
+    monkeypatch.setattr(plan, "matmul_rate", lambda *_: 1e9)
+    assert not probe_pays(make_plan(tiny()))
+    assert probe_pays(make_plan(tiny("train.steps=1000000")))
+    assert not probe_pays(make_plan(tiny("train.steps=1000000", "train.compile=false")))
+    assert not probe_pays(make_plan(tiny("train.steps=1000000"), probe=True))

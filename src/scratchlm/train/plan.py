@@ -28,6 +28,10 @@ CACHE_FRIENDLY_TOKENS = 4096
 """On a CPU larger micro-batches only leave the caches."""
 
 
+LONG_SECONDS = 600.0
+"""A run of ten minutes bears a probe that compiles: up to a minute."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run will need and how it will be computed."""
@@ -72,6 +76,8 @@ class Plan:
     precision_reason: str
     compile: bool
     compile_reason: str
+    free_to_compile: bool
+    """Whether nobody has said yes or no to compiling."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -119,6 +125,11 @@ def make_plan(
         peak = timing.probed.peak_bytes + process - here
         peak += sum(part.num_bytes for part in parts if part.name in unprobed)
     return _assemble(draft, timing, parts, peak, train_tokens=train_tokens, valid_tokens=valid_tokens)
+
+
+def probe_pays(plan: Plan) -> bool:
+    """Whether a run with this estimate is long enough, and free enough to choose, to try steps before it."""
+    return plan.probed is None and plan.free_to_compile and plan.seconds > LONG_SECONDS
 
 
 def execution(plan: Plan, context_length: int) -> Execution:
@@ -222,6 +233,7 @@ def _assemble(
         precision_reason=draft.precision.reason,
         compile=timing.compile,
         compile_reason=timing.reason,
+        free_to_compile=config.train.compile == "auto",
     )
 
 
