@@ -77,6 +77,7 @@ def build_trainer(
         device=execution.device,
         precision=execution.precision,
         micro_tokens=execution.micro_rows * config.model.context_length,
+        compiled=execution.compile,
         end_of_text_id=dataset.end_of_text_id,
     )
     return Trainer(

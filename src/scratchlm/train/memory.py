@@ -18,12 +18,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scratchlm.loss import CHUNK_ROWS, token_losses
+from scratchlm.loss import token_losses
 from scratchlm.model import MODELS, ModelConfig, accounting
 from scratchlm.runtime import autocast
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
-from scratchlm.train.objective import CHUNK_BYTES, make_objective
+from scratchlm.train.objective import logit_rows, make_objective
 from scratchlm.train.probe import VALIDATION_ROWS
 
 PROCESS_BYTES = 420_000_000
@@ -71,34 +71,37 @@ def training_parts(
 
 
 def counted_activations(
-    config: RunConfig, settings: ModelConfig, *, micro_rows: int, precision: str
+    config: RunConfig, settings: ModelConfig, *, micro_rows: int, precision: str, cached_logits: bool = False
 ) -> MemoryPart:
-    """Return the activations of one micro-batch as they are in a step without data; takes about a second."""
-    accumulates = micro_rows < config.rows_per_step
-    peak = traced_peak(config, settings, micro_rows, precision, accumulates=accumulates)
+    """Return the activations of one micro-batch as they are in a step without data; takes about a second.
+
+    `cached_logits`: uncompiled on a CPU, where the loss makes logits in parts (train/objective.py).
+    """
+    peak = traced_peak(config, settings, micro_rows, precision, cached_logits=cached_logits)
     beyond = max(0, peak - 8 * accounting.num_parameters(settings))  # weights and gradients are in the peak
     return MemoryPart(
         "activations", beyond, f"{_rows(settings, micro_rows)}, counted on tensors without data"
     )
 
 
-def estimated_activations(settings: ModelConfig, *, micro_rows: int, precision: str) -> MemoryPart:
+def estimated_activations(
+    settings: ModelConfig, *, micro_rows: int, precision: str, cached_logits: bool = False
+) -> MemoryPart:
     """Return the activations of one micro-batch by the formula of model/accounting.py, at once."""
     beyond = accounting.activation_memory(
         settings,
         micro_rows,
         settings.context_length,
         activation_bytes=2 if precision == "bfloat16" else 4,
-        logit_tokens=logit_tokens(settings, micro_rows),
+        logit_tokens=logit_tokens(settings, micro_rows, cached_logits=cached_logits),
     )
     return MemoryPart("activations", beyond, f"{_rows(settings, micro_rows)}, by model/accounting.py")
 
 
-def logit_tokens(settings: ModelConfig, micro_rows: int) -> int:
+def logit_tokens(settings: ModelConfig, micro_rows: int, *, cached_logits: bool = False) -> int:
     """Return for how many tokens the training loss holds logits at once (train/objective.py)."""
     tokens = micro_rows * settings.context_length
-    chunked = settings.name == "transformer" and 4 * tokens * settings.vocab_size > CHUNK_BYTES
-    return min(tokens, CHUNK_ROWS) if chunked else tokens
+    return logit_rows(settings, tokens, device=torch.device("cpu"), compiled=not cached_logits)
 
 
 def saved_bytes(config: RunConfig, num_parameters: int, optimizer_bytes: int) -> int:
@@ -134,7 +137,7 @@ def optimizer_bytes(config: RunConfig, settings: ModelConfig) -> int:
 
 
 def traced_peak(
-    config: RunConfig, settings: ModelConfig, micro_rows: int, precision: str, *, accumulates: bool
+    config: RunConfig, settings: ModelConfig, micro_rows: int, precision: str, *, cached_logits: bool
 ) -> int:
     """Return the most bytes of tensors alive at once in a step and a validation, without the optimizer's.
 
@@ -143,7 +146,7 @@ def traced_peak(
         settings: Its model, with the vocabulary.
         micro_rows: Rows computed at once.
         precision: Number format of matrix products.
-        accumulates: Whether a second micro-batch starts with the first one's gradients.
+        cached_logits: Whether the loss makes logits in parts.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to load
 
@@ -157,10 +160,11 @@ def traced_peak(
             device=torch.device("cpu"),
             precision=precision,
             micro_tokens=micro_rows * settings.context_length,
+            compiled=not cached_logits,
             end_of_text_id=0,
         )
         ids = torch.zeros(micro_rows, settings.context_length, dtype=torch.long)
-        for _ in range(1 + accumulates):
+        for _ in range(1 + (micro_rows < config.rows_per_step)):  # a second one starts with gradients
             objective(ids, ids).backward()
         with torch.no_grad(), autocast(ids.device, precision):  # validation, which may need more
             rows = torch.zeros(VALIDATION_ROWS, settings.context_length, dtype=torch.long)

@@ -112,11 +112,15 @@ def make_plan(
     here = psutil.Process().memory_info().rss
     draft = _draft(config, vocab_size, world_size)
     timing = probe_timing(draft) if probe and _fits(draft) else estimate_timing(draft)
-    rows, name = draft.micro_rows, draft.precision.name
+    how = {
+        "micro_rows": draft.micro_rows,
+        "precision": draft.precision.name,
+        "cached_logits": draft.device.type == "cpu" and not timing.compile,
+    }
     if probe:
-        activations = memory.counted_activations(config, draft.settings, micro_rows=rows, precision=name)
+        activations = memory.counted_activations(config, draft.settings, **how)
     else:
-        activations = memory.estimated_activations(draft.settings, micro_rows=rows, precision=name)
+        activations = memory.estimated_activations(draft.settings, **how)
     process = max(here, memory.PROCESS_BYTES) if draft.device.type == "cpu" else None
     parts = memory.training_parts(config, draft.settings, activations, process_bytes=process)
     peak = sum(part.num_bytes for part in parts)

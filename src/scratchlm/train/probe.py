@@ -121,6 +121,7 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
         device=device,
         precision=execution.precision,
         micro_tokens=execution.micro_rows * settings.context_length,
+        compiled=execution.compile,
         end_of_text_id=0,
     )
     objective = torch.compile(eager, dynamic=False) if execution.compile else eager
