@@ -32,10 +32,10 @@ class ObservedLM(TransformerLM):
         self.rank = os.environ.get("RANK", "0")
         self.num_forwards = 0
 
-    def forward(self, ids, **extra):
-        """Observe, then do as any transformer."""
+    def hidden(self, ids, **extra):
+        """Observe, then do as any transformer; the head comes after it, whole or in chunks."""
         if not self.training:
-            return super().forward(ids, **extra)
+            return super().hidden(ids, **extra)
         harm = self.harm()
         self.num_forwards += 1
         weights = b"".join(parameter.detach().numpy().tobytes() for parameter in self.parameters())
@@ -51,12 +51,12 @@ class ObservedLM(TransformerLM):
             (self.folder / "waiting").touch()
             while not (self.folder / "go").exists():
                 time.sleep(0.01)
-        logits = super().forward(ids, **extra)
+        hidden = super().hidden(ids, **extra)
         if harm == "nan-loss":
-            return logits * torch.nan
+            return hidden * torch.nan
         if harm == "nan-gradient":
-            logits.register_hook(lambda gradient: gradient * torch.nan)
-        return logits * 30 if harm == "spike" else logits
+            hidden.register_hook(lambda gradient: gradient * torch.nan)
+        return hidden * 30 if harm == "spike" else hidden
 
     def harm(self):
         """What shall happen in this forward pass."""
