@@ -37,8 +37,9 @@ with warnings.catch_warnings():
 
 log = logging.getLogger("scratchlm")
 
-THREADS_FROM = 8 * 1024 * 1024
-"""Parameters from which on threads share the work: 28 bytes of each are many times the cache of a core."""
+THREADS_FROM = 2 * 1024 * 1024
+"""Parameters from which on threads share the work. With 4.3 million, whose numbers come from memory, one core
+reaches 0.89 of the speed of torch's fused AdamW on two; with 1.5 million it is faster alone (above)."""
 
 CHUNK = 64 * 1024
 """Coordinates that a thread takes at a time: 1.75 MB of memory traffic, some 50 us of work."""
@@ -50,9 +51,7 @@ _FAST_MATH = {"contract", "nsz"}
 def can_move(*lists: Sequence[Tensor]) -> bool:
     """Whether all tensors lie in this machine's memory, whole, in float32, and nothing traces the call."""
     return not torch.compiler.is_compiling() and all(
-        t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()
-        for tensors in lists
-        for t in tensors
+        t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for tensors in lists for t in tensors
     )
 
 
