@@ -30,7 +30,8 @@ AllowChanges = Annotated[
 def _recipe_names(incomplete: str) -> list[str]:
     """Complete the names of the shipped recipes in the shell, without importing them."""
     folder = Path(__file__).parents[1] / "recipes"
-    return [path.stem for path in sorted(folder.glob("*.toml")) if path.stem.startswith(incomplete)]
+    files = [path for path in folder.iterdir() if path.suffix in (".toml", ".json")]
+    return sorted(path.stem for path in files if path.stem.startswith(incomplete))
 
 
 CompareTo = Annotated[

@@ -212,16 +212,15 @@ class Session:
         )
 
     def _validate(self, *, everything: bool) -> Likelihood:
-        # the first process measures; the others wait for it at their next exchange
-        return (
-            self.examiner.validate(self.progress, everything=everything)
-            if self.processes.first
-            else UNMEASURED
-        )
+        with self.processes.first_alone():
+            if not self.processes.first:
+                return UNMEASURED
+            return self.examiner.validate(self.progress, everything=everything)
 
     def _sample(self) -> None:
-        if self.processes.first:
-            self.examiner.sample(self.progress.done_steps)
+        with self.processes.first_alone():
+            if self.processes.first:
+                self.examiner.sample(self.progress.done_steps)
 
     def _save(self, *, wait: bool = False) -> None:
         step = self.progress.done_steps
