@@ -26,10 +26,10 @@ from scratchlm.train.config import RunConfig
 from scratchlm.train.objective import logit_rows, make_objective
 from scratchlm.train.probe import VALIDATION_ROWS
 
-PROCESS_BYTES = 420_000_000
-"""What a process holds when its data are ready and training begins (measured: 419 MB)."""
-LIBRARY_BYTES = 100_000_000
-"""What the first products of a process take for threads and compiled kernels (measured: 80 to 120 MB)."""
+PROCESS_BYTES = 380_000_000
+"""What a process holds when its data are ready and training begins (measured: 370 to 420 MB)."""
+LIBRARY_BYTES = 140_000_000
+"""What the first steps load on top: threads, compiled products, the optimizer's (measured: 80 to 180 MB)."""
 ALLOCATOR_SHARE = 0.2
 """Memory that was given back in pieces and cannot be used again: share of the tensors (measured on glibc)."""
 

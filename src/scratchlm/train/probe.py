@@ -7,8 +7,8 @@ r"""Settings come in; the time and the memory of a few real steps on random ids 
     validation     forward passes over 16 rows
     compiling      a first compiled micro-batch, less what the later ones take; the probe filled torch's cache
 
-Time depends on ids hardly at all, so random ones will do: no text and no tokenizer is needed. The first step
-warms up; of the others the median counts, so that one disturbance of the machine changes nothing. Nothing of
+Time depends on ids hardly at all, so random ones will do: no text and no tokenizer is needed. The first steps
+warm up; of the others the median counts, so that one disturbance of the machine changes nothing. Nothing of
 the probe stays: random numbers are drawn afterwards as if it had never run.
 """
 
@@ -37,7 +37,9 @@ from scratchlm.train.objective import Objective, make_objective
 from scratchlm.train.trainer import Execution
 
 STEPS = 5
-"""Steps that are timed, after one that is not."""
+"""Steps that are timed, after those that are not."""
+WARM_SECONDS = 0.5
+"""Steps are not timed for so long: the first small ones took a quarter more than the later (measured)."""
 SECONDS = 10.0
 """Fewer steps when they take longer than this together; two at least, of which the faster counts."""
 VALIDATION_ROWS = 16
@@ -130,7 +132,7 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
     compiling = 0.0
     try:
         micro, update = _time_steps(config, model, objective, batch, device)
-        timed = statistics.median_low(micro[1:])
+        timed = statistics.median_low(micro)
         if execution.compile:
             compiling = max(0.0, _time_compiling(eager, batch) - timed)
     except RuntimeError as error:
@@ -142,11 +144,11 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
         raise CompilationError(f"torch.compile fails on this machine: {reason}") from error
     return Probe(
         micro_seconds=timed,
-        update_seconds=statistics.median_low(update[1:]),
+        update_seconds=statistics.median_low(update),
         compile_seconds=compiling,
         validation_seconds=_time_validation(settings, model, execution),
         peak_bytes=peak_bytes(device),
-        steps=len(micro) - 1,
+        steps=len(micro),
     )
 
 
@@ -157,11 +159,11 @@ def _time_steps(
     batch: tuple[torch.Tensor, torch.Tensor],
     device: torch.device,
 ) -> tuple[list[float], list[float]]:
-    """Seconds of the micro-batches and of the updates; the first of each warmed up."""
+    """Seconds of the micro-batches and of the updates, after those that warmed up."""
     optimizer = build_optimizer(config, model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    micro, update = [], []
-    while len(micro) <= STEPS and (len(micro) < 3 or sum(micro[1:]) + sum(update[1:]) < SECONDS):
+
+    def one_step() -> tuple[float, float]:
         optimizer.zero_grad(set_to_none=True)
         started = time.perf_counter()
         objective(*batch).backward()
@@ -170,9 +172,16 @@ def _time_steps(
         clip_gradients_(parameters, config.train.grad_clip or math.inf)
         optimizer.step()
         synchronize(device)
-        micro.append(between - started)
-        update.append(time.perf_counter() - between)
-    return micro, update
+        return between - started, time.perf_counter() - between
+
+    one_step()  # compiles, allocates
+    warming = sum(one_step())
+    while warming < WARM_SECONDS:
+        warming += sum(one_step())
+    timed = [one_step(), one_step()]
+    while len(timed) < STEPS and sum(map(sum, timed)) < SECONDS:
+        timed.append(one_step())
+    return [micro for micro, _ in timed], [update for _, update in timed]
 
 
 def _time_compiling(eager: Objective, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
