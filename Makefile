@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
 CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,beartype.beartype
 
-.PHONY: demo test test-slow lint format bench bench-tokenizer docs clean
+.PHONY: demo test test-slow lint format bench-train bench-tokenizer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
@@ -31,8 +31,10 @@ bench-tokenizer: $(VENV)/.benchmark
 	$(BIN)/python benchmarks/bench_tokenizer.py
 	$(BIN)/python benchmarks/tokenizer_table.py
 
-bench: $(VENV)/.development
+bench-train: $(VENV)/.development
 	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/python benchmarks/bench_optimizers.py
+	$(BIN)/python benchmarks/bench_plan.py --save
 
 docs: $(VENV)/.documentation
 	$(BIN)/mkdocs build --strict

@@ -51,7 +51,8 @@ def scratchlm(words: list[str], folder: Path) -> subprocess.Popen[str]:
 
 def tiny(words: list[str]) -> list[str]:
     """The same command at tiny size: settings over whatever trains."""
-    sizes = {"demo": [*TINY, *TINY_STORIES], "train": [*TINY, *TINY_STORIES], "run": TINY}.get(words[0], [])
+    stories = [*TINY, *TINY_STORIES]
+    sizes = {"demo": stories, "train": stories, "plan": stories, "run": TINY}.get(words[0], [])
     typed = [word for word in words if "=" in word]
     kept = [size for size in sizes if size.split("=")[0] not in {word.split("=")[0] for word in typed}]
     return [*words, *kept]
