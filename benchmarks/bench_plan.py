@@ -156,7 +156,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         "step",
         "no probe",
     ):
-        table.add_column(column, justify="left" if column == "run" else "right")
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["candidate"],
@@ -169,7 +169,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['step_ratio']:.2f}",
             f"{row['seconds_ratio_estimated']:.2f}",
         )
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 def main() -> None:
