@@ -74,15 +74,16 @@ def test_resume_continues_an_interrupted_run(cli, tmp_path, done):
     assert not after["stopped_early"]
 
 
-def test_an_interrupted_run_exits_with_130_and_says_how_to_go_on(cli, monkeypatch):
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupted_run_exits_with_its_signal_and_says_how_to_go_on(cli, monkeypatch, name, code):
     import scratchlm.train.run as training
 
-    def stop(config, path, *, resume, on_event):
-        return {"stopped_early": True, "steps": 3}
+    def stop(config, path, **settings):
+        return {"stopped_early": True, "stopped_by": name, "steps": 3}
 
     monkeypatch.setattr(training, "run", stop)
     found = cli("train", "demo", "train.steps=9", "--folder", "x y")
-    assert found.code == 130
+    assert found.code == code
     assert found.err.splitlines() == [
         "stopped after step 3; go on with: scratchlm train demo train.steps=9 --folder 'x y' --resume"
     ]
@@ -195,7 +196,7 @@ def test_bad_text_is_one_line_and_leaves_nothing(cli, tmp_path, name, content, m
 def test_a_full_disk_says_how_to_go_on(cli, monkeypatch, error):
     import scratchlm.train.run as training
 
-    def fill(config, path, *, resume, on_event):
+    def fill(config, path, **settings):
         raise error
 
     monkeypatch.setattr(training, "run", fill)
