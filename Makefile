@@ -33,6 +33,7 @@ bench-tokenizer: $(VENV)/.benchmark
 
 bench-train: $(VENV)/.development
 	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/python benchmarks/train_table.py
 	$(BIN)/python benchmarks/bench_optimizers.py
 	$(BIN)/python benchmarks/bench_plan.py --save
 
