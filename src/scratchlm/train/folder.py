@@ -2,6 +2,7 @@
 
     config.json                  every setting, resolved
     environment.json             versions and hardware
+    plan.json                    what "auto" became: precision, compilation, rows at once
     tokenizer.scratchlm.json
     data/train/  data/valid/     token shards
     checkpoints/step-0000100/
@@ -42,6 +43,11 @@ class RunFolder:
     def environment(self) -> Path:
         """Versions and hardware."""
         return self.path / "environment.json"
+
+    @property
+    def plan(self) -> Path:
+        """How the arithmetic is done; a resumed run does it likewise."""
+        return self.path / "plan.json"
 
     @property
     def tokenizer(self) -> Path:

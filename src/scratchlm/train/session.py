@@ -27,8 +27,9 @@ from scratchlm.train.config import RunConfig
 from scratchlm.train.events import OnEvent, Saved
 from scratchlm.train.examine import Examiner, Floor
 from scratchlm.train.folder import RunFolder
-from scratchlm.train.plan import Plan, execution, make_plan
+from scratchlm.train.plan import Plan, execution
 from scratchlm.train.record import Record, batch_of
+from scratchlm.train.settled import choose_plan, remember
 from scratchlm.train.signals import StopSignals
 from scratchlm.train.snapshot import Progress
 from scratchlm.train.summary import summarise
@@ -62,12 +63,13 @@ class Session:
         self.train_set, self.valid_set, self.floor = train_set, valid_set, floor
         shared = processes.local_world_size > 1
         runtime.set_threads(max(1, runtime.num_cores() // processes.local_world_size) if shared else None)
-        self.plan = make_plan(
+        self.plan = choose_plan(
             config,
+            folder,
+            processes,
             vocab_size=tokenizer.vocab_size,
             train_tokens=train_set.num_tokens,
             valid_tokens=valid_set.num_tokens,
-            world_size=processes.world_size,
         )
         how = execution(self.plan, config.model.context_length)
         self.device, self.signals = how.device, StopSignals()
@@ -276,6 +278,7 @@ class Session:
             if self.processes.first:
                 text = json.dumps(runtime.environment(), indent=2) + "\n"
                 runtime.write_text_atomically(self.folder.environment, text)
+                remember(self.folder, self.plan, self.processes.world_size)
                 saver = Saver(
                     self.folder.checkpoints,
                     newest=train.keep_checkpoints,
