@@ -142,7 +142,7 @@ def test_shell_completion_answers(tmp_path):
     more = {"_SCRATCHLM_COMPLETE": "complete_bash", "COMP_WORDS": "scratchlm tr", "COMP_CWORD": "1"}
     assert python(cwd=tmp_path, env=more).stdout.split() == ["train"]
     more |= {"COMP_WORDS": "scratchlm train de", "COMP_CWORD": "2"}
-    assert python(cwd=tmp_path, env=more).stdout.split() == ["demo"]
+    assert python(cwd=tmp_path, env=more).stdout.split() == ["demo", "demo-speed"]
 
 
 def test_warnings_are_lines_on_stderr(cli, monkeypatch):

@@ -5,7 +5,7 @@ from tiny_settings import TINY, TINY_STORIES
 
 from scratchlm import hardware
 
-SMALL = [*TINY, *TINY_STORIES]
+SMALL = [*TINY, *TINY_STORIES, "optimizer=adamw"]
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ def test_lengths_intervals_and_machine_may_change_and_are_told():
         "name": ("demo", "other"),
         "train.log_every": (5, 50),
         "train.micro_batch_tokens": ("auto", 512),
-        "train.steps": (2000, 4000),
+        "train.steps": (OLD.train.steps, 4000),
     }
 
 

@@ -14,7 +14,8 @@ SMALL = ["model.d_model=32", "model.num_heads=4", "model.num_layers=2", "model.c
 
 
 def small(*words):
-    config = recipes.read("demo", [*SMALL, "train.batch_tokens=256", "tokenizer.vocab_size=300", *words])
+    common = [*SMALL, "optimizer=adamw", "train.batch_tokens=256", "tokenizer.vocab_size=300"]
+    config = recipes.read("demo", [*common, *words])
     return config, config.model.with_vocabulary(300)
 
 

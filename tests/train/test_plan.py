@@ -13,6 +13,7 @@ from scratchlm.train.trainer import Execution
 
 CPU = torch.device("cpu")
 TINY = [
+    "optimizer=adamw",
     "model.d_model=16",
     "model.num_heads=2",
     "model.num_layers=1",
