@@ -69,8 +69,6 @@ def build_trainer(
     abandon: Callable[[], bool],
 ) -> Trainer:
     """The trainer with everything that a step needs."""
-    if hasattr(model, "gradient_checkpointing"):
-        model.gradient_checkpointing = config.train.gradient_checkpointing
     objective = make_objective(
         model,
         config.train,

@@ -152,8 +152,6 @@ def traced_peak(
 
     with FakeTensorMode(), _Living() as living:
         model = MODELS.get(settings.name)(settings)
-        if hasattr(model, "gradient_checkpointing"):
-            model.gradient_checkpointing = config.train.gradient_checkpointing
         objective = make_objective(
             model,
             config.train,

@@ -48,11 +48,11 @@ def make_objective(
     compiled: bool,
     end_of_text_id: int,
 ) -> Objective:
-    """Return the loss that training minimises.
+    """Return the loss that training minimises, and let the model checkpoint its blocks if it shall.
 
     Args:
         model: Ids -> logits.
-        config: Smoothing, z-loss and whether documents are masked from each other.
+        config: Smoothing, z-loss, gradient checkpointing, whether documents are masked from each other.
         device: Where the model is.
         precision: Number format of matrix products.
         micro_tokens: Tokens computed at once.
@@ -60,6 +60,8 @@ def make_objective(
         end_of_text_id: Where documents begin, for the mask.
     """
     extras = {"z_loss": config.z_loss, "label_smoothing": config.label_smoothing}
+    if hasattr(model, "gradient_checkpointing"):
+        model.gradient_checkpointing = config.gradient_checkpointing
     chunk_rows = logit_rows(model, micro_tokens, device=device, compiled=compiled)
 
     def objective(inputs: Tensor, targets: Tensor) -> Tensor:

@@ -115,8 +115,6 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
     device = execution.device
     _reset_peak(device)
     model = MODELS.get(settings.name)(settings).to(device)
-    if hasattr(model, "gradient_checkpointing"):
-        model.gradient_checkpointing = config.train.gradient_checkpointing
     eager = make_objective(
         model,
         config.train,

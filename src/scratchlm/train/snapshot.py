@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scratchlm import runtime
@@ -43,7 +44,7 @@ def take(
         tensors["ema"] = average.state()
     state = {
         "optimizer": plain,
-        "parameters": _order(trainer),
+        "parameters": _order(trainer.model, trainer.optimizer.param_groups),
         "random": numbers,
         "guard": trainer.guard.state(),
         "data_offset": trainer.data_offset,
@@ -86,25 +87,22 @@ def identity(trainer: Trainer, tokenizer: str) -> dict[str, str | int]:
     }
 
 
-def _order(trainer: Trainer) -> list[str]:
-    """The parameters' names in the optimizer's order: state is saved by number."""
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-    return [names[id(p)] for group in trainer.optimizer.param_groups for p in group["params"]]
+def _order(model: torch.nn.Module, groups: list[dict[str, Any]]) -> list[str]:
+    """The parameters' names in the order of an optimizer's groups: state is saved by number."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in groups for p in group["params"]]
 
 
 def _renumbered(saved: Checkpoint, trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's saved state under today's numbers: groups may have been made in another order."""
-    numbers = {name: number for number, name in enumerate(_order(trainer))}
-    had = saved.state.get("parameters") or _order_of_format_1(trainer)
+    model = trainer.model
+    today = _order(model, trainer.optimizer.param_groups)
+    numbers = {name: number for number, name in enumerate(today)}
+    # checkpoints of format 1 know no names: they numbered matrices first, then vectors
+    had = saved.state.get("parameters") or _order(model, decay_groups(model.named_parameters()))
     now = {str(number): str(numbers[name]) for number, name in enumerate(had)}
     moments = {}
     for name, tensor in saved.tensors.get("optimizer", {}).items():
         number, _, key = name.partition(".")
         moments[f"{now[number]}.{key}"] = tensor
     return moments, {now[number]: values for number, values in saved.state["optimizer"].items()}
-
-
-def _order_of_format_1(trainer: Trainer) -> list[str]:
-    """Matrices, then vectors, each in the model's order: how the first checkpoints numbered parameters."""
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-    return [names[id(p)] for group in decay_groups(trainer.model.named_parameters()) for p in group["params"]]
