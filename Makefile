@@ -12,11 +12,13 @@ demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile" --jaxtyping-packages=$(CHECKED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile and not interpret" --jaxtyping-packages=$(CHECKED)
 	$(BIN)/python -m pytest -q -m "compile and not slow and not gpu"
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "interpret and not slow" tests/kernels
 
 test-slow: $(VENV)/.development
-	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not network and not interpret"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m "slow and interpret" tests/kernels
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check src tests benchmarks
@@ -56,7 +58,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.development: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt -e '.[dev,docs]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,docs,kernels]'
 	touch $@
 
 $(VENV)/.benchmark: $(VENV)/.development

@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional
 
 from scratchlm.kernels import KERNELS, choose
-from scratchlm.kernels.attention_reference import causal_mask, masked_attention, same_document, softmax
+from scratchlm.kernels.attention_reference import (
+    alibi_bias,
+    causal_mask,
+    masked_attention,
+    same_document,
+    softmax,
+)
 
 NAMES = sorted(KERNELS["attention"])
 
@@ -52,7 +58,7 @@ def test_blocks_equal_the_reference(window, softcap, biased):
     settings = {
         "window": window,
         "softcap": softcap,
-        "bias_HTS": torch.randn(4, 270, 290) if biased else None,
+        "slopes_H": torch.rand(4) if biased else None,
     }
     reference = choose("attention", "reference").function(q, k, v, **settings)
     torch.testing.assert_close(choose("attention", "blocks").function(q, k, v, **settings), reference)
@@ -96,9 +102,9 @@ def test_documents_attend_as_if_each_were_alone(name, window):
 def test_documents_and_biases_and_past_keys_go_together(name):
     q, k, v = inputs(queries=140, keys=150)
     documents = (torch.arange(150) // 60).expand(2, 150)
-    settings = {"bias_HTS": torch.randn(4, 140, 150), "documents_BS": documents}
+    settings = {"slopes_H": torch.rand(4), "documents_BS": documents}
     mask = causal_mask(140, 150) & same_document(documents, 140)
-    expected = masked_attention(q, k, v, mask_TS=mask, bias_HTS=settings["bias_HTS"])
+    expected = masked_attention(q, k, v, mask_TS=mask, bias_HTS=alibi_bias(settings["slopes_H"], 140, 150))
     torch.testing.assert_close(choose("attention", name).function(q, k, v, **settings), expected)
 
 

@@ -118,7 +118,7 @@ def test_forward_flops_equal_torchs_count(settings):
         d_model=32,
         num_layers=2,
         num_heads=4,
-        implementation="reference",
+        attention="reference",
         **settings,
     )
     model = MODELS.build("transformer", config)

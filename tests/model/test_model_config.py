@@ -41,7 +41,7 @@ def test_parts_are_chosen_by_name_and_their_settings_are_checked():
         (["d_modle=24"], "unknown key 'd_modle'. Did you mean 'd_model'"),
         (["name=transfomer"], "unknown model 'transfomer'. Did you mean 'transformer'"),
         (["norm=rmsnrm"], "unknown norm 'rmsnrm'. Did you mean 'rmsnorm'"),
-        (["implementation=sdpa", "softcap=5"], "sdpa cannot cap scores"),
+        (["attention=sdpa", "softcap=5"], "sdpa cannot cap scores"),
         (["dropout=1.0"], "dropout=1.0"),
         (["placement=before"], "placement='before'"),
         (["vocab_size=0"], "vocab_size=0"),

@@ -26,8 +26,8 @@ VARIANTS = [
     {"qk_norm": True, "num_kv_heads": 2},
     {"softcap": 5.0, "logit_softcap": 3.0},
     {"tied": True, "zero_init_projections": True},
-    {"implementation": "reference"},
-    {"implementation": "sdpa", "position": "alibi"},
+    {"attention": "reference"},
+    {"attention": "sdpa", "position": "alibi"},
 ]
 
 

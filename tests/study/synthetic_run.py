@@ -60,7 +60,7 @@ CONFIG = {
         "num_heads": 6, "num_kv_heads": None, "d_ff": None, "dropout": 0.0, "tied": False, "bias": False,
         "placement": "pre", "norm": {"name": "rmsnorm", "eps": 1e-5}, "position": {"name": "rope"},
         "feedforward": {"name": "swiglu"}, "qk_norm": False, "window": None, "softcap": None,
-        "implementation": "auto",
+        "attention": "auto",
     },
     "batches": {"name": "documents"},
     "optimizer": {"name": "adamw", "lr": 0.003, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},

@@ -118,7 +118,7 @@ def test_settings_that_decide_what_is_learned_must_be_equal(key, value, words):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("seed", 5), ("name", "mine"), ("train.precision", "float32"), ("train.eval_every", 50),
-     ("data.workers", 4), ("sampling.temperature", 0.5), ("model.implementation", "sdpa")],
+     ("data.workers", 4), ("sampling.temperature", 0.5), ("model.attention", "sdpa")],
 )  # fmt: skip
 def test_settings_that_leave_the_expected_loss_alone_may_differ(key, value):
     assert FLAT.judge(rows_of(2.0), changed(key, value)).kind == "normal"

@@ -156,5 +156,5 @@ def test_recipes_in_json_are_found_by_name_and_by_path():
     path = recipes.find("attention-sgd")
     assert path.suffix == ".json"
     assert recipes.read(str(path)) == recipes.read("attention-sgd")
-    assert recipes.read("attention-sgd").model.implementation == "reference"
-    assert recipes.read("flash-adamw-4x8").model.implementation == "blocks"
+    assert recipes.read("attention-sgd").model.attention == "reference"
+    assert recipes.read("flash-adamw-4x8").model.attention == "blocks"

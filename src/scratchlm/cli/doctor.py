@@ -152,7 +152,7 @@ def choices() -> list[Finding]:
             if can_compile
             else "no compiler for this device",
         ),
-        Finding("attention", "our own", "implementation=sdpa takes torch's"),
+        Finding("attention", "our own", "model.attention=sdpa takes torch's"),
     ]
 
 

@@ -1,45 +1,108 @@
 """Operations with several implementations: a name comes in, the function and the reason go out.
 
-attention: "reference" (written out), "blocks" (the same arithmetic without the future; the default) and
-"sdpa" (torch's own). All implementations of one operation have the same signature; "auto" takes one of ours.
+Every operation has a naive twin called "reference", at least one way that is fast on a CPU, and "triton", our
+own kernels for a GPU (kernels/gpu/). All implementations of one operation have the same signature. "auto"
+takes Triton for tensors on a GPU that can run it and the best plain way for all others:
+
+    choose("attention", "auto").function(q, k, v)         decided by the machine
+    choose("attention", "triton", device)                 exactly this one, or an error that says why not
+
+Implementations are named by module and loaded when they are chosen: Numba and Triton take part of a second.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
 
-from scratchlm.kernels import attention_blocks, attention_reference, attention_sdpa
 from scratchlm.registry import unknown
+from scratchlm.runtime import log
 
-KERNELS: dict[str, dict[str, Callable[..., Tensor]]] = {
+KERNELS: dict[str, dict[str, str]] = {
     "attention": {
-        "reference": attention_reference.attention,
-        "blocks": attention_blocks.attention,
-        "sdpa": attention_sdpa.attention,
+        "reference": "attention_reference:attention",
+        "blocks": "attention_blocks:attention",
+        "sdpa": "attention_sdpa:attention",
     },
 }
-"""Operation -> name -> function."""
+"""Operation -> name -> "module:function", the module below this package."""
+
+PLAIN = {"attention": ("blocks", "plain tensor operations that skip the future")}
+"""Operation -> what "auto" takes where Triton does not run, and what that is."""
+
+_said: set[str] = set()
+"""Reasons for falling back that have been said."""
 
 
 class Choice(NamedTuple):
     """An implementation, its name, and why it was taken."""
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     reason: str
     name: str
 
 
-def choose(op: str, name: str = "auto") -> Choice:
-    """Return the implementation of `op` called `name`; "auto" takes the best of ours for every machine.
+def choose(op: str, name: str = "auto", device: torch.device | str | None = None) -> Choice:
+    """Return the implementation of `op` called `name`.
+
+    Args:
+        op: A key of KERNELS.
+        name: A key of KERNELS[op], or "auto".
+        device: Where the tensors will be. None: "auto" decides at each call, by the first tensor.
 
     Raises:
-        ValueError: There is no such operation or implementation.
+        ValueError: There is no such operation or implementation, or it cannot run on `device`.
     """
     if op not in KERNELS:
         raise ValueError(unknown("operation", op, KERNELS))
     if name == "auto":
-        return Choice(KERNELS[op]["blocks"], "plain tensor operations that skip the future", "blocks")
+        return _choose_by_machine(op) if device is None else _choose_by_device(op, torch.device(device))
     if name not in KERNELS[op]:
         raise ValueError(f"{op}={name}: {unknown('implementation', name, [*KERNELS[op], 'auto'])}")
-    return Choice(KERNELS[op][name], "as configured", name)
+    if name == "triton" and device is not None and (obstacle := triton_obstacle(torch.device(device))):
+        raise ValueError(f"{op}=triton cannot run on {device}: {obstacle} Take {op}=auto.")
+    return Choice(load(op, name), "as configured", name)
+
+
+def load(op: str, name: str) -> Callable[..., Any]:
+    """Import and return one implementation."""
+    module, _, function = KERNELS[op][name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), function)
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """Return why our Triton kernels cannot run on a device, as a sentence; None if they can."""
+    from scratchlm.kernels.gpu import support
+
+    return support.obstacle(device)
+
+
+def _choose_by_device(op: str, device: torch.device) -> Choice:
+    plain, reason = PLAIN[op]
+    if "triton" not in KERNELS[op]:
+        return Choice(load(op, plain), reason, plain)
+    obstacle = triton_obstacle(device)
+    if obstacle is None:
+        return Choice(load(op, "triton"), "our Triton kernel, on a GPU that runs it", "triton")
+    if device.type == "cuda" and obstacle not in _said:
+        _said.add(obstacle)
+        log.warning("The plain kernels run instead of ours for GPUs: %s", obstacle)
+    return Choice(load(op, plain), f"{reason}; no Triton: {obstacle}", plain)
+
+
+def _choose_by_machine(op: str) -> Choice:
+    """Take the plain function on a machine without a GPU; on others one that looks where its tensors are."""
+    plain = _choose_by_device(op, torch.device("cpu"))
+    if not torch.cuda.is_available():
+        return plain
+    fast = _choose_by_device(op, torch.device("cuda"))
+    if fast.name == plain.name:
+        return fast
+
+    def by_device(first: Any, *arguments: Any, **settings: Any) -> Any:
+        tensor = first if isinstance(first, torch.Tensor) else first[0]
+        function = fast.function if tensor.is_cuda else plain.function
+        return function(first, *arguments, **settings)
+
+    return Choice(by_device, f"on a GPU: {fast.reason}; elsewhere: {plain.reason}", fast.name)

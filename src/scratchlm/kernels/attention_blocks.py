@@ -25,8 +25,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scratchlm.kernels import attention_reference
 from scratchlm.kernels.attention_reference import (
+    alibi_bias,
     causal_mask,
+    check_attention,
     masked_attention,
     same_document,
     softmax_where_,
@@ -41,17 +44,24 @@ def attention(
     k_BGSK: Float[Tensor, "batch kv_heads keys d_head"],
     v_BGSK: Float[Tensor, "batch kv_heads keys d_value"],
     *,
+    causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
-    bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+    slopes_H: Float[Tensor, " heads"] | None = None,
     documents_BS: Int[Tensor, "batch keys"] | None = None,
 ) -> Float[Tensor, "batch heads time d_value"]:
-    """Return causal attention; arguments and results as in attention_reference.attention."""
+    """Return attention; arguments, results and errors as in attention_reference.attention."""
+    if not causal:  # no future to leave out: the written-out attention computes nothing in vain
+        return attention_reference.attention(
+            q_BHTK, k_BGSK, v_BGSK, causal=False, softcap=softcap, documents_BS=documents_BS
+        )
+    check_attention(q_BHTK, k_BGSK, v_BGSK, causal=causal, window=window, slopes_H=slopes_H)
     num_queries, num_keys = q_BHTK.shape[2], k_BGSK.shape[2]
-    if softcap is None and bias_HTS is None:
+    if softcap is None and slopes_H is None:
         # scaling q instead of the scores: T * K numbers, not T * S
         q_BHTK = q_BHTK * q_BHTK.shape[-1] ** -0.5
         return _BlockAttention.apply(q_BHTK, k_BGSK, v_BGSK, documents_BS, window)
+    bias_HTS = None if slopes_H is None else alibi_bias(slopes_H, num_queries, num_keys)
     outs = []
     for rows, keys in _blocks(num_queries, num_keys, window):
         mask_TS = _mask(rows, keys, num_keys - num_queries, window, documents_BS, q_BHTK.device)

@@ -2,7 +2,8 @@ r"""Queries, keys, values in, weighted means of the values out: attention writte
 
     scores = q k^T / sqrt(d_head)                      how well each query fits each key
     scores = softcap * tanh(scores / softcap)          if asked for: no score beyond +-softcap
-    scores = scores + bias,  -inf where not allowed    the future, before the window, other documents
+    scores = scores - slope * distance                 if asked for: ALiBi, each head with its slope
+    scores = -inf  where not allowed                   the future, before the window, other documents
     out    = softmax(scores) v
 
 The naive twin of every faster attention: it holds all B * H * T * S scores at once. Grouped queries need no
@@ -25,26 +26,72 @@ def attention(
     k_BGSK: Float[Tensor, "batch kv_heads keys d_head"],
     v_BGSK: Float[Tensor, "batch kv_heads keys d_value"],
     *,
+    causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
-    bias_HTS: Float[Tensor, "heads time keys"] | None = None,
+    slopes_H: Float[Tensor, " heads"] | None = None,
     documents_BS: Int[Tensor, "batch keys"] | None = None,
 ) -> Float[Tensor, "batch heads time d_value"]:
-    """Return causal attention; the last query stands at the last key's position.
+    """Return attention; the last query stands at the last key's position.
 
     Args:
         q_BHTK: Queries.
         k_BGSK: Keys; key head g serves query heads g * R ... g * R + R - 1 with R = heads / kv_heads.
         v_BGSK: Values.
-        window: How many keys a query sees, itself included; None for all before it.
+        causal: Whether a query sees only the keys up to its own position, or all.
+        window: How many keys a query sees, itself included; None for all before it. Causal attention only.
         softcap: Bound for the scores before the bias.
-        bias_HTS: Added to the scores (ALiBi).
+        slopes_H: What each head's score loses per token of distance (ALiBi). Causal attention only.
         documents_BS: The number of each key's document: a query sees the keys of its own document only.
+
+    Raises:
+        ValueError: The shapes do not fit together, or a window or slopes without causal attention.
     """
-    mask_TS = causal_mask(q_BHTK.shape[2], k_BGSK.shape[2], window=window, device=q_BHTK.device)
+    check_attention(q_BHTK, k_BGSK, v_BGSK, causal=causal, window=window, slopes_H=slopes_H)
+    num_queries, num_keys = q_BHTK.shape[2], k_BGSK.shape[2]
+    mask_TS = None
+    if causal:
+        mask_TS = causal_mask(num_queries, num_keys, window=window, device=q_BHTK.device)
     if documents_BS is not None:
-        mask_TS = mask_TS & same_document(documents_BS, q_BHTK.shape[2])
+        same = same_document(documents_BS, num_queries)
+        mask_TS = same if mask_TS is None else mask_TS & same
+    bias_HTS = None if slopes_H is None else alibi_bias(slopes_H, num_queries, num_keys)
     return masked_attention(q_BHTK, k_BGSK, v_BGSK, mask_TS=mask_TS, softcap=softcap, bias_HTS=bias_HTS)
+
+
+def check_attention(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+    slopes_H: Tensor | None,
+) -> None:
+    """Check what every implementation of attention asks for.
+
+    Raises:
+        ValueError: The shapes do not fit together, or a window or slopes without causal attention.
+    """
+    shapes = f"q {tuple(q_BHTK.shape)}, k {tuple(k_BGSK.shape)}, v {tuple(v_BGSK.shape)}"
+    if not q_BHTK.ndim == k_BGSK.ndim == v_BGSK.ndim == 4:
+        raise ValueError(f"attention: {shapes}; all must be (batch, heads, time, d_head).")
+    (batch, heads, queries, d_head), (_, kv_heads, keys, _) = q_BHTK.shape, k_BGSK.shape
+    if k_BGSK.shape != (batch, kv_heads, keys, d_head) or v_BGSK.shape[:3] != k_BGSK.shape[:3]:
+        raise ValueError(f"attention: {shapes}; batch, d_head, keys and key heads must be the same.")
+    if not kv_heads or heads % kv_heads:
+        raise ValueError(f"attention: {shapes}; the key heads must divide the {heads} query heads.")
+    if causal and queries > keys:
+        raise ValueError(
+            f"attention: {queries} queries and {keys} keys; in causal attention the queries are the last "
+            "of the keys' positions. Give at least as many keys, or causal=False."
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"attention: window={window}; a query sees itself, so at least 1, or None.")
+    if not causal and (window is not None or slopes_H is not None):
+        raise ValueError("attention: a window or ALiBi's slopes look back, so they need causal=True.")
+    if slopes_H is not None and slopes_H.shape != (heads,):
+        raise ValueError(f"attention: slopes of shape {tuple(slopes_H.shape)} for {heads} heads.")
 
 
 def masked_attention(
@@ -89,6 +136,15 @@ def causal_mask(
     distance_TS = keys[num_keys - num_queries :, None] - keys[None, :]
     mask_TS = distance_TS >= 0
     return mask_TS if window is None else mask_TS & (distance_TS < window)
+
+
+def alibi_bias(
+    slopes_H: Float[Tensor, " heads"], num_queries: int, num_keys: int
+) -> Float[Tensor, "heads time keys"]:
+    """Return -slope * distance for each head, query and key; the last query is at the last key."""
+    keys = torch.arange(num_keys, device=slopes_H.device)
+    queries = keys[num_keys - num_queries :]
+    return slopes_H[:, None, None] * (keys[None, :] - queries[:, None])
 
 
 def same_document(

@@ -40,7 +40,7 @@ class CausalSelfAttention(Module):
         self.output_proj = Linear(width, config.d_model, bias=config.bias)
         self.q_norm = RMSNorm(config.d_head) if config.qk_norm else None
         self.k_norm = RMSNorm(config.d_head) if config.qk_norm else None
-        self.attention = choose("attention", config.implementation).function
+        self.attention = choose("attention", config.attention).function
 
     def forward(
         self,
@@ -75,7 +75,7 @@ class CausalSelfAttention(Module):
             v_BGSK,
             window=self.window,
             softcap=self.softcap,
-            bias_HTS=position.bias(q_BHTK.shape[2], k_BGSK.shape[2]),
+            slopes_H=position.slopes,
             documents_BS=documents_BT,
         )
         return self.output_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))

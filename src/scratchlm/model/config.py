@@ -4,7 +4,7 @@
 Names are those of Stanford CS336.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,10 +57,18 @@ class ModelSettings(Config):
     """Bound for attention scores, softcap * tanh(score / softcap). None: no bound."""
     logit_softcap: float | None = Field(None, gt=0.0)
     """Bound for the head's logits, in the same form. None: no bound."""
-    implementation: Literal["auto", "reference", "blocks", "sdpa"] = "auto"
-    """Which attention runs; auto is our own, sdpa is torch's."""
+    attention: Literal["auto", "reference", "blocks", "tiled", "triton", "sdpa", "flex"] = "auto"
+    """Which attention runs (kernels/); auto takes the fastest of ours, sdpa and flex are torch's."""
     zero_init_projections: bool = False
     """Whether each branch's last matrix starts at 0, so that every block starts as the identity."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_runs(cls, given: Any) -> Any:
+        """Take `implementation`, the name that `attention` had in runs of version 0.1."""
+        if isinstance(given, dict) and "implementation" in given and "attention" not in given:
+            return {"attention" if key == "implementation" else key: value for key, value in given.items()}
+        return given
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ModelSettings":
@@ -83,10 +91,8 @@ class ModelSettings(Config):
                 f"model: position=rope turns pairs, so d_model / num_heads must be even, not {self.d_head} "
                 f"(d_model={self.d_model}, num_heads={self.num_heads}); choose another num_heads."
             )
-        if self.implementation == "sdpa" and self.softcap is not None:
-            raise ValueError(
-                "model: implementation=sdpa cannot cap scores; drop softcap or use implementation=auto."
-            )
+        if self.attention == "sdpa" and self.softcap is not None:
+            raise ValueError("model: attention=sdpa cannot cap scores; drop softcap or use attention=auto.")
         return self
 
     @property

@@ -6,7 +6,7 @@ does nothing at the ones that it leaves out:
     add(x, start)             to the embeddings, before the first layer        learned, sinusoidal
     rotate(x, start)          queries and keys, in every layer                 rope
     arrange(weight)           the order of a head's numbers that rotate takes  rope
-    bias(num_queries, ...)    the attention scores, in every layer             alibi
+    slopes                    the attention scores, in every layer             alibi
 
 `start` is the position of the first token: 0 in training, the number of cached tokens while generating.
 
@@ -41,9 +41,13 @@ POSITIONS: Family["Position"] = Family("position", package="scratchlm.model")
 class Position(Module):
     """The position part that does nothing; others override the one place where they act."""
 
+    slopes: Float[Tensor, " heads"] | None
+    """What each head's score loses per token of distance; None for nothing."""
+
     def __init__(self, d_model: int, num_heads: int, d_head: int, context_length: int) -> None:
         super().__init__()
         self.context_length = context_length
+        self.register_buffer("slopes", None, persistent=False)
 
     def add(self, x: Float[Tensor, "batch time d_model"], start: int) -> Float[Tensor, "batch time d_model"]:
         """Return the embeddings with their positions added; the first one stands at `start`."""
@@ -58,10 +62,6 @@ class Position(Module):
     def arrange(self, rows: Float[Tensor, "num_rows ..."]) -> Float[Tensor, "num_rows ..."]:
         """Return the rows of a query or key projection in the order that `rotate` takes, head by head."""
         return rows
-
-    def bias(self, num_queries: int, num_keys: int) -> Float[Tensor, "heads queries keys"] | None:
-        """Return what to add to the scores, or None; the last query stands where the last key does."""
-        return None
 
 
 @POSITIONS.register("none")
@@ -107,13 +107,7 @@ class ALiBi(Position):
 
     def __init__(self, d_model: int, num_heads: int, d_head: int, context_length: int) -> None:
         super().__init__(d_model, num_heads, d_head, context_length)
-        self.register_buffer("slopes", torch.tensor(alibi_slopes(num_heads)), persistent=False)
-
-    def bias(self, num_queries: int, num_keys: int) -> Float[Tensor, "heads queries keys"]:
-        """Return -slope * distance for each head, query and key."""
-        keys = torch.arange(num_keys, device=self.slopes.device)
-        queries = keys[num_keys - num_queries :]
-        return self.slopes[:, None, None] * (keys[None, :] - queries[:, None])
+        self.slopes = torch.tensor(alibi_slopes(num_heads))
 
 
 @POSITIONS.register("learned")

@@ -30,7 +30,7 @@ MAX_DEPTH = 3
 
 WITHOUT_INFLUENCE = (
     "name", "description", "seed", "sampling", "prompt",
-    "data", "model.implementation",
+    "data", "model.attention",
     "train.device", "train.precision", "train.compile", "train.micro_batch_tokens",
     "train.gradient_checkpointing", "train.log_every", "train.eval_every", "train.sample_every",
     "train.first_sample", "train.save_every", "train.keep_checkpoints", "train.keep_every",

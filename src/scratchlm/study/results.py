@@ -62,7 +62,7 @@ def result_of(run_folder: Path) -> dict[str, Any]:
     """
     record = read_run(run_folder)
     optimizer = record.summary.get("optimizer") or section(record.config, "optimizer").get("name")
-    attention = record.summary.get("attention") or section(record.config, "model").get("implementation")
+    attention = record.summary.get("attention") or section(record.config, "model").get("attention")
     return {
         "name": record.name,
         "optimizer": optimizer,

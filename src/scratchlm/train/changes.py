@@ -37,7 +37,7 @@ HARMLESS = (
     "train.save_in_background",
     "train.statistics_every",
     "train.track",
-    "model.implementation",
+    "model.attention",
 )
 """Settings that decide how long, where and what is shown, but not what a step computes beyond rounding."""
 MEANING = ("seed", "corpus", "tokenizer", "data.chunk_size", "model", "batches", "train.batch_tokens")

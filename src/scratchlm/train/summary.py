@@ -54,7 +54,7 @@ def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> 
         "rollbacks": guard.num_rollbacks,
         "corpus": config.corpus.name,
         "optimizer": config.optimizer.name,
-        "attention": config.model.implementation,
+        "attention": config.model.attention,
         "tokenizer": _vocabulary(session.tokenizer)
         | {"bytes_per_token": session.valid_set.num_bytes / max(1, session.valid_set.num_tokens)},
     }
