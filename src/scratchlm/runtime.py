@@ -101,7 +101,11 @@ def set_threads(num_threads: int | None = None) -> int:
     By default OMP_NUM_THREADS where somebody has set it, else all cores. The number is recorded with each
     run: one and two threads differ in the last bits.
     """
+    import numpy as np
     import torch
+
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # NumPy looks for the smallest number once, and warns if it is flushed by then
 
     asked = os.environ.get("OMP_NUM_THREADS", "")
     count = num_threads or (int(asked) if asked.isdigit() and int(asked) else num_cores())
@@ -189,7 +193,8 @@ def processor_name() -> str:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    """The commit that is checked out, with a + if tracked files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

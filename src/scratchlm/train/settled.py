@@ -31,10 +31,10 @@ def choose_plan(config: RunConfig, folder: RunFolder, processes: Processes, **kn
     """
     known["world_size"] = processes.world_size
     settled = settled_before(folder, processes.world_size)
-    plan = make_plan(with_settled(config, settled), **known)
     if processes.world_size > 1:
-        mine = {name: getattr(plan, name) for name in AUTOMATIC}
-        return make_plan(with_settled(config, processes.from_first(mine)), **known)
+        chosen = processes.from_first(_choices(config, settled, known) if processes.first else {})
+        return make_plan(with_settled(config, chosen), **known)
+    plan = make_plan(with_settled(config, settled), **known)
     if not settled and probe_pays(plan):
         log.info("trying a few steps to see whether compiling pays")
         return make_plan(config, probe=True, **known)
@@ -43,8 +43,7 @@ def choose_plan(config: RunConfig, folder: RunFolder, processes: Processes, **kn
 
 def remember(folder: RunFolder, plan: Plan, world_size: int) -> None:
     """Write down what was chosen; a resumed run writes the same again."""
-    chosen = {name: getattr(plan, name) for name in AUTOMATIC}
-    text = json.dumps(chosen | {"device": plan.device, "world_size": world_size}, indent=2)
+    text = json.dumps(_automatic(plan) | {"device": plan.device, "world_size": world_size}, indent=2)
     write_text_atomically(folder.plan, text + "\n")
 
 
@@ -67,6 +66,15 @@ def settled_before(folder: RunFolder, world_size: int) -> dict[str, Any]:
     if not same:
         del settled["micro_batch_tokens"]
     return settled
+
+
+def _choices(config: RunConfig, settled: dict[str, Any], known: dict[str, int]) -> dict[str, Any]:
+    """What "auto" becomes on this process's machine."""
+    return _automatic(make_plan(with_settled(config, settled), **known))
+
+
+def _automatic(plan: Plan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in AUTOMATIC}
 
 
 def with_settled(config: RunConfig, settled: dict[str, Any]) -> RunConfig:
