@@ -15,7 +15,8 @@ from scratchlm.kernels.attention_reference import (
     softmax,
 )
 
-NAMES = sorted(KERNELS["attention"])
+NAMES = [name for name in sorted(KERNELS["attention"]) if name != "flex" and "triton" not in name]
+"""Every attention that runs on a CPU, forward and backward."""
 
 
 def inputs(heads=4, kv_heads=2, queries=9, keys=9, d_head=8, dtype=torch.float32):
