@@ -44,6 +44,11 @@ BORROWED = {
     "checkpoint/foreign.py": {"torch.load", "pickle.UnpicklingError"},
     # attention=sdpa, never the default
     "kernels/attention_sdpa.py": {"torch.nn.functional.scaled_dot_product_attention"},
+    # attention=flex, never the default
+    "kernels/attention_flex.py": {
+        f"torch.nn.attention.flex_attention.{name}"
+        for name in ("flex_attention", "create_block_mask", "BlockMask")
+    },
     # equals the softmax written out in the same file; one pass over the scores instead of six
     "kernels/attention_reference.py": {"torch.softmax"},
 }

@@ -25,11 +25,30 @@ KERNELS: dict[str, dict[str, str]] = {
         "blocks": "attention_blocks:attention",
         "sdpa": "attention_sdpa:attention",
         "tiled": "attention_tiled:attention",
+        "flex": "attention_flex:attention",
+    },
+    "rms_norm": {"reference": "rms_norm:rms_norm_reference", "plain": "rms_norm:rms_norm"},
+    "rotate": {"reference": "rotate:rotate_reference", "plain": "rotate:rotate"},
+    "project_heads": {"plain": "project_heads:project_heads"},
+    "adamw": {
+        "reference": "adamw_reference:move",
+        "plain": "adamw_plain:move",
+    },
+    "orthogonalize": {
+        "reference": "orthogonalize:orthogonalize_reference",
+        "plain": "orthogonalize:orthogonalize",
     },
 }
 """Operation -> name -> "module:function", the module below this package."""
 
-PLAIN = {"attention": ("blocks", "plain tensor operations that skip the future")}
+PLAIN = {
+    "attention": ("blocks", "plain tensor operations that skip the future"),
+    "rms_norm": ("plain", "plain tensor operations, the gradient written down"),
+    "rotate": ("plain", "plain tensor operations, the gradient written down"),
+    "project_heads": ("plain", "one matrix product, then each step by itself"),
+    "adamw": ("plain", "one compiled pass over memory on a CPU, else one call per operation"),
+    "orthogonalize": ("plain", "torch's products of stacked matrices"),
+}
 """Operation -> what "auto" takes where Triton does not run, and what that is."""
 
 _said: set[str] = set()
