@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from scratchlm.kernels.orthogonalize import orthogonalize, orthogonalize_reference
 from scratchlm.optim.adamw import AdamW
 from scratchlm.optim.groups import parameter_groups
 from scratchlm.optim.muon import Muon, MuonReference
-from scratchlm.optim.orthogonalize import orthogonalize, orthogonalize_reference
 
 SHAPES = [(24, 16), (16, 24), (16, 16), (24, 16)]
 

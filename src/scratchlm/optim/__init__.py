@@ -9,8 +9,9 @@
     optimizer.step()
     ema.update_()                                                    ema.py
 
-The first three optimizers stand beside their twins, the formulas; decay.py and orthogonalize.py are what they
-are made of. This folder does not know the model: an optimizer sees parameters and gradients, nothing else.
+The first three optimizers stand beside their twins, the formulas; what takes their time is in kernels/: one
+pass over memory, decay, orthogonalization. This folder does not know the model: an optimizer sees parameters
+and gradients, nothing else.
 """
 
 from collections.abc import Callable

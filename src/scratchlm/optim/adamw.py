@@ -11,8 +11,9 @@ Weight decay does not pass through m and v: added to the gradient it would be di
 gradients would switch it off.
 
 `AdamWReference` is the formula, one tensor at a time: read it first. `AdamW` folds the corrections into two
-numbers and computes the same for all tensors together: on a CPU in one compiled pass over memory
-(adamw_numba.py), elsewhere, and for other number formats, with one call per operation (torch._foreach_*).
+numbers and computes the same for all tensors together: in one pass over memory, compiled for the CPU
+(kernels/adamw_numba.py) or for the GPU (kernels/gpu/adamw.py), and for other number formats and machines with
+one call per operation (kernels/adamw_plain.py).
 
     p = p - lr * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2))       c1 = 1 - beta1^t, c2 = 1 - beta2^t
 
@@ -31,8 +32,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from scratchlm.kernels import choose
+from scratchlm.kernels.decay import decay_
 from scratchlm.optim import OPTIMIZERS
-from scratchlm.optim.decay import decay_
 
 TensorLists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 """Parameters, gradients, means, means of squares: four lists in the same order."""
@@ -97,16 +99,22 @@ class AdamW(Optimizer):
             betas: How much of the means of g and of g^2 is kept per step; each in [0, 1).
             eps: Added to sqrt(v); gradients much smaller than this hardly move their parameter. Above 0.
             weight_decay: Each step shrinks the parameter by lr * weight_decay of itself. At least 0.
-            cautious_decay: Decay only where the update goes towards 0, too (see decay.py).
+            cautious_decay: Decay only where the update goes towards 0, too (see kernels/decay.py).
         """
         super().__init__(params, adamw_settings(lr, betas, eps, weight_decay, cautious_decay))
+        self._move = choose("adamw").function
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._move = choose("adamw").function  # a copy chooses for its own machine
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient; return what `closure` returns."""
         loss = evaluate_closure(closure)
         for group in self.param_groups:
-            move_by_adamw([p for p in group["params"] if p.grad is not None], self.state, group)
+            params = [p for p in group["params"] if p.grad is not None]
+            move_by_adamw(params, self.state, group, self._move)
         return loss
 
 
@@ -127,12 +135,15 @@ def move_by_adamw_reference(p: Tensor, state: dict[str, Any], group: Mapping[str
     m_corrected = m / (1 - beta1**t)
     v_corrected = v / (1 - beta2**t)
     u = m_corrected / (v_corrected.sqrt() + group["eps"])
-    decay_([p], [u], lr * group["weight_decay"], cautious=group["cautious_decay"])  # before the step
+    decay_([p], [u], lr * group["weight_decay"], cautious=is_cautious(group))  # before the step
     p.sub_(lr * u)
 
 
 def move_by_adamw(
-    params: Sequence[Tensor], states: MutableMapping[Tensor, dict[str, Any]], group: Mapping[str, Any]
+    params: Sequence[Tensor],
+    states: MutableMapping[Tensor, dict[str, Any]],
+    group: Mapping[str, Any],
+    move: Callable[..., None],
 ) -> None:
     """Move parameters by their gradients, all together.
 
@@ -140,15 +151,19 @@ def move_by_adamw(
         params: Parameters with gradients.
         states: The optimizer's states by parameter; filled at the first call.
         group: Settings by name, as `adamw_settings` gives them.
+        move: An implementation of the operation "adamw" (kernels/).
     """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
     for t, lists in _by_step(params, states).items():
-        if lists[0][0].device.type == "cpu":
-            from scratchlm.optim import adamw_numba  # not at the top: half a second that a GPU does not need
-
-            if adamw_numba.can_move(*lists):
-                _update_in_one_pass(lists, t, group)
-                continue
-        _update(lists, t, group)
+        correction1, root_correction2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
+        move(
+            *lists,
+            betas=(beta1, beta2),
+            decay=lr * group["weight_decay"],
+            cautious=is_cautious(group),
+            step_size=lr * root_correction2 / correction1,
+            eps=group["eps"] * root_correction2,
+        )
 
 
 def _by_step(
@@ -165,35 +180,6 @@ def _by_step(
         means.append(state["mean"])
         squares.append(state["square"])
     return lists
-
-
-def _update_in_one_pass(lists: TensorLists, t: int, group: Mapping[str, Any]) -> None:
-    from scratchlm.optim import adamw_numba
-
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    correction1, root_correction2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
-    kept = 1 - lr * group["weight_decay"]
-    adamw_numba.move(
-        *lists,
-        betas=(beta1, beta2),
-        kept=(kept, 1.0 if group["cautious_decay"] else kept),
-        step_size=lr * root_correction2 / correction1,
-        eps=group["eps"] * root_correction2,
-    )
-
-
-def _update(lists: TensorLists, t: int, group: Mapping[str, Any]) -> None:
-    params, grads, means, squares = lists
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    correction1, root_correction2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
-    torch._foreach_lerp_(means, grads, 1 - beta1)
-    # before the step: decoupled; the update has the sign of its mean
-    decay_(params, means, lr * group["weight_decay"], cautious=group["cautious_decay"])
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_add_(denominators, group["eps"] * root_correction2)
-    torch._foreach_addcdiv_(params, means, denominators, -lr * root_correction2 / correction1)
 
 
 def adamw_settings(
@@ -221,6 +207,11 @@ def adamw_state(state: dict[str, Any], p: Tensor) -> dict[str, Any]:
     if not state:
         state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
     return state
+
+
+def is_cautious(group: Mapping[str, Any]) -> bool:
+    """Whether a group decays cautiously; one saved before there was a choice does not say, and does not."""
+    return group.get("cautious_decay", False)
 
 
 def evaluate_closure(closure: Callable[[], Any] | None) -> Any:

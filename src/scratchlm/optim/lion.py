@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from scratchlm.kernels.decay import decay_
 from scratchlm.optim import OPTIMIZERS
-from scratchlm.optim.adamw import evaluate_closure
-from scratchlm.optim.decay import decay_
+from scratchlm.optim.adamw import evaluate_closure, is_cautious
 
 
 @OPTIMIZERS.register("lion_reference")
@@ -62,7 +62,7 @@ class LionReference(Optimizer):
                     continue
                 m, g = _momentum(self.state[p], p), p.grad
                 u = (beta1 * m + (1 - beta1) * g).sign()
-                decaying = (u * p >= 0).to(p.dtype) if group["cautious_decay"] else 1.0
+                decaying = (u * p >= 0).to(p.dtype) if is_cautious(group) else 1.0
                 p.copy_(p - lr * (u + weight_decay * decaying * p))
                 m.copy_(beta2 * m + (1 - beta2) * g)
         return loss
@@ -89,7 +89,7 @@ class Lion(Optimizer):
             betas: How much of the memory goes into the direction, and how much of it is kept; in [0, 1).
             weight_decay: Each step shrinks the parameter by lr * weight_decay of itself; three to ten times
                 AdamW's. At least 0.
-            cautious_decay: Decay only where the update goes towards 0, too (see decay.py).
+            cautious_decay: Decay only where the update goes towards 0, too (see kernels/decay.py).
         """
         super().__init__(params, _settings(lr, betas, weight_decay, cautious_decay))
 
@@ -109,7 +109,7 @@ class Lion(Optimizer):
         memories = [_momentum(self.state[p], p) for p in params]
         directions = torch._foreach_lerp(memories, grads, 1 - beta1)
         torch._foreach_sign_(directions)
-        decay_(params, directions, lr * group["weight_decay"], cautious=group["cautious_decay"])
+        decay_(params, directions, lr * group["weight_decay"], cautious=is_cautious(group))
         torch._foreach_add_(params, directions, alpha=-lr)
         torch._foreach_lerp_(memories, grads, 1 - beta2)
 

@@ -2,7 +2,7 @@ r"""Muon: parameters and gradients come in, every matrix turns by the same amoun
 
     m = momentum * m + (1 - momentum) * g              mean of the gradients
     n = momentum * m + (1 - momentum) * g              Nesterov: look one step ahead
-    o = orthogonalized(n)                              U S V^T -> about U V^T   (orthogonalize.py)
+    o = orthogonalized(n)                              U S V^T -> about U V^T   (kernels/orthogonalize.py)
     p = p - lr * (scale * o + weight_decay * p)        scale: by the matrix's shape, below
 
 A gradient of a matrix is dominated by a few directions; AdamW, which looks at coordinates one by one, keeps
@@ -32,10 +32,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from scratchlm.kernels import choose
+from scratchlm.kernels.decay import decay_
+from scratchlm.kernels.orthogonalize import orthogonalize_reference
 from scratchlm.optim import OPTIMIZERS
-from scratchlm.optim.adamw import adamw_settings, evaluate_closure, move_by_adamw, move_by_adamw_reference
-from scratchlm.optim.decay import decay_
-from scratchlm.optim.orthogonalize import orthogonalize, orthogonalize_reference
+from scratchlm.optim.adamw import (
+    adamw_settings,
+    evaluate_closure,
+    is_cautious,
+    move_by_adamw,
+    move_by_adamw_reference,
+)
 from scratchlm.runtime import PrecisionName, choose_precision
 
 Scale = Literal["adamw", "spectral", "none"]
@@ -98,7 +105,7 @@ class MuonReference(Optimizer):
                 m.copy_(momentum * m + (1 - momentum) * g)
                 ahead = momentum * m + (1 - momentum) * g
                 o = orthogonalize_reference(ahead, iterations=group["iterations"])
-                decay_([p], [o], group["lr"] * group["weight_decay"], cautious=group["cautious_decay"])
+                decay_([p], [o], group["lr"] * group["weight_decay"], cautious=is_cautious(group))
                 p.sub_(group["lr"] * _scale(p, group["scale"]) * o)
             for p in split.others:
                 move_by_adamw_reference(p, self.state[p], _for_adamw(group))
@@ -139,11 +146,19 @@ class Muon(Optimizer):
             adamw_ratio: Learning rate of what is no matrix, as a multiple of `lr`. At least 0.
             betas: AdamW's: how much of the means of g and of g^2 is kept per step; each in [0, 1).
             eps: AdamW's: added to sqrt(v). Above 0.
-            cautious_decay: Decay only where the update goes towards 0, too (see decay.py).
+            cautious_decay: Decay only where the update goes towards 0, too (see kernels/decay.py).
         """
         adamw = adamw_settings(lr, betas, eps, weight_decay, cautious_decay)
         muon = _settings(momentum, scale, iterations, adamw_ratio)
         super().__init__(params, {**adamw, **muon, "precision": precision})
+        self._choose()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._choose()  # a copy chooses for its own machine
+
+    def _choose(self) -> None:
+        self._move, self._orthogonalize = choose("adamw").function, choose("orthogonalize").function
         self._precisions: dict[tuple[PrecisionName, torch.device], torch.dtype] = {}
 
     @torch.no_grad()
@@ -154,7 +169,7 @@ class Muon(Optimizer):
             split = _split(group)
             for alike in _by_shape(split.matrices):
                 self._move_matrices(alike, group)
-            move_by_adamw(split.others, self.state, _for_adamw(group))
+            move_by_adamw(split.others, self.state, _for_adamw(group), self._move)
         return loss
 
     def _move_matrices(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -165,13 +180,13 @@ class Muon(Optimizer):
         torch._foreach_lerp_(memories, grads, 1 - momentum)
         ahead = torch._foreach_lerp(grads, memories, momentum)
         wide = torch.cat([_wide(n).reshape(-1, min(n.shape[-2:]), max(n.shape[-2:])) for n in ahead])
-        wide = orthogonalize(wide, iterations=group["iterations"], dtype=self._dtype(group, params[0]))
+        wide = self._orthogonalize(wide, iterations=group["iterations"], dtype=self._dtype(group, params[0]))
         parts = wide.split([math.prod(p.shape[:-2]) for p in params])
         updates = [
             (part if p.shape[-2] <= p.shape[-1] else part.mT).reshape(p.shape).to(p.dtype)
             for p, part in zip(params, parts, strict=True)
         ]
-        decay_(params, updates, lr * group["weight_decay"], cautious=group["cautious_decay"])
+        decay_(params, updates, lr * group["weight_decay"], cautious=is_cautious(group))
         for p, update in zip(params, updates, strict=True):
             p.sub_(update, alpha=lr * _scale(p, group["scale"]))
 

@@ -14,7 +14,9 @@ other more than they save. The result does not depend on the number of threads.
     1.47 ms, seven operations per tensor 2.91 ms, this on one thread 0.91 ms, on two 0.60 ms;
     with every core busy, the median: fused 110 ms, on one thread 1.2 ms, on two 18 ms
 
-The formula, and f, s and e, are in adamw.py. Numba: https://numba.readthedocs.io.
+f is what decay leaves; the formula is in adamw_reference.py, s and e come from optim/adamw.py.
+
+Source: Numba, https://numba.readthedocs.io.
 """
 
 import inspect
@@ -62,22 +64,25 @@ def move(
     squares: Sequence[Tensor],
     *,
     betas: tuple[float, float],
-    kept: tuple[float, float],
-    step_size: float,
-    eps: float,
+    decay: float | Tensor,
+    cautious: bool,
+    step_size: float | Tensor,
+    eps: float | Tensor,
 ) -> None:
     """Update parameters, means and means of squares in place.
 
     Args:
         params: Tensors for which `can_move` holds; so for the other three lists, of the same shapes.
-        grads: Gradients.
-        means: Means of the gradients.
-        squares: Means of their squares.
-        betas: How much of the two means is kept.
-        kept: What decay leaves of a coordinate: where the update goes towards 0, and elsewhere.
-        step_size: Factor of m / (sqrt(v) + eps).
-        eps: Added to the root.
+        grads: As `adamw_reference.move`.
+        means: As `adamw_reference.move`.
+        squares: As `adamw_reference.move`.
+        betas: As `adamw_reference.move`.
+        decay: As `adamw_reference.move`.
+        cautious: As `adamw_reference.move`.
+        step_size: As `adamw_reference.move`.
+        eps: As `adamw_reference.move`.
     """
+    kept = 1 - decay
     sizes = [p.numel() for p in params]
     threaded = sum(sizes) >= THREADS_FROM and torch.get_num_threads() > 1
     rows = [
@@ -92,7 +97,8 @@ def move(
             for start in range(0, row[4], CHUNK)
         ]
     table = np.array(rows, dtype=np.int64).reshape(-1, 5)
-    numbers = np.array([1 - betas[0], betas[1], 1 - betas[1], *kept, step_size, eps], dtype=np.float32)
+    decays = (kept, 1.0 if cautious else kept)  # where the update goes towards 0, and elsewhere
+    numbers = np.array([1 - betas[0], betas[1], 1 - betas[1], *decays, step_size, eps], dtype=np.float32)
     if threaded:
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         _move_on_threads(table, numbers)

@@ -48,17 +48,21 @@ def orthogonalize(
 
 
 def orthogonalize_reference(
-    matrix: Float[Tensor, "*batch rows columns"], *, iterations: int = 5
+    matrices: Float[Tensor, "*batch rows columns"],
+    *,
+    iterations: int = 5,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "*batch rows columns"]:
-    """The formula, in the matrix's own number format.
+    """The formula, computed in the matrices' own number format.
 
     Args:
-        matrix: One matrix, or a stack of them.
+        matrices: One matrix, or a stack of them.
         iterations: How often the polynomial is applied.
+        dtype: Number format of the result; the matrices' own by default.
     """
     a, b, c = COEFFICIENTS
-    x = matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+    return x if dtype is None else x.to(dtype)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from scratchlm.optim import adamw_numba
+from scratchlm.kernels import adamw_numba
 from scratchlm.optim.adamw import AdamW, AdamWReference
 
 SHAPES = [(37, 11), (1,), (64,), (5, 7, 3), ()]

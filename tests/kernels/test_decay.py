@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scratchlm.optim.decay import decay_
+from scratchlm.kernels.decay import decay_
 
 
 def test_plain_decay_shrinks_everything():
