@@ -4,12 +4,12 @@ r"""Queries, keys, values in, weighted means of the values out: torch's flex_att
 
 torch writes the kernel: two small functions say what happens to one score and whether one query sees one key,
 and the compiler puts them into its own FlashAttention kernel. The mask function runs once for each shape, to
-find the blocks of 128 by 128 in which no query sees a key; those are left out, and blocks that are wholly seen
-need no mask.
+find the blocks of 128 by 128 in which no query sees a key; those are left out, and blocks that are wholly
+seen need no mask.
 
 On a GPU the kernel is compiled at the first call with a shape, which takes seconds, so this is no way to
-generate text, whose keys grow at each step. On a CPU the scores are written out as in the reference, and there
-is no gradient. Not the default.
+generate text, whose keys grow at each step. On a CPU the scores are written out as in the reference, and
+there is no gradient. Not the default.
 
 Source: Dong et al. 2024, https://arxiv.org/abs/2412.05496.
 """
@@ -47,6 +47,9 @@ def attention(
     tensors = (q_BHTK, k_BGSK, v_BGSK)
     if not (q_BHTK.numel() and k_BGSK.numel() and v_BGSK.numel()):
         return attention_reference.attention(*tensors, causal=causal)  # flex_attention fails on nothing
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if wanted and not q_BHTK.is_cuda:
+        raise ValueError("attention=flex has no gradient on a CPU; take attention=auto or tiled.")
     past = k_BGSK.shape[2] - q_BHTK.shape[2]
     if documents_BS is None:
         shape = (q_BHTK.shape[2], k_BGSK.shape[2])
@@ -61,8 +64,6 @@ def attention(
     }
     if q_BHTK.is_cuda:
         return _compiled()(*tensors, **chosen)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise ValueError("attention=flex has no gradient on a CPU; take attention=auto or tiled.")
     with warnings.catch_warnings():
         # it warns that it is slow without a compiler: on a CPU that is what was asked for
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
