@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scratchlm.model.norm import NORMS, LayerNorm, RMSNorm, rms_norm, rms_norm_reference
+from scratchlm.model.norm import NORMS, LayerNorm, RMSNorm
 
 
 def test_rmsnorm_equals_torch():
@@ -49,18 +49,3 @@ def test_norms_compute_in_float32(name):
 def test_gain_and_bias_can_be_left_out():
     assert dict(RMSNorm(4, gain=False).named_parameters()) == {}
     assert list(dict(LayerNorm(4, bias=False).named_parameters())) == ["weight"]
-
-
-@pytest.mark.parametrize("gain", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rms_norm_and_its_gradients_equal_the_twin(gain, dtype):
-    x = (3 * torch.randn(5, 7, 16)).to(dtype).requires_grad_()
-    weight = torch.randn(16, requires_grad=True) if gain else None
-    wanted = (x, weight) if gain else (x,)
-    upstream = torch.randn(5, 7, 16).to(dtype)
-    ours, twin = rms_norm(x, weight, eps=1e-3), rms_norm_reference(x, weight, eps=1e-3)
-    torch.testing.assert_close(ours, twin)
-    for mine, expected in zip(
-        torch.autograd.grad(ours, wanted, upstream), torch.autograd.grad(twin, wanted, upstream), strict=True
-    ):
-        torch.testing.assert_close(mine, expected)

@@ -3,7 +3,7 @@ r"""Vectors in, vectors out: each token gathers from those before it (multi-head
     q, k, v = Wq x, Wk x, Wv x       split into num_heads (q) and num_kv_heads (k, v) heads
     q, k    = norm(q), norm(k)       if qk_norm: RMSNorm over each head, one gain for all heads
     q, k    = rotate(q), rotate(k)   if the position part acts here (RoPE)
-    y       = Wo attention(q, k, v)  kernels/attention_*.py
+    y       = Wo attention(q, k, v)  kernels/attention_*.py; the lines before: kernels/project_heads.py
 
 The three input projections run as one matrix product; their weights stay apart in the state dict.
 
@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchlm.kernels import choose
+from scratchlm.kernels.project_heads import Gains, Heads
 from scratchlm.model.config import ModelConfig
 from scratchlm.model.kv_cache import KVCache
-from scratchlm.model.linear import Linear, linear
-from scratchlm.model.norm import RMSNorm, rms_norm
+from scratchlm.model.linear import Linear
+from scratchlm.model.norm import RMSNorm
 from scratchlm.model.position import Position
 
 
@@ -41,6 +42,7 @@ class CausalSelfAttention(Module):
         self.q_norm = RMSNorm(config.d_head) if config.qk_norm else None
         self.k_norm = RMSNorm(config.d_head) if config.qk_norm else None
         self.attention = choose("attention", config.attention).function
+        self.project_heads = choose("project_heads").function
 
     def forward(
         self,
@@ -80,23 +82,29 @@ class CausalSelfAttention(Module):
         )
         return self.output_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
 
-    def _project(
-        self, x: Float[Tensor, "batch time d_model"], position: Position, start: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Float[Tensor, "batch time d_model"], position: Position, start: int) -> Heads:
         parts = (self.q_proj, self.k_proj, self.v_proj)
         arrange = (position.arrange, position.arrange, lambda rows: rows)
         weight = torch.cat([order(part.weight) for order, part in zip(arrange, parts, strict=True)])
         bias = None
         if self.q_proj.bias is not None:
             bias = torch.cat([order(part.bias) for order, part in zip(arrange, parts, strict=True)])
-        heads_BNTK = rearrange(
-            linear(x, weight, bias), "B T (N K) -> B N T K", N=self.num_heads + 2 * self.num_kv_heads
+        gains, angles = self._gains(position), position.angles(start, x.shape[1])
+        q, k, v = self.project_heads(
+            x,
+            weight,
+            bias,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            gains=gains,
+            angles=angles,
         )
-        qk, v = heads_BNTK.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split([self.num_heads, self.num_kv_heads], dim=1)
-            q = rms_norm(q, position.arrange(self.q_norm.weight), eps=self.q_norm.eps)
-            k = rms_norm(k, position.arrange(self.k_norm.weight), eps=self.k_norm.eps)
-            qk = torch.cat((q, k), dim=1)
-        q, k = position.rotate(qk, start).split([self.num_heads, self.num_kv_heads], dim=1)
-        return q, k, v
+        if angles is None:
+            q, k = position.rotate(q, start), position.rotate(k, start)
+        return Heads(q, k, v)
+
+    def _gains(self, position: Position) -> Gains | None:
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        q, k = (position.arrange(norm.weight) for norm in (self.q_norm, self.k_norm))
+        return Gains(q, k, self.q_norm.eps)

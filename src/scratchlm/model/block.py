@@ -17,7 +17,7 @@ from scratchlm.model.attention import CausalSelfAttention
 from scratchlm.model.config import ModelConfig
 from scratchlm.model.feedforward import FEEDFORWARDS
 from scratchlm.model.kv_cache import KVCache
-from scratchlm.model.norm import NORMS, NoNorm
+from scratchlm.model.norm import NORMS, NoNorm, RMSNorm
 from scratchlm.model.position import Position
 
 
@@ -59,7 +59,10 @@ def make_norm(config: ModelConfig) -> Module:
     """Return a new norm as configured; placement "none" takes all norms away."""
     if config.placement == "none":
         return NoNorm(config.d_model)
-    return NORMS.build(config.norm.name, config.d_model, **config.norm.settings)
+    norm = NORMS.build(config.norm.name, config.d_model, **config.norm.settings)
+    if isinstance(norm, RMSNorm):
+        norm.feeds_product = config.placement == "pre"  # after an addition its result is the residual path
+    return norm
 
 
 def dropout(x: Float[Tensor, "*shape"], probability: float) -> Float[Tensor, "*shape"]:

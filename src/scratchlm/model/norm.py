@@ -13,13 +13,12 @@ https://arxiv.org/abs/1607.06450, eq. 4. As in the sources, except that eps stan
 everybody has it.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from scratchlm.kernels import choose
 from scratchlm.registry import Family
 
 NORMS: Family[Module] = Family("norm", package="scratchlm.model")
@@ -42,59 +41,19 @@ class RMSNorm(Module):
         super().__init__()
         self.eps = eps
         self.weight = Parameter(torch.ones(d_model, device=device, dtype=dtype)) if gain else None
+        self.feeds_product = False
+        """Whether matrix products alone read the result: under autocast it may then be in their format."""
+        self.rms_norm = choose("rms_norm").function
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return x with root mean square 1, times the gain."""
-        return rms_norm(x, self.weight, eps=self.eps)
+        return self.rms_norm(x, self.weight, eps=self.eps, dtype=self._dtype(x))
 
-
-def rms_norm(
-    x: Float[Tensor, "*batch d_model"], weight: Float[Tensor, " d_model"] | None = None, *, eps: float = 1e-5
-) -> Float[Tensor, "*batch d_model"]:
-    """Return x / sqrt(mean(x^2) + eps) * weight over the last axis; without a weight, no gain."""
-    return _RMSNorm.apply(x, weight, eps)
-
-
-def rms_norm_reference(
-    x: Float[Tensor, "*batch d_model"], weight: Float[Tensor, " d_model"] | None = None, *, eps: float = 1e-5
-) -> Float[Tensor, "*batch d_model"]:
-    """Return what `rms_norm` returns; autograd finds the gradient."""
-    x_f32 = x.float()
-    y = x_f32 * torch.rsqrt(x_f32.square().mean(dim=-1, keepdim=True) + eps)
-    return (y if weight is None else y * weight).to(x.dtype)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with its gradient written down.
-
-    With r = 1 / sqrt(mean(x^2) + eps) and n numbers in a vector:
-
-        dw = sum over vectors of  r * dy * x
-        dx = r * (w * dy) - x * r^3 / n * sum(w * dy * x)
-
-    The backward pass needs x and r, not the four tables that autograd keeps.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        x_f32 = x.float()
-        # the norm reads x once and keeps no table of squares
-        length = torch.linalg.vector_norm(x_f32, dim=-1, keepdim=True)
-        r = torch.rsqrt(length.square() / x.shape[-1] + eps)
-        ctx.save_for_backward(x, r, weight)
-        y = x_f32 * r
-        return (y if weight is None else y.mul_(weight)).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, r, weight = ctx.saved_tensors
-        dy, x_f32 = gradients[0].float(), x.float()
-        product = dy * x_f32
-        dw = None if weight is None else (product.flatten(0, -2).T @ r.flatten()).to(weight.dtype)
-        along = product.sum(dim=-1) if weight is None else product @ weight
-        dx = dy * r if weight is None else (dy * weight).mul_(r)
-        dx.addcmul_(x_f32, r.pow(3) * along.unsqueeze(-1), value=-1 / x.shape[-1])
-        return dx.to(x.dtype), dw, None
+    def _dtype(self, x: Tensor) -> torch.dtype | None:
+        """The product's number format, on a GPU: rounding here saves a pass over the vectors, and no bit."""
+        if self.feeds_product and x.is_cuda and torch.is_autocast_enabled("cuda"):
+            return torch.get_autocast_dtype("cuda")
+        return None
 
 
 @NORMS.register("layernorm")

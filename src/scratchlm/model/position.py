@@ -5,6 +5,7 @@ does nothing at the ones that it leaves out:
 
     add(x, start)             to the embeddings, before the first layer        learned, sinusoidal
     rotate(x, start)          queries and keys, in every layer                 rope
+    angles(start, num_tokens) by what rotate turns, for kernels that do it     rope
     arrange(weight)           the order of a head's numbers that rotate takes  rope
     slopes                    the attention scores, in every layer             alibi
 
@@ -23,7 +24,6 @@ rows of two weights are moved instead of all tokens' numbers.
 """
 
 import math
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -31,6 +31,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
+from scratchlm.kernels import choose
+from scratchlm.kernels.project_heads import Angles
 from scratchlm.model.linear import Embedding
 from scratchlm.registry import Family
 
@@ -59,6 +61,10 @@ class Position(Module):
         """Return arranged queries or keys with their positions worked in; the first stands at `start`."""
         return x
 
+    def angles(self, start: int, num_tokens: int) -> Angles | None:
+        """Return what `rotate` turns the halves of queries and keys by; None where it is no such rotation."""
+        return None
+
     def arrange(self, rows: Float[Tensor, "num_rows ..."]) -> Float[Tensor, "num_rows ..."]:
         """Return the rows of a query or key projection in the order that `rotate` takes, head by head."""
         return rows
@@ -86,15 +92,17 @@ class RoPE(Position):
         cos, sin = rope_tables(d_head, theta, context_length)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.turn = choose("rotate").function
 
     def rotate(
         self, x: Float[Tensor, "batch heads time d_head"], start: int
     ) -> Float[Tensor, "batch heads time d_head"]:
         """Return x with pair k, (x[k], x[k + d_head / 2]), turned by position * theta^(-2k / d_head)."""
-        num_tokens = x.shape[-2]
-        return _RotateHalves.apply(
-            x, self.cos[start : start + num_tokens], self.sin[start : start + num_tokens]
-        )
+        return self.turn(x, *self.angles(start, x.shape[-2]))
+
+    def angles(self, start: int, num_tokens: int) -> Angles:
+        """Return the cosines and sines of num_tokens positions from `start` on."""
+        return Angles(self.cos[start : start + num_tokens], self.sin[start : start + num_tokens])
 
     def arrange(self, rows: Float[Tensor, "num_rows ..."]) -> Float[Tensor, "num_rows ..."]:
         """Return the first of every pair of a head, then the second of every pair: 0 2 4 ... 1 3 5 ..."""
@@ -153,29 +161,6 @@ def rope_tables(
     """Return the cosines and sines of every position's angles, one column for each pair."""
     angles = torch.outer(torch.arange(context_length).float(), frequencies(d_head // 2, d_head, theta))
     return angles.cos(), angles.sin()
-
-
-class _RotateHalves(torch.autograd.Function):
-    """(a, b) -> (a cos - b sin, a sin + b cos) for the two halves of the last axis.
-
-    The gradient of a rotation is the rotation back: the same two lines with -sin.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate_halves(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotate_halves(gradients[0], cos, -sin), None, None
-
-
-def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn (a, b) = the halves of x, in float32; an angle's cosine in bfloat16 is off by up to 1/500."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
 
 def rotate_pairs(
