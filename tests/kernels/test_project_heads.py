@@ -18,7 +18,8 @@ def angles():
 
 def test_a_rotation_and_its_gradient_equal_the_twin():
     x, upstream = torch.randn(2, 3, TIME, D_HEAD, requires_grad=True), torch.randn(2, 3, TIME, D_HEAD)
-    ours, twin = (function(x, *table) for function, table in ((rotate, a := angles()), (rotate_reference, a)))
+    table = angles()
+    ours, twin = rotate(x, *table), rotate_reference(x, *table)
     torch.testing.assert_close(ours, twin)
     mine, expected = (torch.autograd.grad(out, x, upstream)[0] for out in (ours, twin))
     torch.testing.assert_close(mine, expected)
