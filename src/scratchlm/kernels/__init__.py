@@ -24,6 +24,7 @@ KERNELS: dict[str, dict[str, str]] = {
         "reference": "attention_reference:attention",
         "blocks": "attention_blocks:attention",
         "sdpa": "attention_sdpa:attention",
+        "triton": "gpu.attention:attention",
         "tiled": "attention_tiled:attention",
         "flex": "attention_flex:attention",
     },

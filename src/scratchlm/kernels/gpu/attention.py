@@ -1,0 +1,91 @@
+r"""Queries, keys, values in, weighted means of the values out: FlashAttention on a GPU, for training.
+
+    attention(q, k, v)            forward: attention_forward.py, backward: attention_backward.py
+
+The forward pass keeps nothing but q, k, v, the output and one number per query: the logarithm of its
+softmax's sum, from which the backward pass makes every weight again. Memory grows with T, not with T * S.
+
+The kernels are registered as operations of torch ("scratchlm::attention_forward" and "..._backward"), so that
+torch.compile passes them on as they are and autograd knows their gradient.
+
+Inputs are read by their strides: slices of a packed projection need no copy. Only a tensor whose last
+dimension is not contiguous is copied first.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scratchlm.kernels.attention_reference import check_attention
+from scratchlm.kernels.gpu.attention_forward import forward
+from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH, Masks
+from scratchlm.kernels.gpu.support import require
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def attention(
+    q_BHTK: Float[Tensor, "batch heads time d_head"],
+    k_BGSK: Float[Tensor, "batch kv_heads keys d_head"],
+    v_BGSK: Float[Tensor, "batch kv_heads keys d_value"],
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes_H: Float[Tensor, " heads"] | None = None,
+    documents_BS: Int[Tensor, "batch keys"] | None = None,
+) -> Float[Tensor, "batch heads time d_value"]:
+    """Return attention; arguments and results as in attention_reference.attention.
+
+    Raises:
+        ValueError: As there, or a dtype, width or device that the kernels do not take.
+    """
+    check_attention(q_BHTK, k_BGSK, v_BGSK, causal=causal, window=window, slopes_H=slopes_H)
+    if torch.is_autocast_enabled(q_BHTK.device.type):
+        dtype = torch.get_autocast_dtype(q_BHTK.device.type)
+        q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
+    _check(q_BHTK, k_BGSK, v_BGSK, softcap, slopes_H, documents_BS)
+    out, _ = attention_forward(q_BHTK, k_BGSK, v_BGSK, causal, window, softcap, slopes_H, documents_BS)
+    return out
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, softcap: float | None, slopes: Tensor | None, documents: Tensor | None
+) -> None:
+    require("attention", q, k, v, slopes, documents)
+    dtypes = {q.dtype, k.dtype, v.dtype}
+    if len(dtypes) > 1 or q.dtype not in DTYPES:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(
+            f"attention=triton: inputs of {names}; all must be of one dtype: bfloat16, float16 or float32."
+        )
+    width = max(q.shape[-1], v.shape[-1])
+    if width > MAX_WIDTH:
+        raise ValueError(
+            f"attention=triton: heads of width {width}; the kernels take up to {MAX_WIDTH}. "
+            "Take more heads, or attention=reference."
+        )
+
+
+@torch.library.custom_op("scratchlm::attention_forward", mutates_args=())
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, softcap: float | None,
+    slopes: Tensor | None, documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the output and the logarithm of each softmax's sum."""
+    return forward(_rows(q), _rows(k), _rows(v), Masks(causal, window, softcap, slopes, documents))
+
+
+@attention_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, softcap: float | None,
+    slopes: Tensor | None, documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    batch, num_heads, num_queries, _ = q.shape
+    out_BTHK = q.new_empty(batch, num_queries, num_heads, v.shape[3])
+    return out_BTHK.transpose(1, 2), q.new_empty(batch, num_heads, num_queries, dtype=torch.float32)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return x with contiguous rows: itself, or a copy if its last dimension is strided."""
+    return x if x.stride(-1) == 1 else x.contiguous()

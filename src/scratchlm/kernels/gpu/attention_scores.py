@@ -1,0 +1,188 @@
+# ruff: noqa: ANN001, ANN201  (arguments of device functions are Triton's, without Python types)
+r"""Which blocks of the score matrix a tile meets, and what happens to the scores in them.
+
+Queries are rows, keys are columns; query i stands at position i + S - T, the last one at the last key. Causal
+attention with a window of w leaves a band of the matrix. A tile of queries walks through its keys in three
+stretches, and only the scores of two of them are compared with anything:
+
+            begin   clear_begin      clear_end    end
+              |          |               |         |
+     row 64   . x x x x x x x x x x x x x x . . . .          x  visible
+       ..     . . . . x x x x x x x x x x x x x x .          .  masked
+     row 127  . . . . . . x x x x x x x x x x x x x
+              |  edge    |     clear     |  edge   |
+
+dK and dV walk down the queries of a tile of keys in the same way. All bounds are multiples of the block that
+walks. Scores are kept in units of log2, so that the softmax is exp2, which the GPU has as an instruction.
+
+Source: leaving out masked blocks: Dao 2023, https://arxiv.org/abs/2307.08691, section 3.1.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+LOWEST = tl.constexpr(-3.4028234e38)
+"""The lowest finite float32: a running maximum starts here, not at -inf, because -inf - -inf is NaN; a row
+that has seen only masked scores (-inf) then gets the weights exp2(-inf - LOWEST) = 0."""
+
+DOCUMENT_BLOCK = tl.constexpr(64)
+"""Tokens of which `document_ranges_kernel` notes the lowest and the highest document number."""
+
+
+@triton.jit
+def key_stretches(
+    first_row, num_queries, num_keys, window,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Return begin, clear_begin, clear_end, end: the keys that rows first_row ... + ROWS - 1 see."""
+    past = num_keys - num_queries
+    begin = 0
+    clear_begin = 0
+    if CAUSAL:
+        end = tl.minimum(past + first_row + ROWS, num_keys)
+        clear_end = (past + first_row + 1) // BLOCK * BLOCK  # every row sees the keys up to the first row's
+        if window is not None:
+            begin = tl.maximum(past + first_row - window + 1, 0) // BLOCK * BLOCK
+            last_row_sees = tl.maximum(past + first_row + ROWS - window, 0)
+            clear_begin = (last_row_sees + BLOCK - 1) // BLOCK * BLOCK
+            clear_begin = tl.minimum(clear_begin, (end + BLOCK - 1) // BLOCK * BLOCK)
+    else:
+        end = num_keys
+        clear_end = num_keys // BLOCK * BLOCK
+    return begin, clear_begin, tl.maximum(clear_end, clear_begin), end
+
+
+@triton.jit
+def query_stretches(
+    first_key, num_queries, num_keys, window,
+    KEYS: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Return begin, clear_begin, clear_end, end: the queries that see keys first_key ... + KEYS - 1."""
+    past = num_keys - num_queries
+    begin = 0
+    clear_begin = 0
+    end = num_queries
+    clear_end = num_queries // BLOCK * BLOCK  # the last block may have rows that do not exist
+    if CAUSAL:
+        begin = tl.maximum(first_key - past, 0) // BLOCK * BLOCK
+        sees_all = tl.maximum(first_key + KEYS - 1 - past, 0)
+        clear_begin = (sees_all + BLOCK - 1) // BLOCK * BLOCK
+        if window is not None:
+            end = tl.minimum(end, tl.maximum(first_key + KEYS - 1 + window - past, 0))
+            sees_first = tl.maximum(first_key + window - past, 0) // BLOCK * BLOCK
+            clear_end = tl.minimum(clear_end, sees_first)
+        clear_begin = tl.minimum(clear_begin, (end + BLOCK - 1) // BLOCK * BLOCK)
+    return begin, clear_begin, tl.maximum(clear_end, clear_begin), end
+
+
+@triton.jit
+def visible(positions, keys, row_documents, key_documents, num_keys, window, CAUSAL: tl.constexpr):
+    """Return where a query may see a key; positions and keys are a column and a row, or the other way."""
+    # causal: no query stands behind the last key, so keys that do not exist are in the future too
+    allowed = (keys <= positions) if CAUSAL else (keys < num_keys) & (positions == positions)
+    if window is not None:
+        allowed = allowed & (keys > positions - window)
+    if row_documents is not None:
+        allowed = allowed & (row_documents == key_documents)
+    return allowed
+
+
+@triton.jit
+def bend(products, positions, keys, slope, softcap, SCALE: tl.constexpr):
+    """Return scores = q k scaled, capped and biased, and the soft-cap's derivative (with a soft-cap only).
+
+    Without soft-cap and ALiBi the products stay as they are, and the caller leaves scale * log2(e) to the
+    multiply-add that also subtracts the maximum: no instruction is spent on it. Otherwise the scores are in
+    units of log2.
+    """
+    scores = products
+    derivative = products
+    if softcap is not None:
+        # tanh(x) = 1 - 2 / (e^2x + 1): right at both ends, where e^2x is 0 or inf
+        tanh = 1 - 2 / (tl.exp2(products * (2 * LOG2E * SCALE / softcap)) + 1)
+        derivative = 1 - tanh * tanh
+        scores = tanh * (softcap * LOG2E)
+    elif slope is not None:
+        scores = products * (SCALE * LOG2E)
+    if slope is not None:
+        # positions and their differences are exact in float32 up to 2^24 tokens
+        scores += (slope * LOG2E) * (keys - positions).to(tl.float32)
+    return scores, derivative
+
+
+@triton.jit
+def load_rows(
+    start, stride, first, end,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHECK: tl.constexpr,
+):  # fmt: skip
+    """Return rows first ... first + ROWS - 1 of a matrix: (ROWS, PADDED), zeros where there is nothing.
+
+    Without CHECK all rows must exist. The offset of the first row is 64 bits wide, those in the tile 32.
+    """
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, PADDED)
+    places = start + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
+    if CHECK and PADDED != WIDTH:
+        tile = tl.load(places, mask=(rows[:, None] < end - first) & (columns[None, :] < WIDTH), other=0.0)
+    elif CHECK:
+        tile = tl.load(places, mask=rows[:, None] < end - first, other=0.0)
+    elif PADDED != WIDTH:
+        tile = tl.load(places, mask=columns[None, :] < WIDTH, other=0.0)
+    else:
+        tile = tl.load(places)
+    return tile
+
+
+@triton.jit
+def store_rows(
+    start, stride, first, end, tile,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Write a (ROWS, PADDED) tile to rows first ... of a matrix, leaving out what does not exist."""
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, PADDED)
+    places = start + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
+    mask = rows[:, None] < end - first
+    if PADDED != WIDTH:
+        mask = mask & (columns[None, :] < WIDTH)
+    tl.store(places, tile.to(start.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_keys"])
+def document_ranges_kernel(documents, lowest, highest, stride_batch, num_keys, BLOCK: tl.constexpr):
+    """Note the lowest and the highest document number of each block of BLOCK tokens."""
+    num_blocks = tl.cdiv(num_keys, BLOCK)
+    batch = (tl.program_id(0) // num_blocks).to(tl.int64)
+    block = tl.program_id(0) % num_blocks
+    keys = block * BLOCK + tl.arange(0, BLOCK)
+    # what does not exist repeats the block's first token
+    keys = tl.where(keys < num_keys, keys, block * BLOCK)
+    numbers = tl.load(documents + batch * stride_batch + keys)
+    tl.store(lowest + tl.program_id(0), tl.min(numbers, axis=0))
+    tl.store(highest + tl.program_id(0), tl.max(numbers, axis=0))
+
+
+@triton.jit
+def blocks_with_documents(own, lowest, highest, batch, num_keys, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    """Return the first key and the end of the keys whose blocks may have one of the documents `own`.
+
+    Packed documents are numbered in order: the blocks in between then all count. Any other numbering only
+    makes the stretch longer than it had to be.
+    """
+    low = tl.min(own, axis=0)
+    high = tl.max(own, axis=0)
+    num_blocks = tl.cdiv(num_keys, BLOCK)
+    begin = num_blocks
+    end = num_blocks * 0
+    for chunk in tl.range(0, num_blocks, CHUNK):
+        blocks = chunk + tl.arange(0, CHUNK)
+        exists = blocks < num_blocks
+        block_low = tl.load(lowest + batch * num_blocks + blocks, mask=exists, other=0)
+        block_high = tl.load(highest + batch * num_blocks + blocks, mask=exists, other=0)
+        meets = exists & (block_low <= high) & (block_high >= low)
+        begin = tl.minimum(begin, tl.min(tl.where(meets, blocks, num_blocks), axis=0))
+        end = tl.maximum(end, tl.max(tl.where(meets, blocks + 1, 0), axis=0))
+    return begin * BLOCK, tl.minimum(end * BLOCK, num_keys)
