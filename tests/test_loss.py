@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from scratchlm.loss import (
-    IGNORE,
-    bits_per_byte,
-    chunked_cross_entropy,
-    cross_entropy,
-    token_losses,
-    token_losses_reference,
-)
+from scratchlm.kernels.cross_entropy import token_losses_reference
+from scratchlm.loss import IGNORE, bits_per_byte, chunked_cross_entropy, cross_entropy, token_losses
 
 TERMS = [{}, {"z_loss": 0.01}, {"label_smoothing": 0.1}, {"z_loss": 0.01, "label_smoothing": 0.2}]
 """What may be added to the plain loss."""

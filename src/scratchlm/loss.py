@@ -2,12 +2,11 @@ r"""Logits and the tokens that really came in, one number out: the mean cross-en
 
     lse   = logsumexp(z) = max(z) + log(sum(exp(z - max(z))))
     loss  = lse - (1 - s) z[target] - s mean(z) + w lse^2            s label_smoothing, w z_loss
-    d loss / d z[i] = (1 + 2 w lse) softmax(z)[i] - (1 - s) [i = target] - s / V
 
-With s = w = 0 that is -log softmax(z)[target]. The largest logit is subtracted first, so logits of any size
-are safe; all of it in float32. Label smoothing takes the share s of each target and spreads it evenly over
-the V tokens. The z-loss pulls lse towards 0: softmax does not see a common offset of all logits, which may
-otherwise drift until bfloat16 holds it no more. Targets of IGNORE count neither in the sum nor in the mean.
+With s = w = 0 that is -log softmax(z)[target]. Label smoothing takes the share s of each target and spreads
+it evenly over the V tokens. The z-loss pulls lse towards 0: softmax does not see a common offset of all
+logits, which may otherwise drift until bfloat16 holds it no more. Targets of IGNORE count neither in the sum
+nor in the mean. The arithmetic is in kernels/cross_entropy.py, for GPUs in kernels/gpu/cross_entropy.py.
 
     bits per byte = nats per token * tokens / (bytes * ln 2)
 
@@ -18,20 +17,16 @@ z-loss: Chowdhery et al. 2022 (PaLM), https://arxiv.org/abs/2204.02311, section 
 """
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-IGNORE = -1
+from scratchlm.kernels import choose
+from scratchlm.kernels import cross_entropy as plain
+
+IGNORE = plain.IGNORE
 """Targets with this value are left out of the loss."""
-CHUNK_ROWS = 256
-"""Rows of logits at once: in eager mode a chunk should stay in the processor's cache. Measured, head and
-loss of 2,048 tokens in bfloat16 on one Zen 5 core, d_model 256, against all rows at once: 0.46 of the time
-with 4,096 tokens in the vocabulary, 0.42 with 16,384 (chunks of 1,024: 0.63 and 1.03); forward and
-backward of a whole model with 4 layers 0.65. Compiled, both take the same."""
 
 
 def cross_entropy(
@@ -41,6 +36,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     num_targets: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Float[Tensor, ""]:
     """Return the mean loss over the targets that are not IGNORE; NaN if there are none, as torch has it.
 
@@ -50,10 +46,14 @@ def cross_entropy(
         z_loss: Weight of the squared logsumexp, at least 0.
         label_smoothing: Share of each target that is spread evenly over the vocabulary, in [0, 1).
         num_targets: Divide the sum by this number instead: that of a whole batch of which these are a part.
+        overwrite: Allow the gradient to take the logits' memory, which are lost then, and with them a
+            second backward pass. Saves a table of all logits on a GPU; does nothing elsewhere.
 
     Example: logits [[0, 0]], targets [1] -> ln 2 = 0.693.
     """
-    losses = token_losses(logits, targets, z_loss=z_loss, label_smoothing=label_smoothing)
+    losses = token_losses(
+        logits, targets, z_loss=z_loss, label_smoothing=label_smoothing, overwrite=overwrite
+    )
     return losses.sum() / ((targets != IGNORE).sum() if num_targets is None else num_targets)
 
 
@@ -63,82 +63,13 @@ def token_losses(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    overwrite: bool = False,
 ) -> Float[Tensor, "*batch"]:
     """Return each target's loss in nats, 0 where it is IGNORE; arguments as in `cross_entropy`."""
-    _check(z_loss, label_smoothing)
-    losses = _TokenLosses.apply(logits, targets.clamp(min=0), z_loss, label_smoothing)
-    return torch.where(targets == IGNORE, 0.0, losses)
-
-
-def token_losses_reference(
-    logits: Float[Tensor, "*batch vocab"],
-    targets: Int[Tensor, "*batch"],
-    *,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, "*batch"]:
-    """Return what `token_losses` returns; autograd finds the gradient."""
-    z = logits.float()
-    largest = z.amax(dim=-1, keepdim=True).detach()
-    log_sum = (z - largest).exp().sum(dim=-1).log() + largest.squeeze(-1)
-    chosen = z.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    losses = log_sum - (1 - label_smoothing) * chosen - label_smoothing * z.mean(dim=-1)
-    return torch.where(targets == IGNORE, 0.0, losses + z_loss * log_sum.square())
-
-
-class _TokenLosses(torch.autograd.Function):
-    """The formula at the head of the file with its gradient written down.
-
-    Autograd would keep several tables of all logits in float32; this keeps the logits as they came, and one
-    number per target. Measured, compiled on one Zen 5 core, 4,096 tokens in the vocabulary: forward and
-    backward of a whole model with 4 layers and d_model 256 take 0.93 of the time that
-    token_losses_reference needs.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, logits: Tensor, targets: Tensor, z_loss: float, label_smoothing: float
-    ) -> Tensor:
-        losses, log_sum = _losses(logits, targets, z_loss, label_smoothing)
-        ctx.save_for_backward(logits, log_sum, targets)
-        ctx.z_loss, ctx.label_smoothing = z_loss, label_smoothing
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, log_sum, targets = ctx.saved_tensors
-        difference = _gradient(logits, log_sum, targets, ctx.z_loss, ctx.label_smoothing)
-        return (difference * gradients[0].unsqueeze(-1)).to(logits.dtype), None, None, None
-
-
-def _losses(
-    logits: Tensor, targets: Tensor, z_loss: float, label_smoothing: float
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch 1"]]:
-    """Each row's loss and its logsumexp; terms of weight 0 are not computed."""
-    z = logits.float()
-    largest = z.amax(dim=-1, keepdim=True)
-    log_sum = (z - largest).exp().sum(dim=-1, keepdim=True).log() + largest
-    chosen = z.gather(-1, targets.unsqueeze(-1))
-    if label_smoothing:
-        chosen = (1 - label_smoothing) * chosen + label_smoothing * z.mean(dim=-1, keepdim=True)
-    losses = log_sum - chosen
-    if z_loss:
-        losses = losses + z_loss * log_sum.square()
-    return losses.squeeze(-1), log_sum
-
-
-def _gradient(
-    logits: Tensor, log_sum: Tensor, targets: Tensor, z_loss: float, label_smoothing: float
-) -> Float[Tensor, "*batch vocab"]:
-    """The derivative of each row's loss by its logits, in float32."""
-    probabilities = (logits.float() - log_sum).exp()
-    if z_loss:
-        probabilities = probabilities * (1 + 2 * z_loss * log_sum)
-    if label_smoothing:
-        probabilities = probabilities - label_smoothing / logits.shape[-1]
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    # a comparison instead of a scatter: it fuses with the rest
-    return torch.where(ids == targets.unsqueeze(-1), probabilities - (1 - label_smoothing), probabilities)
+    function = plain.token_losses
+    if logits.is_cuda and _name_on_gpu("token_losses", logits.device) == "triton":
+        from scratchlm.kernels.gpu.cross_entropy import token_losses as function
+    return function(logits, targets, z_loss=z_loss, label_smoothing=label_smoothing, overwrite=overwrite)
 
 
 def chunked_cross_entropy(
@@ -150,7 +81,7 @@ def chunked_cross_entropy(
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     num_targets: Tensor | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> Float[Tensor, ""]:
     """Return cross_entropy(hidden head_weight^T, targets) with at most `chunk_rows` rows of logits in memory.
 
@@ -162,81 +93,30 @@ def chunked_cross_entropy(
         label_smoothing: As in `cross_entropy`.
         softcap: Bound of the logits, softcap * tanh(logits / softcap); None for none.
         num_targets: As in `cross_entropy`.
-        chunk_rows: Rows of logits at once, at least 1. A compiler unrolls the chunks: give it few.
+        chunk_rows: Rows of logits at once, at least 1; None for what suits the device.
 
     Raises:
         ValueError: chunk_rows is below 1, or a weight is outside its range.
     """
-    _check(z_loss, label_smoothing)
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows={chunk_rows}: must be at least 1.")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap={softcap}: must be above 0, or None for no bound.")
-    rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    if not torch.is_grad_enabled():  # autograd would still say that gradients are needed
-        rows, head_weight = rows.detach(), head_weight.detach()
-    total = _ChunkedLoss.apply(rows, head_weight, flat_targets, z_loss, label_smoothing, softcap, chunk_rows)
-    return total / ((flat_targets != IGNORE).sum() if num_targets is None else num_targets)
+    function = plain.chunked_cross_entropy
+    if hidden.is_cuda and _name_on_gpu("chunked_cross_entropy", hidden.device) == "triton":
+        from scratchlm.kernels.gpu.chunked_cross_entropy import chunked_cross_entropy as function
+    return function(
+        hidden,
+        head_weight,
+        targets,
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
+        softcap=softcap,
+        num_targets=num_targets,
+        chunk_rows=chunk_rows,
+    )
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    """The sum of the rows' losses; the gradients are computed on the way, while a chunk's logits are there.
-
-    The loss is one number, so the gradient that comes in is one number too and may be multiplied in later:
-    nothing is computed twice.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        head_weight: Tensor,
-        targets: Tensor,
-        z_loss: float,
-        label_smoothing: float,
-        softcap: float | None,
-        chunk_rows: int,
-    ) -> Tensor:
-        wants_rows, wants_weight = ctx.needs_input_grad[:2]
-        total = rows.new_zeros((), dtype=torch.float32)
-        grad_rows: list[Tensor] = []
-        grad_weight = torch.zeros_like(head_weight, dtype=torch.float32) if wants_weight else None
-        for chunk, ids in zip(rows.split(chunk_rows), targets.split(chunk_rows), strict=True):
-            logits = chunk @ head_weight.T
-            bounded = logits if softcap is None else softcap * torch.tanh(logits.float() / softcap)
-            known = ids.clamp(min=0)
-            losses, log_sum = _losses(bounded, known, z_loss, label_smoothing)
-            total = total + torch.where(ids == IGNORE, 0.0, losses).sum()
-            if not (wants_rows or wants_weight):
-                continue
-            slope = _gradient(bounded, log_sum, known, z_loss, label_smoothing)
-            if softcap is not None:
-                slope = slope * (1 - (bounded / softcap).square())
-            slope = torch.where((ids == IGNORE).unsqueeze(-1), 0.0, slope).to(logits.dtype)
-            if wants_rows:
-                grad_rows.append((slope @ head_weight).to(rows.dtype))
-            if grad_weight is not None:
-                grad_weight += slope.T @ chunk
-        ctx.save_for_backward(torch.cat(grad_rows) if wants_rows else None, grad_weight)
-        ctx.weight_dtype = head_weight.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_rows, grad_weight = ctx.saved_tensors
-        upstream = gradients[0]
-        return (
-            None if grad_rows is None else (grad_rows * upstream).to(grad_rows.dtype),
-            None if grad_weight is None else (grad_weight * upstream).to(ctx.weight_dtype),
-            *[None] * 5,
-        )
-
-
-def _check(z_loss: float, label_smoothing: float) -> None:
-    if not z_loss >= 0:
-        raise ValueError(f"z_loss={z_loss}: must be at least 0; 1e-4 is usual, 0 switches it off.")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing={label_smoothing}: must be at least 0 and below 1.")
+@torch.compiler.assume_constant_result
+def _name_on_gpu(op: str, device: torch.device) -> str:
+    """What "auto" takes on this GPU; a compiler takes it as given instead of reading how it is found."""
+    return choose(op, device=device).name
 
 
 def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: int) -> float:

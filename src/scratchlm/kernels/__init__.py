@@ -28,12 +28,21 @@ KERNELS: dict[str, dict[str, str]] = {
         "tiled": "attention_tiled:attention",
         "flex": "attention_flex:attention",
     },
+    "token_losses": {
+        "reference": "cross_entropy:token_losses_reference",
+        "plain": "cross_entropy:token_losses",
+    },
+    "chunked_cross_entropy": {
+        "reference": "cross_entropy:chunked_cross_entropy_reference",
+        "plain": "cross_entropy:chunked_cross_entropy",
+    },
     "rms_norm": {"reference": "rms_norm:rms_norm_reference", "plain": "rms_norm:rms_norm"},
     "rotate": {"reference": "rotate:rotate_reference", "plain": "rotate:rotate"},
     "project_heads": {"plain": "project_heads:project_heads"},
     "adamw": {
         "reference": "adamw_reference:move",
         "plain": "adamw_plain:move",
+        "triton": "gpu.adamw:move",
     },
     "orthogonalize": {
         "reference": "orthogonalize:orthogonalize_reference",
@@ -44,6 +53,8 @@ KERNELS: dict[str, dict[str, str]] = {
 
 PLAIN = {
     "attention": ("blocks", "plain tensor operations that skip the future"),
+    "token_losses": ("plain", "plain tensor operations, the gradient written down"),
+    "chunked_cross_entropy": ("plain", "the same, a chunk of the logits at a time"),
     "rms_norm": ("plain", "plain tensor operations, the gradient written down"),
     "rotate": ("plain", "plain tensor operations, the gradient written down"),
     "project_heads": ("plain", "one matrix product, then each step by itself"),
