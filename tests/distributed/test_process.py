@@ -1,19 +1,16 @@
 """Two real processes over gloo on the loopback interface: they agree, and a lost one is named."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from together import TORCHRUN, end, environment, run, start
 
 from scratchlm.distributed import Processes
-
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 EVERYTHING = """
 import hashlib, json, sys, time
@@ -107,49 +104,9 @@ except ConnectionError as error:
 """
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def environment(rank, world_size, port):
-    own = {name: value for name, value in os.environ.items() if name not in (*TORCHRUN, "GLOO_SOCKET_IFNAME")}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    return own | place | {name: str(number) for name, number in numbers.items()}
-
-
-def start(code, *words, world_size=2):
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *words],
-            env=environment(rank, world_size, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-
-
-def end(children):
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    children = start(EVERYTHING, str(tmp_path_factory.mktemp("two") / "made"))
-    try:
-        outputs = [child.communicate(timeout=120) for child in children]
-        assert [child.returncode for child in children] == [0, 0], outputs
-        return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
-    finally:
-        end(children)
+    return run(EVERYTHING, str(tmp_path_factory.mktemp("two") / "made"))
 
 
 @pytest.fixture
