@@ -1,3 +1,4 @@
+import copy
 import pickle
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch.nn import Parameter
 
 from scratchlm.optim import OPTIMIZERS
-from scratchlm.optim.adamw import AdamW, AdamWReference
+from scratchlm.optim.adamw import AdamW, AdamWReference, make_flat_states
 
 SHAPES = [(7, 5), (5,), (3, 4, 2), ()]
 
@@ -126,3 +127,51 @@ def test_groups_override_settings():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         OPTIMIZERS.build("adamw", make_parameters(), **settings)
+
+
+def test_states_in_flat_buffers_are_saved_and_computed_with_as_single_ones(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from scratchlm.checkpoint import optimizer_tensors
+
+    flat, single = make_parameters(), make_parameters()
+    first, second = AdamW(flat), AdamW(single)
+    make_flat_states(flat, first.state)
+    assert len({first.state[p]["mean"].untyped_storage().data_ptr() for p in flat}) == 1
+    assert all(first.state[p][key].data_ptr() % 16 == 0 for p in flat for key in ("mean", "square"))
+    train(first, flat, num_steps=3)
+    train(second, single, num_steps=3)
+    ours, plain = optimizer_tensors(first)
+    theirs, same = optimizer_tensors(second)
+    assert plain == same
+    save_file(ours, tmp_path / "flat.safetensors")
+    loaded = load_file(tmp_path / "flat.safetensors")
+    assert loaded.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in loaded.items())
+    assert sum(p.numel() for p in flat) * 8 < (tmp_path / "flat.safetensors").stat().st_size < 2000
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_reference", "muon", "lion"])
+def test_a_state_saved_before_cautious_decay_existed_goes_on_without(name):
+    parameters, plain = make_parameters()[:1], make_parameters()[:1]
+    optimizer, twin = (OPTIMIZERS.build(name, params, lr=1e-2) for params in (parameters, plain))
+    train(optimizer, parameters, num_steps=2)
+    train(twin, plain, num_steps=2)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["cautious_decay"]
+    optimizer.load_state_dict(saved)
+    train(optimizer, parameters, num_steps=2, seed=5)
+    train(twin, plain, num_steps=2, seed=5)
+    assert torch.equal(parameters[0], plain[0])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
+def test_a_copy_of_an_optimizer_works(name):
+    parameters = make_parameters()[:1]
+    optimizer = OPTIMIZERS.build(name, parameters, lr=1e-2)
+    train(optimizer, parameters, num_steps=2)
+    twin = copy.deepcopy(optimizer)
+    train(twin, twin.param_groups[0]["params"], num_steps=2, seed=5)
+    train(optimizer, parameters, num_steps=2, seed=5)
+    assert torch.equal(parameters[0], twin.param_groups[0]["params"][0])
