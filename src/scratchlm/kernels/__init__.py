@@ -36,7 +36,11 @@ KERNELS: dict[str, dict[str, str]] = {
         "reference": "cross_entropy:chunked_cross_entropy_reference",
         "plain": "cross_entropy:chunked_cross_entropy",
     },
-    "rms_norm": {"reference": "rms_norm:rms_norm_reference", "plain": "rms_norm:rms_norm"},
+    "rms_norm": {
+        "reference": "rms_norm:rms_norm_reference",
+        "plain": "rms_norm:rms_norm",
+        "triton": "gpu.rms_norm:rms_norm",
+    },
     "rotate": {"reference": "rotate:rotate_reference", "plain": "rotate:rotate"},
     "project_heads": {"plain": "project_heads:project_heads"},
     "adamw": {

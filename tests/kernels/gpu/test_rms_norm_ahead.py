@@ -1,0 +1,38 @@
+"""RMSNorm's kernels compiled for sm_90a: no registers spilled, wide loads and stores, small shared memory."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.compile
+
+
+def configurations():
+    try:
+        from scratchlm.kernels.gpu import rms_norm
+    except ImportError:
+        return []
+    return rms_norm.configurations()
+
+
+@pytest.mark.parametrize("configuration", configurations(), ids=lambda configuration: configuration.name)
+def test_every_configuration_compiles_without_spilling(configuration):
+    from scratchlm.kernels.gpu.ahead import compile_ahead
+
+    compiled = compile_ahead(configuration)
+    assert compiled.spilled_bytes == 0
+    assert compiled.shared_bytes <= 227 * 1024
+    assert compiled.registers <= (72 if "backward" in configuration.name else 48)
+
+
+def test_vectors_are_moved_16_bytes_at_a_time():
+    from scratchlm.kernels.gpu.ahead import compile_ahead
+
+    forward, backward = (
+        next(each for each in configurations() if each.name == f"rms_norm-{direction}-768-bf16")
+        for direction in ("forward", "backward")
+    )
+    assert not re.findall(r"ld\.global\S*\.b(16|64)\b", compile_ahead(forward).ptx)
+    assert re.search(r"st\.global\S*\.v4\.b32", compile_ahead(forward).ptx)
+    # the next rows are on their way while this one is computed
+    assert re.search(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10", compile_ahead(backward).ptx)
