@@ -18,6 +18,7 @@ text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> generat
     evaluate/     likelihood over a whole split
     train/        run settings, assembly, the training loop, its guard and record, resume, the plan
     study/        the report with its plots, runs side by side, reference curves
+    bench/        training steps and attention timed and weighed, profiles, the memory timeline
     cs336/        the course's adapter functions over this library
     recipes/      one TOML file per named run
     cli/          the command line
