@@ -25,6 +25,7 @@ KERNELS: dict[str, dict[str, str]] = {
         "blocks": "attention_blocks:attention",
         "sdpa": "attention_sdpa:attention",
         "triton": "gpu.attention:attention",
+        "triton_one_pass": "gpu.attention:attention_one_pass",
         "tiled": "attention_tiled:attention",
         "flex": "attention_flex:attention",
     },
@@ -51,6 +52,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "orthogonalize": {
         "reference": "orthogonalize:orthogonalize_reference",
         "plain": "orthogonalize:orthogonalize",
+        "triton": "gpu.newton_schulz:orthogonalize",
     },
 }
 """Operation -> name -> "module:function", the module below this package."""

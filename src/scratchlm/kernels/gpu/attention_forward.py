@@ -28,6 +28,7 @@ from torch import Tensor
 from scratchlm.kernels.gpu.ahead import Configuration
 from scratchlm.kernels.gpu.attention_scores import (
     DOCUMENT_BLOCK,
+    DOCUMENTS_AT_ONCE,
     LN2,
     LOG2E,
     LOWEST,
@@ -49,9 +50,6 @@ from scratchlm.kernels.gpu.attention_tiles import (
 
 MATRICES = ("q", "k", "v", "out")
 """Arguments of forward_kernel that point to matrices of the inputs' dtype."""
-
-DOCUMENTS_AT_ONCE = tl.constexpr(128)
-"""Blocks of documents that a program compares at a time; 128 * 64 tokens are one step for most contexts."""
 
 
 def forward(
@@ -155,23 +153,15 @@ def forward_kernel(
     acc = tl.zeros([BLOCK_M, PADDED_V], dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     largest = tl.full([BLOCK_M], LOWEST, dtype=tl.float32)
-    if window is not None:
-        acc, total, largest = _walk(
-            acc, total, largest, q_tile, k_start, v_start, stride_ks, stride_vs, begin, clear_begin,
-            positions, row_documents, documents, slope, num_keys, window, softcap,
-            True, CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N,
-        )  # fmt: skip
-    if documents is None:
-        acc, total, largest = _walk(
-            acc, total, largest, q_tile, k_start, v_start, stride_ks, stride_vs, clear_begin, clear_end,
-            positions, row_documents, documents, slope, num_keys, window, softcap,
-            False, CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N,
-        )  # fmt: skip
-    acc, total, largest = _walk(
-        acc, total, largest, q_tile, k_start, v_start, stride_ks, stride_vs, clear_end, end,
-        positions, row_documents, documents, slope, num_keys, window, softcap,
-        True, CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N,
-    )  # fmt: skip
+    bounds = (begin, clear_begin, clear_end, end)
+    for stretch in tl.static_range(3):
+        if (stretch != 0 or window is not None) and (stretch == 2 or documents is None):
+            acc, total, largest = _walk(
+                acc, total, largest, q_tile, k_start, v_start, stride_ks, stride_vs,
+                bounds[stretch], bounds[stretch + 1],
+                positions, row_documents, documents, slope, num_keys, window, softcap,
+                stretch != 1, CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N,
+            )  # fmt: skip
     store_rows(
         out + batch * stride_ob + head * stride_oh, stride_ot, first_row, num_queries,
         acc / total[:, None], BLOCK_M, WIDTH_V, PADDED_V,

@@ -31,6 +31,9 @@ that has seen only masked scores (-inf) then gets the weights exp2(-inf - LOWEST
 DOCUMENT_BLOCK = tl.constexpr(64)
 """Tokens of which `document_ranges_kernel` notes the lowest and the highest document number."""
 
+DOCUMENTS_AT_ONCE = tl.constexpr(128)
+"""Blocks of documents that a program compares at a time; 128 * 64 tokens are one step for most contexts."""
+
 
 @triton.jit
 def key_stretches(

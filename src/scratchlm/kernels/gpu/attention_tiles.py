@@ -62,11 +62,29 @@ TILES: Mapping[str, Mapping[int, Mapping[int, Tile]]] = {
         # 99 KB of shared memory (8.6, 8.9, 12.0)
         0: {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 1)},
     },
+    "backward_queries": {
+        90: {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
+        80: {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 1)},
+        0: {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 1)},
+    },
+    "backward_keys": {
+        90: {64: Tile(64, 128, 8, 3), 128: Tile(64, 128, 8, 2), 256: Tile(32, 64, 8, 2)},
+        80: {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(32, 64, 8, 1)},
+        0: {64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 4, 2), 256: Tile(32, 32, 4, 1)},
+    },
+    "backward_one_pass": {
+        90: {64: Tile(64, 128, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 64, 8, 1)},
+        80: {64: Tile(64, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 1)},
+        0: {64: Tile(32, 64, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(16, 32, 4, 1)},
+    },
 }
 """Kernel -> oldest compute capability -> widest padded head -> tile, for 16-bit inputs."""
 
 FLOAT32_TILES: Mapping[str, Mapping[int, Tile]] = {
     "forward": {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
+    "backward_queries": {64: Tile(32, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
+    "backward_keys": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
+    "backward_one_pass": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
 }
 """Kernel -> widest padded head -> tile: float32 products run on the ordinary units, from registers."""
 
@@ -100,7 +118,9 @@ def _at_least(tiles: Mapping[int, Tile], width: int) -> Tile:
     return next(tiles[widest] for widest in sorted(tiles) if widest >= width)
 
 
-def attention_configurations(name: str, kernel: Any, matrices: Sequence[str]) -> list[Configuration]:
+def attention_configurations(
+    name: str, kernel: Any, matrices: Sequence[str], without: Sequence[str] = ()
+) -> list[Configuration]:
     """Return each tile of the table with a causal mask, and all masks with the commonest tile."""
     made = []
     for width, tile in TILES[name][90].items():
