@@ -167,7 +167,7 @@ def test_buckets_are_filled_from_the_last_parameter_on():
     assert sizes(fill_buckets(parameters, 0)) == [[3000], [2000], [1000]]
     assert sizes(fill_buckets(parameters, None)) == [[3000, 2000, 1000]]
     half = Parameter(torch.zeros(10, dtype=torch.float16))
-    assert sizes(fill_buckets([first, half, second], None)) == [[2000], [10], [1000]]
+    assert sizes(fill_buckets([first, half, second], None)) == [[10], [2000, 1000]]
 
 
 def sizes(buckets):

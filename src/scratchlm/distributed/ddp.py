@@ -23,12 +23,11 @@ https://arxiv.org/abs/2006.15704, sections 3.2.1 to 3.2.3; names as in Stanford'
 """
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.nn import Module, Parameter
 
 from scratchlm.registry import Family
@@ -117,7 +116,7 @@ class Flat(DataParallel):
 
     def finish_gradient_synchronization(self) -> None:
         """Average all gradients together."""
-        finish([start(alike) for alike in by_format(self._trained)], self.world_size)
+        finish([start(bucket) for bucket in fill_buckets(self._trained, None)], self.world_size)
 
 
 @DATA_PARALLEL.register("bucketed")
@@ -138,7 +137,7 @@ class Bucketed(DataParallel):
         super().__init__(module)
         if bucket_mb is not None and not bucket_mb >= 0:
             raise ValueError(f"bucket_mb={bucket_mb}: must be at least 0, or None for no limit.")
-        self.buckets = fill_buckets(self._trained, bucket_mb)
+        self.buckets = self._fill(bucket_mb)
         """Parameters of each bucket, in the order in which they are sent."""
         place = {parameter: number for number, bucket in enumerate(self.buckets) for parameter in bucket}
         self._waits_for: list[set[Parameter]] = []
@@ -146,6 +145,9 @@ class Bucketed(DataParallel):
         self.start_batch()
         for parameter, number in place.items():
             parameter.register_post_accumulate_grad_hook(lambda p, number=number: self._is_ready(p, number))
+
+    def _fill(self, bucket_mb: float | None) -> list[list[Parameter]]:
+        return fill_buckets(self._trained, bucket_mb)
 
     def start_batch(self) -> None:
         """Forget what was sent: a new batch begins. `finish_gradient_synchronization` does it, too."""
@@ -155,9 +157,12 @@ class Bucketed(DataParallel):
     def finish_gradient_synchronization(self) -> None:
         """Send what backward did not, wait for all, and write the means into the gradients."""
         for bucket in self.buckets[len(self._started) :]:
-            self._started.append(start(bucket))
+            self._started.append(self._send(bucket))
         finish(self._started, self.world_size)
         self.start_batch()
+
+    def _send(self, bucket: list[Parameter]) -> "Message":
+        return start(bucket)
 
     def _is_ready(self, parameter: Parameter, number: int) -> None:
         if not self._synchronizes:
@@ -165,7 +170,7 @@ class Bucketed(DataParallel):
         self._waits_for[number].discard(parameter)
         # strictly in order: a full bucket waits for those before it
         while len(self._started) < len(self.buckets) and not self._waits_for[len(self._started)]:
-            self._started.append(start(self.buckets[len(self._started)]))
+            self._started.append(self._send(self.buckets[len(self._started)]))
 
 
 @DATA_PARALLEL.register("overlapped")
@@ -180,17 +185,23 @@ class Overlapped(Bucketed):
 class Message:
     """Gradients on their way: copied behind each other, and a 1 for each that this process has."""
 
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Sequence[Parameter], owner: int | None = None) -> None:
+        """Send them, to all processes or to the one that owns these parameters; return at once."""
+        self.parameters, self.arrives = parameters, owner in (None, distributed.get_rank())
         self.had = [parameter.grad is not None for parameter in parameters]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         present = torch.tensor(self.had, dtype=grads[0].dtype, device=grads[0].device)
         self.flat = torch.cat([*(grad.reshape(-1) for grad in grads), present])
-        self.work = distributed.all_reduce(self.flat, async_op=True)
+        if owner is None:
+            self.work = distributed.all_reduce(self.flat, async_op=True)
+        else:
+            self.work = distributed.reduce(self.flat, owner, async_op=True)
 
     def unpack(self, world_size: int) -> None:
-        """Wait; write the means into the gradients."""
+        """Wait; write the means into the gradients where they arrive."""
         self.work.wait()
+        if not self.arrives:
+            return
         sizes = [parameter.numel() for parameter in self.parameters]
         means = self.flat[: sum(sizes)].div_(world_size).split(sizes)
         for number, (parameter, mean) in enumerate(zip(self.parameters, means, strict=True)):
@@ -213,27 +224,40 @@ def finish(messages: Iterable[Message], world_size: int) -> None:
         message.unpack(world_size)
 
 
-def by_format(parameters: Iterable[Parameter]) -> list[list[Parameter]]:
-    """Group parameters by number format and device: only alike ones can stand in one buffer."""
-    groups: dict[tuple[torch.dtype, torch.device], list[Parameter]] = defaultdict(list)
-    for parameter in parameters:
-        groups[parameter.dtype, parameter.device].append(parameter)
-    return list(groups.values())
+def number_format(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    """What tensors must share to stand in one buffer."""
+    return tensor.dtype, tensor.device
 
 
-def fill_buckets(parameters: Sequence[Parameter], bucket_mb: float | None) -> list[list[Parameter]]:
-    """Cut the reversed parameters into buckets of at most `bucket_mb` megabytes and of one format each.
+def fill_buckets(
+    parameters: Sequence[Parameter],
+    bucket_mb: float | None,
+    kind: Callable[[Parameter], Hashable] = number_format,
+) -> list[list[Parameter]]:
+    """Deal the reversed parameters out to buckets of at most `bucket_mb` megabytes and of one kind each.
 
-    Example: float32 parameters of 1, 2 and 3 million numbers, 20 MB -> [[third, second], [first]].
+    Buckets come in the order in which they are complete. Example: float32 parameters of 1, 2 and 3 million
+    numbers, 20 MB -> [[third, second], [first]].
+
+    Args:
+        parameters: In the model's order.
+        bucket_mb: Largest size; a larger parameter has a bucket of its own. None: no limit.
+        kind: Parameters of different kinds are never in one bucket.
     """
     limit = float("inf") if bucket_mb is None else bucket_mb * 1e6
-    buckets: list[list[Parameter]] = []
-    room, kind = 0.0, None
+    full: list[list[Parameter]] = []
+    being_filled: dict[Hashable, tuple[list[Parameter], int]] = {}
     for parameter in reversed(parameters):
-        size = parameter.numel() * parameter.element_size()
-        if size > room or (parameter.dtype, parameter.device) != kind:
-            buckets.append([])
-            room, kind = limit, (parameter.dtype, parameter.device)
-        buckets[-1].append(parameter)
-        room -= size
-    return buckets
+        # taken out and put back: the dictionary's order becomes that of the newest members
+        bucket, size = being_filled.pop(kind(parameter), ([], 0))
+        if bucket and size + num_bytes(parameter) > limit:
+            full.append(bucket)
+            bucket, size = [], 0
+        bucket.append(parameter)
+        being_filled[kind(parameter)] = bucket, size + num_bytes(parameter)
+    return full + [bucket for bucket, _ in being_filled.values()]
+
+
+def num_bytes(tensor: Tensor) -> int:
+    """Size of a tensor in memory."""
+    return tensor.numel() * tensor.element_size()
