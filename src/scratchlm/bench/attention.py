@@ -79,6 +79,10 @@ class AttentionCase(Config):
     heads: int = 16
     causal: bool = True
 
+    def __str__(self) -> str:
+        """A few words, for somebody who waits."""
+        return f"{self.way}, {self.tokens:,} tokens x {self.d_head}, {self.precision}, {self.scope}"
+
     @property
     def flops(self) -> float:
         """By the convention in this file's head."""
@@ -117,7 +121,7 @@ class Settings(NamedTuple):
     steps: int = 20
     limit: float = 1.0
     """Seconds for a cell, after which fewer calls have to do."""
-    patience: float = 60.0
+    patience: float = 10.0
     """Seconds that one call may take; one that is foretold to take longer is left out."""
 
 

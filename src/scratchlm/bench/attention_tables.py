@@ -10,7 +10,7 @@ WORDS = {"forward": "forward", "backward": "backward", "both": "forward + backwa
 
 
 def tables(results: list[AttentionResult]) -> list[Table]:
-    """Return times with rates for each setting and scope, then the peak memory of each setting."""
+    """Return times with rates for each setting and scope, then the memory of each setting."""
     found: dict[tuple[str, int, str], list[AttentionResult]] = {}
     for result in results:
         found.setdefault((result.case.precision, result.case.d_head, result.case.scope), []).append(result)
@@ -19,10 +19,15 @@ def tables(results: list[AttentionResult]) -> list[Table]:
         unit, name = _unit(group)
         title = f"Attention {_setting(group[0])}: median ms ({name})"
         made.append(_pivot(title, group, _time(unit), lambda result: result.median_ms))
-    for group in found.values():
-        if any(result.peak_bytes for result in group):
+    scopes = {scope for _, _, scope in found}
+    weighed = next((scope for scope in ("both", "backward", "forward") if scope in scopes), "")
+    for (_, _, scope), group in found.items():
+        if scope == weighed and any(result.peak_bytes for result in group):
             title = f"Attention {_setting(group[0])}: peak memory"
-            made.append(_pivot(title, group, _memory, lambda result: result.peak_bytes))
+            made.append(_pivot(title, group, _memory("peak_bytes"), lambda result: result.peak_bytes))
+        if any(result.kept_bytes for result in group):
+            title = f"Attention {_setting(group[0])}: kept for the backward pass"
+            made.append(_pivot(title, group, _memory("kept_bytes"), lambda result: result.kept_bytes))
     return made
 
 
@@ -73,10 +78,14 @@ def _time(unit: float) -> Callable[[AttentionResult], str]:
     return text
 
 
-def _memory(result: AttentionResult) -> str:
-    if result.status == "measured":
-        return "" if result.peak_bytes is None else size(result.peak_bytes)
-    return _absent(result)
+def _memory(field: str) -> Callable[[AttentionResult], str]:
+    def text(result: AttentionResult) -> str:
+        if result.status != "measured":
+            return _absent(result)
+        num_bytes = getattr(result, field)
+        return "" if num_bytes is None else size(num_bytes)
+
+    return text
 
 
 def _absent(result: AttentionResult) -> str:

@@ -71,6 +71,11 @@ class StepCase(Config):
     optimizer: str = "adamw"
     """Which optimizer a full step uses."""
 
+    def __str__(self) -> str:
+        """A few words, for somebody who waits."""
+        ways = ["compiled"] * self.compiled + ["checkpointed"] * self.checkpointing
+        return ", ".join([self.model, self.scope, self.precision, f"batch {self.batch}", *ways])
+
     @property
     def tokens(self) -> int:
         """Tokens in the batch."""

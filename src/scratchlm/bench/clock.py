@@ -65,8 +65,7 @@ def measure(
         device: Where it runs.
         warmup: Calls before the first that counts: they compile, allocate, fill caches.
         steps: Calls that count.
-        limit: Seconds for all calls together; when they pass, at most one more warm-up is made and two calls
-            count at least.
+        limit: Seconds for all calls together, of which warming up may take half; one call counts at least.
         prepare: Makes the arguments of each call.
         cold: Empty a GPU's L2 cache before each call.
     """
@@ -77,7 +76,7 @@ def measure(
             break
         work(*prepare())
         synchronize(device)
-    while len(seconds) < steps and (len(seconds) < 2 or time.perf_counter() - started < limit):
+    while len(seconds) < steps and (not seconds or time.perf_counter() - started < limit):
         arguments = prepare()
         if flush is not None:
             flush.zero_()

@@ -12,6 +12,7 @@ GROUPS = "Single stages"
 def build_app() -> typer.Typer:
     """The command line with all its commands."""
     from scratchlm.cli import (
+        bench,
         checkpoint,
         corpus,
         data,
@@ -43,6 +44,7 @@ def build_app() -> typer.Typer:
     app.command(name="help", rich_help_panel=LOOK)(help.help_part)
     app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
     app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel=LOOK)
+    app.add_typer(bench.app, name="bench", rich_help_panel=LOOK)
     app.add_typer(corpus.app, name="corpus", rich_help_panel=GROUPS)
     app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=GROUPS)
     app.add_typer(data.app, name="data", rich_help_panel=GROUPS)
