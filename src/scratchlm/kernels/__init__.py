@@ -32,10 +32,12 @@ KERNELS: dict[str, dict[str, str]] = {
     "token_losses": {
         "reference": "cross_entropy:token_losses_reference",
         "plain": "cross_entropy:token_losses",
+        "triton": "gpu.cross_entropy:token_losses",
     },
     "chunked_cross_entropy": {
         "reference": "cross_entropy:chunked_cross_entropy_reference",
         "plain": "cross_entropy:chunked_cross_entropy",
+        "triton": "gpu.chunked_cross_entropy:chunked_cross_entropy",
     },
     "rms_norm": {
         "reference": "rms_norm:rms_norm_reference",
