@@ -1,0 +1,86 @@
+"""CS336, assignment 2 (systems): functions of the course's tests/adapters.py, over this library.
+
+    get_flashattention_autograd_function_pytorch     kernels/attention_tiled.py
+    get_flashattention_autograd_function_triton      kernels/gpu/attention_forward.py, attention_backward.py
+
+Both return a torch.autograd.Function for heads that stand one below another in the batch: apply(q, k, v,
+is_causal) with (batch, time, d_head). What it keeps for the backward pass is q, k, v, the output and exactly
+one tensor of shape (batch, time), each query's logsumexp; the course's tests look for that one.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from scratchlm.kernels.attention_reference import check_attention
+from scratchlm.kernels.attention_tiled import FlashAttention2
+
+
+def get_flashattention_autograd_function_pytorch() -> type:
+    """Return FlashAttention-2 in tiles of plain tensor code; runs everywhere."""
+    return FlashAttention2
+
+
+def get_flashattention_autograd_function_triton() -> type:
+    """Return FlashAttention-2 in Triton; runs on an NVIDIA GPU, or interpreted with TRITON_INTERPRET=1."""
+    return FlashAttention2Triton
+
+
+class FlashAttention2Triton(torch.autograd.Function):
+    """The library's Triton kernels in the form that CS336 asks for; for models take attention=triton."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+        """Return softmax(q k^T / sqrt(d_head)) v.
+
+        Args:
+            ctx: What is kept for the backward pass.
+            q: Queries (batch, time, d_head); bfloat16, float16 or float32, as k and v.
+            k: Keys (batch, keys, d_head).
+            v: Values (batch, keys, d_value).
+            is_causal: Whether a query sees nothing after itself; the queries are the last of the keys.
+
+        Raises:
+            ValueError: The shapes do not fit together, or the kernels do not run on these tensors.
+        """
+        from scratchlm.kernels.gpu.attention import attention_forward
+
+        if not q.ndim == k.ndim == v.ndim == 3:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (q, k, v))
+            raise ValueError(f"FlashAttention2Triton: shapes {shapes}; all must be (batch, time, d_head).")
+        heads = [tensor[:, None] for tensor in (q, k, v)]
+        check_attention(*heads, causal=is_causal, window=None, slopes_H=None)
+        _check_kernels_run(q, k, v)
+        out, logsumexp = attention_forward(*heads, is_causal, None, None, None, None, "two_pass")
+        out, logsumexp = out[:, 0], logsumexp[:, 0]
+        ctx.is_causal = is_causal
+        ctx.save_for_backward(q, k, v, out, logsumexp)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of q, k and v."""
+        from scratchlm.kernels.gpu.attention import attention_backward
+
+        heads = [tensor[:, None] for tensor in (*ctx.saved_tensors, gradients[0])]
+        dq, dk, dv = attention_backward(*heads, ctx.is_causal, None, None, None, None, "two_pass")
+        return dq[:, 0], dk[:, 0], dv[:, 0], None
+
+
+def _check_kernels_run(q: Tensor, k: Tensor, v: Tensor) -> None:
+    from scratchlm.kernels.gpu.attention import DTYPES
+    from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH
+    from scratchlm.kernels.gpu.support import require
+
+    require("attention", q, k, v)
+    dtypes = {q.dtype, k.dtype, v.dtype}
+    if len(dtypes) > 1 or q.dtype not in DTYPES:
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(
+            f"FlashAttention2Triton: inputs of {names}; all must be bfloat16, float16 or float32."
+        )
+    if (width := max(q.shape[-1], v.shape[-1])) > MAX_WIDTH:
+        raise ValueError(f"FlashAttention2Triton: width {width}; the kernels take up to {MAX_WIDTH}.")
