@@ -1,0 +1,241 @@
+"""The proof on a GPU, rehearsed on a CPU: every path runs, a failure costs one row, nothing is installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks is a folder of scripts, not a part of the package
+
+from benchmarks.gpu import goals, stand_ins, tiles, worker  # noqa: E402
+from benchmarks.gpu.cases import Bench, Case, MissedError  # noqa: E402
+from benchmarks.gpu.measure import compare, milliseconds  # noqa: E402
+
+TORCH_AND_TRITON_ALONE = """
+import sys
+from importlib.machinery import PathFinder
+
+MISSING = set(
+    "pydantic pydantic_core jaxtyping einops beartype regex zstandard numba psutil rich typer safetensors "
+    "pyarrow jinja2 matplotlib scipy".split()
+)
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in MISSING else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+from benchmarks.gpu.worker import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def command(*words, folder):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--out", str(folder), *words],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=900,
+    )
+
+
+def rows_of(folder):
+    return [row for row in worker.read_rows(folder / "rows.jsonl") if "case" in row]
+
+
+def bench(device="cpu"):
+    return Bench(torch.device(device), tiny=True)
+
+
+@pytest.mark.slow
+def test_the_whole_rehearsal_finds_every_kernel_right(tmp_path):
+    done = command("--dry-run", "--seconds", "800", folder=tmp_path)
+    rows = rows_of(tmp_path)
+    wrong = [
+        (row["case"], row.get("why"))
+        for row in rows
+        if row["status"] in ("failed", "error", "crashed", "cut")
+    ]
+    assert not wrong, f"{wrong}\n{done.stdout[-3000:]}"
+    assert done.returncode == 0, done.stderr
+    assert {row["part"] for row in rows} == set(worker.PARTS) - {"training-warm"}
+    missing = [row["case"] for row in rows if row["status"] == "not there" and "there is no" in row["why"]]
+    assert not missing
+    # a CPU's figures are not shown beside goals
+    assert "not measured" in done.stdout
+    assert "missed" not in done.stdout
+
+
+def test_without_a_gpu_it_says_so_checks_a_few_kernels_and_succeeds(tmp_path):
+    done = command(folder=tmp_path)
+    assert "There is no GPU here: nothing is measured." in done.stdout, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any(row["status"] == "ok" for row in rows_of(tmp_path))
+    assert not list(tmp_path.glob("gpu_*.jsonl"))  # nothing was measured, nothing is kept
+
+
+def test_torch_and_triton_are_enough(tmp_path):
+    """Models, losses and optimizers run on the stand-ins of the packages that a machine may lack."""
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
+    }
+    rows = tmp_path / "rows.jsonl"
+    words = ["training", "correctness", "--share", "3/16", "--tiny", "--rows", str(rows)]
+    done = subprocess.run(
+        [sys.executable, "-c", TORCH_AND_TRITON_ALONE, *words],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = rows_of(tmp_path)
+    assert {row["part"] for row in found} == {"training", "correctness"}, done.stdout
+    assert [row for row in found if row["status"] not in ("ok", "not there")] == [], done.stderr
+
+
+def test_a_worker_that_dies_costs_one_row(tmp_path, monkeypatch):
+    """The command starts a new worker behind the case; the rows before it stay."""
+    from benchmarks.gpu import __main__ as proof
+
+    script = (
+        "import os, sys, types; from benchmarks.gpu import worker; worker.find_source()\n"
+        "from benchmarks.gpu.cases import Case\n"
+        "cases = [Case('one', dict), Case('two', lambda: os._exit(139)), Case('three', dict)]\n"
+        "worker.cases_of = lambda part, bench: cases\n"
+        "sys.exit(worker.main(sys.argv[4:]))"
+    )
+    real = proof.run_worker
+    monkeypatch.setattr(
+        proof,
+        "run_worker",
+        lambda words, *rest: real([words[0], "-c", script, *words], *rest),
+    )
+    proof.supervise(proof.Lane(("machine",)), tmp_path, until=2e10, tiny=True)
+    assert [(row["case"], row["status"]) for row in rows_of(tmp_path)] == [
+        ("one", "ok"),
+        ("two", "crashed"),
+        ("three", "ok"),
+    ]
+
+
+def test_a_case_that_raises_costs_one_row():
+    def fails():
+        raise RuntimeError("an illegal memory access\nsecond line")
+
+    row = worker.run_case(Case("broken", fails))
+    assert (row["status"], row["why"]) == ("error", "RuntimeError: an illegal memory access")
+
+    def misses():
+        raise MissedError("too far off", {"errors": {}})
+
+    assert worker.run_case(Case("wrong", misses))["status"] == "failed"
+
+
+def test_cases_that_begin_too_late_are_cut(tmp_path):
+    words = ["machine", "--rows", str(tmp_path / "rows.jsonl"), "--tiny", "--until", "1"]
+    assert worker.main(words) == 0
+    assert {row["status"] for row in rows_of(tmp_path)} == {"cut"}
+
+
+def test_an_error_is_compared_with_that_of_plain_torch():
+    exact = torch.randn(1000, dtype=torch.float64)
+    plain = exact.half()
+    assert compare([exact.half()], [plain], [exact], ["output"])["share_of_limit"] <= 0.5
+    with pytest.raises(MissedError, match="output"):
+        compare([(exact * 1.01).half()], [plain], [exact], ["output"])
+    with pytest.raises(MissedError, match="nan"):
+        compare([torch.full((1000,), float("nan"), dtype=torch.half)], [plain], [exact], ["output"])
+    one_wrong = exact.half()
+    one_wrong[17] += 0.1  # the whole tensor's error hardly moves
+    with pytest.raises(MissedError, match="worst"):
+        compare([one_wrong], [plain], [exact], ["output"])
+
+
+def test_a_time_has_its_spread():
+    row = milliseconds(bench(), lambda: torch.ones(10).sum())
+    assert 0 < row["lowest_ms"] <= row["ms"]
+
+
+def test_the_table_judges_ours_and_shows_the_others():
+    def row(candidate, **fields):
+        return {"part": "speed", "case": candidate, "status": "ok", "candidate": candidate} | fields
+
+    rows = [
+        row("copy", ceiling="copy", rate=4000.0, ms=1.0, unit="GB/s"),
+        row("triton", goal="leaderboard", ms=5.0),
+        row("flash", goal="leaderboard", ms=7.0),
+        row("triton", goal="rmsnorm-forward", ms=0.1, rate=3000.0),
+        row("scratchlm", goal="training", ms=1.0, rate=600_000.0),
+        row("torch", goal="training", ms=1.0, rate=500_000.0),
+    ]
+    found = {line.words: line for line in goals.lines(rows)}
+    first = found["attention forward+backward, 16 heads, T 16,384, d 64"]
+    assert (first.ours, first.verdict, first.others) == ("5", "goal", "flash 7")
+    assert found["RMSNorm forward, share of a copy's rate"][1::3] == ("75", "missed")
+    assert found["training gpt2-small, compiled, bfloat16"].verdict == "stretch"
+    assert goals.training_ratio(rows) == 1.2
+    setting = {"device": "NVIDIA H200", "torch": "2.11", "triton": "3.6.0", "date": "2026-11-21"}
+    assert "goal     flash 7" in goals.report(setting, rows)
+    written = goals.tables([setting | {"cuda": "13.0", "commit": "abc"}, *rows])
+    assert "| **5** | 5.36 ms | 4.9 | flash 7 |" in written
+    assert "1.20x" in written
+
+
+def test_the_best_tile_is_the_fastest_for_short_and_long_texts_together():
+    def row(tile, ms):
+        return {"kernel": "forward", "width": 64, "tile": tile, "table": tile == [1], "ms": ms}
+
+    best = tiles.best_tiles([row([1], 2.0), row([2], 1.0), row([3], 3.0)])
+    assert best["forward, d 64"]["tile"] == [2]
+    assert best["forward, d 64"]["gain"] == 2.0
+
+
+def test_stand_ins_reshape_as_einops():
+    import einops
+
+    x = torch.arange(120.0).reshape(2, 3, 20)
+    for pattern, sizes in (
+        ("B T (H K) -> B H T K", {"H": 4}),
+        ("B T (N K) -> B N T K", {"N": 5}),
+        ("B G K -> B K G", {}),
+        ("... (pairs two) -> ... (two pairs)", {"two": 2}),
+    ):
+        assert torch.equal(stand_ins.rearrange(x, pattern, **sizes), einops.rearrange(x, pattern, **sizes)), (
+            pattern
+        )
+
+
+def test_packages_that_are_there_are_not_replaced():
+    assert stand_ins.install() == []
+
+
+def test_the_table_of_the_readme_is_made_from_the_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text[text.index(goals.BEGIN) + len(goals.BEGIN) : text.index(goals.END)]
+    assert shown.strip() == goals.tables().strip()
+
+
+def test_a_results_file_says_what_it_was_made_with(tmp_path):
+    from benchmarks.gpu.__main__ import environment
+
+    setting = json.loads(json.dumps(environment(tiny=True, commit="abc")))
+    assert setting["commit"] == "abc"
+    assert len(setting["source_sha256"]) == 16
+    assert {"date", "python", "torch", "triton", "device"} <= set(setting)
