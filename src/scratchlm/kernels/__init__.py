@@ -44,12 +44,23 @@ KERNELS: dict[str, dict[str, str]] = {
         "plain": "rms_norm:rms_norm",
         "triton": "gpu.rms_norm:rms_norm",
     },
-    "rotate": {"reference": "rotate:rotate_reference", "plain": "rotate:rotate"},
-    "project_heads": {"plain": "project_heads:project_heads"},
+    "rotate": {
+        "reference": "rotate:rotate_reference",
+        "plain": "rotate:rotate",
+        "triton": "gpu.rotate:rotate",
+    },
+    "project_heads": {
+        "plain": "project_heads:project_heads",
+        "triton": "gpu.project_heads:project_heads",
+    },
     "adamw": {
         "reference": "adamw_reference:move",
         "plain": "adamw_plain:move",
         "triton": "gpu.adamw:move",
+    },
+    "lion": {
+        "reference": "lion_plain:move_reference",
+        "plain": "lion_plain:move",
     },
     "orthogonalize": {
         "reference": "orthogonalize:orthogonalize_reference",
@@ -67,6 +78,7 @@ PLAIN = {
     "rotate": ("plain", "plain tensor operations, the gradient written down"),
     "project_heads": ("plain", "one matrix product, then each step by itself"),
     "adamw": ("plain", "one compiled pass over memory on a CPU, else one call per operation"),
+    "lion": ("plain", "one compiled pass over memory on a CPU, else one call per operation"),
     "orthogonalize": ("plain", "torch's products of stacked matrices"),
 }
 """Operation -> what "auto" takes where Triton does not run, and what that is."""
