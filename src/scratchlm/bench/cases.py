@@ -11,7 +11,8 @@ which is 2025's `2.7b`; `10b` is new in 2026 (12.8 billion parameters with our g
 the gate). `tiny` is ours, for a look on a CPU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -136,14 +137,21 @@ class Workbench:
         """Let the optimizer move the weights."""
         self.optimizer.step()
 
-    def run(self) -> None:
-        """Compute what the case's scope says, once."""
+    def run(self, phase: Callable[[str], AbstractContextManager[Any]] = nullcontext) -> None:
+        """Compute what the case's scope says, once.
+
+        Args:
+            phase: Called with "forward", "backward" and "optimizer"; each runs inside what it returns.
+        """
         self.model.zero_grad(set_to_none=True)
-        loss = self.forward()
+        with phase("forward"):
+            loss = self.forward()
         if self.case.scope != "forward":
-            loss.backward()
+            with phase("backward"):
+                loss.backward()
         if self.case.scope == "step":
-            self.update()
+            with phase("optimizer"):
+                self.update()
 
     def held(self) -> list[torch.Tensor]:
         """Tensors that are there between two calls: weights, optimizer state, the batch."""

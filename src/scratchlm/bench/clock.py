@@ -124,8 +124,22 @@ def weigh(
 def allocations(work: Callable[[], object]) -> list[Any]:
     """Return torch's allocation events on the CPU during one call in order of time; releases are negative."""
     return sorted(
-        (event for event in _all_events(work) if event.name == "[memory]"), key=lambda e: e.start_time_ns
+        (event for event in profiled_events(work) if event.name == "[memory]"), key=lambda e: e.start_time_ns
     )
+
+
+def profiled_events(work: Callable[[], object]) -> Iterable[Any]:
+    """Yield every event that torch's profiler sees on the CPU during one call: operations and allocations."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = work()
+    del result  # only now: what it holds counts as kept
+    stack = list(profiler.profiler.kineto_results.experimental_event_tree())
+    while stack:
+        event = stack.pop()
+        yield event
+        stack.extend(event.children)
 
 
 def failures() -> tuple[type[BaseException], ...]:
@@ -173,19 +187,6 @@ def _time_once(work: Callable[..., object], arguments: tuple[Any, ...], device: 
     work(*arguments)
     synchronize(device)
     return time.perf_counter() - started
-
-
-def _all_events(work: Callable[[], object]) -> Iterable[Any]:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = work()
-    del result  # only now: what it holds counts as kept
-    stack = list(profiler.profiler.kineto_results.experimental_event_tree())
-    while stack:
-        event = stack.pop()
-        yield event
-        stack.extend(event.children)
 
 
 def _is_cuda(device: torch.device) -> bool:

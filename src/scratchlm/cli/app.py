@@ -21,6 +21,7 @@ def build_app() -> typer.Typer:
         generate,
         help,
         plan,
+        profile,
         report,
         run,
         runs,
@@ -39,7 +40,7 @@ def build_app() -> typer.Typer:
         app.command(rich_help_panel=PREPARE)(command)
     for command in (generate.generate, evaluate.evaluate, report.report):
         app.command(rich_help_panel=PREPARE)(command)
-    for command in (plan.plan, doctor.doctor):
+    for command in (plan.plan, doctor.doctor, profile.profile):
         app.command(rich_help_panel=LOOK)(command)
     app.command(name="help", rich_help_panel=LOOK)(help.help_part)
     app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)

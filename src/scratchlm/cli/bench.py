@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
+    from scratchlm.bench.cases import StepCase
     from scratchlm.bench.tables import Table
     from scratchlm.config import Config
 
@@ -92,7 +93,7 @@ def step(
         checkpointing=_toggle(checkpointing, "--checkpointing"),
         batches=numbers(batch, "--batch"),
         contexts=numbers(context, "--context") if context else (),
-        optimizer=_optimizer(optimizer),
+        optimizer=known_optimizer(optimizer),
         changes=changes_of(settings),
     )
     warmups = numbers(warmup, "--warmup", least=0)
@@ -233,6 +234,38 @@ def numbers(text: str, option: str, *, least: int = 1) -> list[int]:
     return values
 
 
+def known_optimizer(name: str) -> str:
+    """Return the name of an optimizer.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    from scratchlm.optim import OPTIMIZERS
+    from scratchlm.registry import unknown
+
+    if name not in OPTIMIZERS.names():
+        raise ValueError(f"--optimizer: {unknown('optimizer', name, OPTIMIZERS.names())}")
+    return name
+
+
+def check_memory(case: "StepCase", device: "torch.device") -> None:
+    """Ask by formula whether a case fits into a CPU's memory; a GPU says so by itself.
+
+    Raises:
+        ValueError: It does not.
+    """
+    from scratchlm.bench.cases import estimated_bytes
+    from scratchlm.cli.console import size
+    from scratchlm.train.plan import free_memory
+
+    needed, there = estimated_bytes(case), free_memory(device)
+    if device.type == "cpu" and needed > there:
+        raise ValueError(
+            f"{case.model} needs about {size(needed)}, {size(there)} are free; "
+            "take a smaller --model or --batch."
+        )
+
+
 def machine(device: "torch.device") -> dict[str, object]:
     """Return what every row of a file should tell about where it was measured."""
     import time
@@ -275,15 +308,6 @@ def _toggle(text: str, option: str) -> tuple[bool, ...]:
     if chosen is None:
         raise ValueError(f"{option}={text}: say no, yes, or no,yes for both.")
     return chosen
-
-
-def _optimizer(name: str) -> str:
-    from scratchlm.optim import OPTIMIZERS
-    from scratchlm.registry import unknown
-
-    if name not in OPTIMIZERS.names():
-        raise ValueError(f"--optimizer: {unknown('optimizer', name, OPTIMIZERS.names())}")
-    return name
 
 
 def _collect(
