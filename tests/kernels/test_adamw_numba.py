@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from scratchlm.kernels import adamw_numba
+from scratchlm.kernels import adamw_numba, numba_lists
 from scratchlm.optim.adamw import AdamW, AdamWReference
 
 SHAPES = [(37, 11), (1,), (64,), (5, 7, 3), ()]
@@ -40,17 +40,17 @@ def test_the_loop_equals_the_formula_and_the_tensor_operations(monkeypatch, caut
     assert len(calls) == 5
     for mine, plain in zip(ours, train(AdamWReference, cautious_decay=cautious), strict=True):
         torch.testing.assert_close(mine, plain)
-    monkeypatch.setattr(adamw_numba, "can_move", lambda *lists: False)
+    monkeypatch.setattr(numba_lists, "can_move", lambda *lists: False)
     for mine, other in zip(ours, train(AdamW, cautious_decay=cautious), strict=True):
         torch.testing.assert_close(mine, other)
 
 
 def test_threads_change_no_bit(monkeypatch):
     one = train(AdamW)
-    monkeypatch.setattr(adamw_numba, "THREADS_FROM", 0)
-    monkeypatch.setattr(adamw_numba, "CHUNK", 50)  # several for a tensor, with a rest
+    monkeypatch.setattr(numba_lists, "THREADS_FROM", 0)
+    monkeypatch.setattr(numba_lists, "CHUNK", 50)  # several for a tensor, with a rest
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(adamw_numba, "_move_on_one", None)
+    monkeypatch.setattr(adamw_numba, "_move_on_one", lambda *a: pytest.fail("on one thread"))
     two = train(AdamW)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 

@@ -1,10 +1,7 @@
-import pytest
 import torch
 from torch.nn import Parameter
 
-from scratchlm.optim import OPTIMIZERS
-from scratchlm.optim.groups import decay_groups, multiply_learning_rates, parameter_groups
-from scratchlm.optim.schedule import set_learning_rate
+from scratchlm.optim.groups import decay_groups, parameter_groups
 
 
 def make_named():
@@ -66,22 +63,3 @@ def test_a_kind_is_split_when_only_some_of_it_decays():
         ("embedding", 0.0),
         ("vector", 0.0),
     ]
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS.names())
-def test_kinds_can_have_learning_rates_that_a_schedule_moves_together(name):
-    optimizer = OPTIMIZERS.build(name, parameter_groups(make_named().items()), lr=0.1)
-    multiply_learning_rates(optimizer, {"embedding": 3.0, "vector": 0.5})
-    set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.15, 0.025])
-
-
-def test_a_factor_of_no_kind_or_below_zero_is_refused():
-    optimizer = OPTIMIZERS.build("sgd", parameter_groups(make_named().items()))
-    with pytest.raises(ValueError, match=r"'head': no kind of parameter; kinds are matrix, embedding, v"):
-        multiply_learning_rates(optimizer, {"head": 3.0})
-    with pytest.raises(ValueError, match=r"factor -1.0 for 'vector': must be at least 0"):
-        multiply_learning_rates(optimizer, {"vector": -1.0})
-    plain = OPTIMIZERS.build("sgd", decay_groups(make_named().items()))
-    with pytest.raises(ValueError, match="groups have no kinds"):
-        multiply_learning_rates(plain, {"vector": 2.0})

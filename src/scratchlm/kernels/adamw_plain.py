@@ -22,10 +22,10 @@ def move(
     squares: Sequence[Tensor],
     *,
     betas: tuple[float, float],
-    decay: float | Tensor,
+    decay: float,
     cautious: bool,
-    step_size: float | Tensor,
-    eps: float | Tensor,
+    step_size: float,
+    eps: float,
 ) -> None:
     """Update parameters, means and means of squares in place.
 
@@ -41,9 +41,9 @@ def move(
         eps: As `adamw_reference.move`.
     """
     if params[0].device.type == "cpu":
-        from scratchlm.kernels import adamw_numba  # not at the top: half a second that a GPU does not need
+        from scratchlm.kernels import adamw_numba, numba_lists  # not at the top: half a second for a GPU
 
-        if adamw_numba.can_move(params, grads, means, squares):
+        if numba_lists.can_move(params, grads, means, squares):
             numbers = {"betas": betas, "decay": decay, "cautious": cautious}
             adamw_numba.move(params, grads, means, squares, **numbers, step_size=step_size, eps=eps)
             return

@@ -24,10 +24,10 @@ def move(
     squares: Sequence[Tensor],
     *,
     betas: tuple[float, float],
-    decay: float | Tensor,
+    decay: float,
     cautious: bool,
-    step_size: float | Tensor,
-    eps: float | Tensor,
+    step_size: float,
+    eps: float,
 ) -> None:
     """Update parameters, means and means of squares in place.
 
@@ -37,7 +37,7 @@ def move(
         means: Means of the gradients.
         squares: Means of their squares.
         betas: How much of the two means is kept; each in [0, 1).
-        decay: The part of a parameter that goes: lr * weight_decay. A tensor without dimensions will do.
+        decay: The part of a parameter that goes: lr * weight_decay.
         cautious: Decay only where the update goes towards 0, too.
         step_size: Factor of m / (sqrt(v) + eps).
         eps: Added to the root. Above 0.

@@ -14,11 +14,10 @@ Source: decay as in nanoGPT and Hugging Face; Brown et al. 2020 (GPT-3), https:/
 appendix B. The kinds from Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, get_args
 
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 Kind = Literal["matrix", "embedding", "vector"]
 """What a parameter is to an optimizer."""
@@ -80,24 +79,3 @@ def decay_groups(
             (decayed if plain else kept).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def multiply_learning_rates(optimizer: Optimizer, factors: Mapping[str, float]) -> None:
-    """Multiply the learning rate of every group of a kind; schedules then move all of them together.
-
-    Args:
-        optimizer: Built over `parameter_groups`; before its first `set_learning_rate`.
-        factors: Kind -> factor, at least 0: {"embedding": 3.0}. Decay is multiplied with the learning rate.
-
-    Raises:
-        ValueError: A kind is unknown, a factor is below 0, or the groups have no kinds.
-    """
-    for kind, factor in factors.items():
-        if kind not in get_args(Kind):
-            raise ValueError(f"{kind!r}: no kind of parameter; kinds are {', '.join(get_args(Kind))}.")
-        if not factor >= 0:
-            raise ValueError(f"factor {factor} for {kind!r}: must be at least 0; 1 changes nothing.")
-    for group in optimizer.param_groups:
-        if "kind" not in group:
-            raise ValueError("This optimizer's groups have no kinds; build it over parameter_groups(...).")
-        group["lr"] *= factors.get(group["kind"], 1.0)

@@ -8,7 +8,8 @@ One state tensor per parameter (AdamW keeps two), and no square root. Because ev
 whatever its gradient, steps are longer than AdamW's: take `lr` three to ten times smaller than AdamW's and
 `weight_decay` as many times larger, so that their product, the strength of decay, stays.
 
-`LionReference` is the formula; `Lion` computes the same in place, in four passes over memory.
+`LionReference` is the formula; `Lion` computes the same for all tensors together, in one pass over memory
+where there is a compiled loop or a kernel for it (kernels/).
 
 Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", https://arxiv.org/abs/2302.06675,
 algorithm 2; the ratio to AdamW's settings from section 5.
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from scratchlm.kernels.decay import decay_
+from scratchlm.kernels import choose
 from scratchlm.optim import OPTIMIZERS
 from scratchlm.optim.adamw import evaluate_closure, is_cautious
 
@@ -92,6 +93,11 @@ class Lion(Optimizer):
             cautious_decay: Decay only where the update goes towards 0, too (see kernels/decay.py).
         """
         super().__init__(params, _settings(lr, betas, weight_decay, cautious_decay))
+        self._move = choose("lion").function
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._move = choose("lion").function  # a copy chooses for its own machine
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -99,26 +105,17 @@ class Lion(Optimizer):
         loss = evaluate_closure(closure)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for part in _cut_for_caches(params):
-                self._move(part, group)
+            if params:
+                self._move(
+                    params,
+                    [p.grad for p in params],
+                    [_momentum(self.state[p], p) for p in params],
+                    betas=group["betas"],
+                    decay=group["lr"] * group["weight_decay"],
+                    cautious=is_cautious(group),
+                    step_size=group["lr"],
+                )
         return loss
-
-    def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        grads = [p.grad for p in params]
-        memories = [_momentum(self.state[p], p) for p in params]
-        directions = torch._foreach_lerp(memories, grads, 1 - beta1)
-        torch._foreach_sign_(directions)
-        decay_(params, directions, lr * group["weight_decay"], cautious=is_cautious(group))
-        torch._foreach_add_(params, directions, alpha=-lr)
-        torch._foreach_lerp_(memories, grads, 1 - beta2)
-
-
-def _cut_for_caches(params: list[Tensor]) -> list[list[Tensor]]:
-    """One tensor at a time on the CPU, where it stays in the cache between operations; else all at once."""
-    if params and params[0].device.type != "cpu":
-        return [params]
-    return [[p] for p in params]
 
 
 def _momentum(state: dict[str, Any], p: Tensor) -> Tensor:
