@@ -1,6 +1,7 @@
 import torch
 from torch.nn import Parameter
 
+from scratchlm.optim import OPTIMIZERS
 from scratchlm.optim.groups import decay_groups, parameter_groups
 
 
