@@ -39,7 +39,7 @@ def doctor(
     with err().status("measuring" if measure else "looking") if err().is_terminal else _nothing():
         measured = _measure() if measure else _measured_before()
         parts = {"machine": machine(), "software": software(), "a run here takes": choices()}
-        parts["peak"] = peaks(measured)
+        parts |= {"operations": operations(), "peak": peaks(measured)}
     rows = table("", "", "")
     for title, findings in parts.items():
         rows.add_row(Text(title, "bold"))
@@ -152,8 +152,30 @@ def choices() -> list[Finding]:
             if can_compile
             else "no compiler for this device",
         ),
-        Finding("attention", "our own", "model.attention=sdpa takes torch's"),
     ]
+
+
+def operations() -> list[Finding]:
+    """Which implementation "auto" takes for each operation here, and why."""
+    from scratchlm import runtime
+    from scratchlm.kernels import KERNELS, PLAIN, choose, triton_obstacle
+
+    device = runtime.choose_device("auto")
+    obstacle = triton_obstacle(device)
+    # without a GPU nothing is amiss; on one that our kernels do not run on, all works, only slower
+    good = obstacle is None or device.type != "cuda"
+    meaning = obstacle or "where an operation has one"
+    if obstacle and device.type != "cuda":
+        meaning = "there is no NVIDIA GPU that torch can use"
+    found = [Finding("our GPU kernels", "no" if obstacle else "yes", meaning, good=good)]
+    for op, names in KERNELS.items():
+        choice = choose(op, device=device)
+        meaning = choice.reason if obstacle is None else PLAIN[op][1]
+        if op == "attention":
+            others = ", ".join(name for name in names if name != choice.name)
+            meaning += f"; model.attention takes another: {others}"
+        found.append(Finding(op, choice.name, meaning, good=good or "triton" not in names))
+    return found
 
 
 def peaks(measured: "Measurement | None") -> list[Finding]:

@@ -3,8 +3,11 @@
 import time
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.hardware import mfu
+from scratchlm.kernels import KERNELS, choose
 from scratchlm.model import accounting
 from scratchlm.tokenizer import Tokenizer
 
@@ -19,6 +22,7 @@ def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> 
     """Everything that tables and reports show of a run."""
     config, floor, progress = session.config, session.floor, session.progress
     guard, plan = session.trainer.guard, session.plan
+    kernels = kernels_used(config.model.attention, session.device)
     tokens = progress.done_steps * config.train.batch_tokens
     parameters = accounting.num_parameters(config.model.with_vocabulary(session.tokenizer.vocab_size))
     # a loss on a part of the split says nothing about the whole: then the last one counts
@@ -54,10 +58,22 @@ def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> 
         "rollbacks": guard.num_rollbacks,
         "corpus": config.corpus.name,
         "optimizer": config.optimizer.name,
-        "attention": config.model.attention,
+        "attention": kernels["attention"],
+        "kernels": kernels,
         "tokenizer": _vocabulary(session.tokenizer)
         | {"bytes_per_token": session.valid_set.num_bytes / max(1, session.valid_set.num_tokens)},
     }
+
+
+def kernels_used(attention: str, device: torch.device) -> dict[str, str]:
+    """Return the name of each operation's implementation on `device`.
+
+    Args:
+        attention: The setting model.attention; the other operations are always chosen by the device.
+        device: Where the model is trained.
+    """
+    named = {"attention": attention}
+    return {op: choose(op, named.get(op, "auto"), device).name for op in KERNELS}
 
 
 def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
