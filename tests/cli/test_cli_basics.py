@@ -15,7 +15,7 @@ COMMANDS = [
     ["demo"], ["run"], ["train"], ["generate"], ["evaluate"], ["report"], ["plan"], ["doctor"], ["help"],
     ["corpus"], ["corpus", "list"], ["corpus", "show"], ["corpus", "fetch"], ["corpus", "write"],
     ["tokenizer"], ["tokenizer", "train"], ["tokenizer", "encode"], ["tokenizer", "decode"],
-    ["tokenizer", "inspect"], ["data"], ["data", "prepare"], ["data", "show"],
+    ["tokenizer", "inspect"], ["data"], ["data", "prepare"], ["data", "merge"], ["data", "show"],
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from scratchlm.cli.sources import TOKENIZER_HELP, Plugin, load_plugins, open_cor
 
 if TYPE_CHECKING:
     from scratchlm.data.prepare import PrepareStats
+    from scratchlm.data.tasks import Mark
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, look at shards.")
 
@@ -25,26 +26,53 @@ def prepare(
     chunk_size: Annotated[int, typer.Option(min=1, help="Characters that one thread encodes at a time.")] = 2
     ** 20,
     queue_size: Annotated[int, typer.Option(min=1, help="Pieces that may wait; bounds the memory.")] = 8,
+    task: Annotated[int | None, typer.Option(min=0, help="Encode this part only, counted from 0.")] = None,
+    num_tasks: Annotated[int | None, typer.Option(min=1, help="Number of parts; merge them later.")] = None,
     plugin: Plugin = None,
 ) -> None:
-    """Encode a text into shards of token ids; goes on where an interrupted call stopped."""
+    """Encode a text into shards of token ids; goes on where an interrupted call stopped.
+
+    With --task I --num-tasks N only part I of N, on any machine that sees the folder; scratchlm data merge
+    puts the parts together.
+    """
     from scratchlm.cli.errors import naming
     from scratchlm.cli.progress import Bar
+    from scratchlm.data import tasks
     from scratchlm.data.prepare import prepare as prepare_shards
 
+    if (task is None) != (num_tasks is None):
+        raise ValueError("--task and --num-tasks go together: --task 0 --num-tasks 4 is the first of four.")
     load_plugins(plugin)
     loaded, corpus = open_tokenizer(tokenizer), open_corpus(source)
     with naming(folder), Bar(split, is_bytes=True) as bar:
-        stats = prepare_shards(
-            corpus,
-            loaded,
-            folder,
-            split=split,
-            workers=workers,
-            chunk_size=chunk_size,
-            queue_size=queue_size,
-            progress=lambda done, total, documents, tokens: bar.update(done, total),
-        )
+        settings = {
+            "split": split,
+            "workers": workers,
+            "chunk_size": chunk_size,
+            "queue_size": queue_size,
+            "progress": lambda done, total, documents, tokens: bar.update(done, total),
+        }
+        if task is None:
+            stats = prepare_shards(corpus, loaded, folder, **settings)
+        else:
+            mark = tasks.prepare_task(corpus, loaded, folder, task=task, num_tasks=num_tasks, **settings)
+    if task is None:
+        _print_stats(folder, stats)
+    else:
+        _print_task(folder, mark)
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(help="As given to `data prepare --task I --num-tasks N`.")],
+) -> None:
+    """Verify the parts that tasks encoded and put them together, in the order of the text."""
+    from scratchlm.cli.errors import naming
+    from scratchlm.cli.progress import Bar
+    from scratchlm.data.tasks import merge_tasks
+
+    with naming(folder), Bar("merging", is_bytes=True) as bar:
+        stats = merge_tasks(folder, progress=lambda done, total, documents, tokens: bar.update(done, total))
     _print_stats(folder, stats)
 
 
@@ -97,3 +125,16 @@ def _print_stats(folder: Path, stats: "PrepareStats") -> None:
     console.print(f"{stats.bytes_per_token:.2f} bytes per token; {duration(stats.seconds)}{speed}")
     console.print(f"first ids  {' '.join(map(str, stats.first_ids))}")
     console.print(f"last ids   {' '.join(map(str, stats.last_ids))}")
+
+
+def _print_task(folder: Path, mark: "Mark") -> None:
+    from scratchlm.cli.console import out
+    from scratchlm.data.tasks import tasks_left
+
+    tokens = sum(block.num_tokens for block in mark.blocks)
+    out().print(f"task {mark.task} of {mark.num_tasks}: {len(mark.blocks):,} blocks, {tokens:,} tokens")
+    left = tasks_left(folder, mark.num_tasks)
+    if left:
+        out().print(f"not done yet: {', '.join(map(str, left))}")
+    else:
+        out().print(f"all are done: scratchlm data merge {folder}")

@@ -16,7 +16,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt
@@ -47,7 +47,7 @@ class PrepareStats(NamedTuple):
     last_ids: list[int]
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """Some chunks after encoding; `ends` are the places behind each document that ends in them."""
 
     ids: UInt[np.ndarray, " length"]
@@ -90,14 +90,9 @@ def prepare(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     began = time.perf_counter()
-    extra = {
-        "corpus": corpus.name,
-        "corpus_fingerprint": corpus.fingerprint(),
-        "split": split,
-        "end_of_text_id": tokenizer.end_of_text_id,
-    }
+    extra = description(corpus, tokenizer, split)
     if (folder / MANIFEST).is_file():
-        return statistics(_check_same(folder, tokenizer, extra), began)
+        return statistics(open_same(folder, tokenizer, extra), began)
     source = hashlib.sha256(repr(sorted(extra.items())).encode()).hexdigest()
     with ShardWriter(
         folder,
@@ -108,8 +103,8 @@ def prepare(
     ) as writer:
         chunks = itertools.islice(corpus.chunks(split), writer.num_chunks_done, None)
         total = corpus.num_bytes(split)
-        encode = functools.partial(_encode, tokenizer=tokenizer)
-        items = _items(chunks, chunk_size)
+        encode = functools.partial(encode_item, tokenizer=tokenizer)
+        items = items_of(chunks, chunk_size)
         for ids, ends, num_bytes, num_chunks in map_in_order(
             encode, items, num_threads=workers, num_waiting=queue_size
         ):
@@ -122,7 +117,17 @@ def prepare(
     return statistics(TokenDataset.open(folder), began)
 
 
-def _items(chunks: Iterable[Chunk], chunk_size: int) -> Iterator[list[Chunk]]:
+def description(corpus: Corpus, tokenizer: Tokenizer, split: Split) -> dict[str, Any]:
+    """Return what the manifest says of the text: the same text and tokenizer give the same words."""
+    return {
+        "corpus": corpus.name,
+        "corpus_fingerprint": corpus.fingerprint(),
+        "split": split,
+        "end_of_text_id": tokenizer.end_of_text_id,
+    }
+
+
+def items_of(chunks: Iterable[Chunk], chunk_size: int) -> Iterator[list[Chunk]]:
     """Collect chunks until they hold `chunk_size` characters; what an item holds never changes the ids."""
     item: list[Chunk] = []
     length = 0
@@ -136,12 +141,12 @@ def _items(chunks: Iterable[Chunk], chunk_size: int) -> Iterator[list[Chunk]]:
         yield item
 
 
-def _encode(item: list[Chunk], tokenizer: Tokenizer) -> _Encoded:
+def encode_item(item: list[Chunk], tokenizer: Tokenizer) -> Encoded:
     """Encode one item, special tokens as plain text, and put the end-of-text id where a document ends."""
     texts = [repair_surrogates(chunk.text) for chunk in item]
     ids, offsets = tokenizer.encode_documents(texts)
     places = offsets[1:][np.array([chunk.ends_document for chunk in item])]
-    return _Encoded(
+    return Encoded(
         np.insert(ids, places, tokenizer.end_of_text_id),
         places + np.arange(1, len(places) + 1),
         sum(len(text.encode("utf-8")) for text in texts),
@@ -149,8 +154,12 @@ def _encode(item: list[Chunk], tokenizer: Tokenizer) -> _Encoded:
     )
 
 
-def _check_same(folder: Path, tokenizer: Tokenizer, extra: dict[str, object]) -> TokenDataset:
-    """Open shards that are there already, if they are what this preparation would make."""
+def open_same(folder: Path, tokenizer: Tokenizer, extra: dict[str, Any]) -> TokenDataset:
+    """Open shards that are there already, if they are what this preparation would make.
+
+    Raises:
+        ValueError: They are of another corpus, split or tokenizer.
+    """
     dataset = TokenDataset.open(folder, tokenizer_fingerprint=tokenizer.fingerprint)
     found = read_manifest(folder).extra
     for key, value in extra.items():

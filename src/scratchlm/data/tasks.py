@@ -1,0 +1,295 @@
+"""Preparing in tasks: a corpus is cut into blocks, each task encodes every n-th, merging puts them in order.
+
+    corpus:   block 0   block 1   block 2   block 3   block 4      BLOCK_CHARACTERS each, whole chunks
+    task 0 of 2:  0                   2                   4    ->  folder.tasks/0-of-2/  and  0-of-2.json
+    task 1 of 2:            1                   3              ->  folder.tasks/1-of-2/  and  1-of-2.json
+    merge:        0         1         2         3         4    ->  folder/
+
+Tasks know nothing of each other: they run on as many machines as there are, at any time, in any order, and
+one that was lost runs again. Every task reads the whole text, which costs little beside encoding it. Its mark
+(0-of-2.json) is written last and says which blocks it has and the checksum of their shards; merging looks for
+all marks, verifies all checksums, and copies. The shards are the same bytes as those of `prepare`, whatever
+the number of tasks.
+"""
+
+import functools
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from scratchlm.config import Config, load
+from scratchlm.data.corpora import Chunk, Corpus, Split
+from scratchlm.data.prepare import (
+    Encoded,
+    PrepareStats,
+    Progress,
+    description,
+    encode_item,
+    items_of,
+    statistics,
+)
+from scratchlm.data.shard_writer import TOKENS_PER_SHARD, ShardWriter
+from scratchlm.data.shards import MANIFEST, TokenDataset, partial_folder
+from scratchlm.runtime import write_text_atomically
+from scratchlm.tokenizer import Tokenizer
+from scratchlm.tokenizer.batches import map_in_order
+
+BLOCK_CHARACTERS = 2**22
+"""A second of encoding or two: small beside a task, large beside the work of putting it back in order."""
+COPIED_IDS = 2**22
+"""Ids that merging holds at once: 16 MB."""
+
+
+class Block(Config):
+    """One block of the corpus, encoded."""
+
+    number: int
+    """Its place in the corpus."""
+    num_tokens: int
+    """Ids in it."""
+    num_bytes: int
+    """Bytes of its text."""
+
+
+class Mark(Config):
+    """What a finished task says of itself."""
+
+    task: int
+    """Its number, from 0."""
+    num_tasks: int
+    """Tasks in all."""
+    vocab_size: int
+    """Of the tokenizer."""
+    tokenizer_fingerprint: str
+    """Which tokenizer encoded."""
+    extra: dict[str, Any]
+    """Corpus, split and end-of-text id, as in the manifest of the whole."""
+    fingerprint: str | None
+    """Of the task's shards; None if it has no block."""
+    blocks: tuple[Block, ...]
+    """In the corpus's order."""
+
+
+class _Part(NamedTuple):
+    """Some chunks of one block."""
+
+    block: int
+    chunks: list[Chunk]
+
+
+def prepare_task(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    split: Split,
+    task: int,
+    num_tasks: int,
+    workers: int = 2,
+    chunk_size: int = 2**20,
+    queue_size: int = 8,
+    progress: Progress | None = None,
+) -> Mark:
+    """Encode one task's blocks; does nothing if its mark is there and fits.
+
+    Args:
+        corpus: Where the text comes from.
+        tokenizer: What makes ids of it.
+        folder: Where the merged shards shall lie; the tasks' lie in `folder.tasks`.
+        split: "train" or "valid".
+        task: Which task this is, 0 .. num_tasks - 1.
+        num_tasks: Tasks in all, at least 1.
+        workers: As `prepare`.
+        chunk_size: As `prepare`.
+        queue_size: As `prepare`.
+        progress: Called after every piece; bytes are those of this task.
+
+    Raises:
+        ValueError: There is no such task, or `folder.tasks` holds one of another corpus or tokenizer.
+        OSError: The disk is full or not writable.
+    """
+    if not 0 <= task < num_tasks:
+        raise ValueError(f"task={task}: must be 0 to {num_tasks - 1}, with num_tasks={num_tasks}.")
+    extra = description(corpus, tokenizer, split)
+    place, path = _places(folder, task, num_tasks)
+    if path.is_file():
+        return _same_mark(path, extra, tokenizer)
+    for leftover in (place, partial_folder(place)):  # of this task, interrupted
+        shutil.rmtree(leftover, ignore_errors=True)
+    total = corpus.num_bytes(split)
+    share = None if total is None else total // num_tasks
+    blocks: list[Block] = []
+    with ShardWriter(
+        place, vocab_size=tokenizer.vocab_size, tokenizer_fingerprint=tokenizer.fingerprint
+    ) as writer:
+        parts = _parts(corpus.chunks(split), task, num_tasks, chunk_size)
+        encode = functools.partial(_encode_part, tokenizer=tokenizer)
+        for number, done in map_in_order(encode, parts, num_threads=workers, num_waiting=queue_size):
+            writer.add_documents(done.ids, done.ends, num_bytes=done.num_bytes)
+            _count(blocks, number, done)
+            if progress is not None:
+                progress(writer.num_bytes, share, writer.num_documents, writer.num_tokens)
+        if blocks:
+            writer.close(extra)
+    if not blocks:
+        shutil.rmtree(partial_folder(place), ignore_errors=True)
+    mark = Mark(
+        task=task,
+        num_tasks=num_tasks,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        extra=extra,
+        fingerprint=TokenDataset.open(place).fingerprint if blocks else None,
+        blocks=tuple(blocks),
+    )
+    write_text_atomically(path, mark.to_json())
+    return mark
+
+
+def merge_tasks(
+    folder: Path, *, tokens_per_shard: int = TOKENS_PER_SHARD, progress: Progress | None = None
+) -> PrepareStats:
+    """Verify all tasks' shards, put their blocks in the corpus's order, remove the tasks' folder.
+
+    Args:
+        folder: As given to `prepare_task`.
+        tokens_per_shard: As `prepare`.
+        progress: Called after every block.
+
+    Raises:
+        ValueError: A task is missing, its shards are damaged, or tasks do not belong together.
+        OSError: The disk is full or not writable.
+    """
+    began = time.perf_counter()
+    tasks = folder.with_name(folder.name + ".tasks")
+    if (folder / MANIFEST).is_file() and not tasks.is_dir():
+        return statistics(TokenDataset.open(folder), began)
+    marks = _all_marks(tasks)
+    datasets = [_open_task(folder, mark) for mark in marks]
+    order = sorted((block.number, task, block) for task, mark in enumerate(marks) for block in mark.blocks)
+    if [number for number, _, _ in order] != list(range(len(order))):
+        raise ValueError(f"{tasks}: a block is missing or there twice; remove it and run all tasks again.")
+    total = sum(block.num_bytes for _, _, block in order)
+    places = [0] * len(marks)
+    with ShardWriter(
+        folder,
+        vocab_size=marks[0].vocab_size,
+        tokenizer_fingerprint=marks[0].tokenizer_fingerprint,
+        tokens_per_shard=tokens_per_shard,
+    ) as writer:
+        for _, task, block in order:
+            _copy(datasets[task], places[task], block, writer, marks[0].extra["end_of_text_id"])
+            places[task] += block.num_tokens
+            if progress is not None:
+                progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
+        if not order:
+            raise ValueError(f"{tasks}: no task found any text; check the corpus.")
+        writer.close(marks[0].extra)
+    shutil.rmtree(tasks)
+    return statistics(TokenDataset.open(folder), began)
+
+
+def tasks_left(folder: Path, num_tasks: int) -> list[int]:
+    """Return the tasks whose mark is not there."""
+    return [task for task in range(num_tasks) if not _places(folder, task, num_tasks)[1].is_file()]
+
+
+def _places(folder: Path, task: int, num_tasks: int) -> tuple[Path, Path]:
+    """A task's folder of shards and its mark."""
+    name = f"{task}-of-{num_tasks}"
+    tasks = folder.with_name(folder.name + ".tasks")
+    return tasks / name, tasks / f"{name}.json"
+
+
+def _parts(chunks: Iterable[Chunk], task: int, num_tasks: int, chunk_size: int) -> Iterator[_Part]:
+    """The task's own blocks in pieces of about `chunk_size` characters; the others are read and dropped."""
+    own: list[Chunk] = []
+    block, length = 0, 0
+    for chunk in chunks:
+        if block % num_tasks == task:
+            own.append(chunk)
+        length += len(chunk.text)
+        if length >= BLOCK_CHARACTERS:
+            yield from (_Part(block, item) for item in items_of(own, chunk_size))
+            own, block, length = [], block + 1, 0
+    yield from (_Part(block, item) for item in items_of(own, chunk_size))
+
+
+def _encode_part(part: _Part, tokenizer: Tokenizer) -> tuple[int, Encoded]:
+    return part.block, encode_item(part.chunks, tokenizer)
+
+
+def _count(blocks: list[Block], number: int, done: Encoded) -> None:
+    """Add one more piece to the table of blocks."""
+    num_tokens, num_bytes = done.ids.size, done.num_bytes
+    if blocks and blocks[-1].number == number:
+        before = blocks.pop()
+        num_tokens, num_bytes = num_tokens + before.num_tokens, num_bytes + before.num_bytes
+    blocks.append(Block(number=number, num_tokens=num_tokens, num_bytes=num_bytes))
+
+
+def _same_mark(path: Path, extra: dict[str, Any], tokenizer: Tokenizer) -> Mark:
+    """The mark of a task that is done, if it is of this text and tokenizer."""
+    found = _read_mark(path)
+    if (found.extra, found.tokenizer_fingerprint) != (extra, tokenizer.fingerprint):
+        raise ValueError(
+            f"{path}: of another corpus, split or tokenizer; remove {path.parent} or take another folder."
+        )
+    return found
+
+
+def _read_mark(path: Path) -> Mark:
+    try:
+        return load(Mark, path)
+    except (ValueError, ValidationError) as error:
+        raise ValueError(f"{path}: damaged ({error}); remove it and run its task again.") from None
+
+
+def _all_marks(tasks: Path) -> list[Mark]:
+    found = [_read_mark(path) for path in sorted(tasks.glob("*-of-*.json"))] if tasks.is_dir() else []
+    if not found:
+        raise ValueError(f"{tasks}: no task is done; run scratchlm data prepare ... --task 0 --num-tasks N.")
+    numbers = {mark.num_tasks for mark in found}
+    if len(numbers) > 1:
+        raise ValueError(
+            f"{tasks}: tasks of {' and of '.join(map(str, sorted(numbers)))}; remove those of one number."
+        )
+    marks = {mark.task: mark for mark in found}
+    missing = [str(task) for task in range(numbers.pop()) if task not in marks]
+    if missing:
+        raise ValueError(
+            f"{tasks}: task {', '.join(missing)} of {found[0].num_tasks} is not done; run "
+            f"scratchlm data prepare ... --task {missing[0]} --num-tasks {found[0].num_tasks}."
+        )
+    first = marks[0]
+    for mark in found:
+        if (mark.extra, mark.tokenizer_fingerprint) != (first.extra, first.tokenizer_fingerprint):
+            raise ValueError(
+                f"{tasks}: task {mark.task} is of another corpus, split or tokenizer than task 0; "
+                "run it again."
+            )
+    return [marks[task] for task in range(first.num_tasks)]
+
+
+def _open_task(folder: Path, mark: Mark) -> TokenDataset | None:
+    if mark.fingerprint is None:
+        return None
+    place, path = _places(folder, mark.task, mark.num_tasks)
+    dataset = TokenDataset.open(place, tokenizer_fingerprint=mark.tokenizer_fingerprint, verify=True)
+    if dataset.fingerprint != mark.fingerprint:
+        raise ValueError(f"{place}: not the shards that {path.name} names; remove both, run the task again.")
+    return dataset
+
+
+def _copy(dataset: TokenDataset, start: int, block: Block, writer: ShardWriter, end_of_text_id: int) -> None:
+    """Append one block; texts hold no end-of-text id, so every one of them ends a document."""
+    for first in range(0, block.num_tokens, COPIED_IDS):
+        ids = dataset.read(start + first, min(COPIED_IDS, block.num_tokens - first))
+        ends = np.flatnonzero(ids == end_of_text_id) + 1
+        last = first + len(ids) == block.num_tokens
+        writer.add_documents(ids, ends, num_bytes=block.num_bytes if last else 0)
