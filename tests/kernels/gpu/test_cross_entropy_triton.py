@@ -237,3 +237,19 @@ def test_compiled_whole_the_loss_and_its_gradient_are_the_same(overwrite):
     mine, expected = compiled(hidden), loss(hidden)
     torch.testing.assert_close(mine, expected)
     torch.testing.assert_close(*(torch.autograd.grad(value, hidden)[0] for value in (mine, expected)))
+
+
+@pytest.mark.slow
+def test_tables_with_more_numbers_than_an_int32_counts_are_read_and_written_right():
+    """65,536 rows of 50,304 logits pass 2^31; so do 130 rows that begin 2^24 + 16 numbers apart (4 GB)."""
+    from scratchlm.kernels.gpu.cross_entropy import losses_and_gradient_
+
+    distance, last = 2**24 + 16, slice(128, 130)
+    table = torch.empty(130 * distance, dtype=torch.float16).as_strided((130, 70), (distance, 1))
+    logits, targets = random_case(70, shape=(130,), dtype=torch.float16)
+    targets[:], targets[last] = IGNORE, torch.tensor([3, 5])
+    table.copy_(logits)
+    expected = gradients(token_losses, logits, targets, torch.ones(130))
+    torch.testing.assert_close(gradients(kernel(), table, targets, torch.ones(130)), expected)
+    torch.testing.assert_close(losses_and_gradient_(table, targets), expected[0])
+    torch.testing.assert_close(table, expected[1])
