@@ -118,6 +118,18 @@ def test_a_gradient_of_the_gradient_is_refused():
         dq.sum().backward()
 
 
+@pytest.mark.compile
+def test_it_compiles_into_one_graph_with_its_gradient():
+    tensors = inputs(queries=40, keys=50)
+    documents = (torch.arange(50) // 20).expand(2, 50)
+    settings = {"window": 30, "softcap": 3.0, "slopes_H": torch.rand(4).double(), "documents_BS": documents}
+    compiled = torch.compile(TILED, backend="aot_eager", fullgraph=True)
+    for mine, expected in zip(
+        outcome(compiled, tensors, **settings), outcome(REFERENCE, tensors, **settings), strict=True
+    ):
+        torch.testing.assert_close(mine, expected)
+
+
 def test_learned_slopes_are_refused():
     with pytest.raises(ValueError, match="no gradient for ALiBi's slopes; take attention=reference"):
         TILED(*inputs(), slopes_H=torch.rand(4, requires_grad=True))
