@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from scratchlm.kernels import Choice
+from scratchlm.kernels.cross_entropy import chunked_cross_entropy
 from scratchlm.model import MODELS, ModelSettings
 from scratchlm.train import objective as objectives
 from scratchlm.train.config import TrainConfig
@@ -54,6 +56,21 @@ def test_each_setting_changes_the_loss(setting):
     assert not torch.equal(
         loss_and_gradients(compiled=False, **setting)[0], loss_and_gradients(compiled=False)[0]
     )
+
+
+def test_kernels_for_gpus_take_head_and_loss_together_and_cut_as_they_need(monkeypatch):
+    asked = []
+
+    def recording(*tensors, **settings):
+        asked.append(settings["chunk_rows"])
+        return chunked_cross_entropy(*tensors, **settings)
+
+    table = loss_and_gradients(compiled=True)
+    monkeypatch.setattr(objectives, "choose", lambda op, device: Choice(recording, "a test", "triton"))
+    torch.testing.assert_close(loss_and_gradients(compiled=True), table, rtol=1e-4, atol=1e-6)
+    assert asked == [None]
+    loss_and_gradients(compiled=True, name="bigram")
+    assert asked == [None]
 
 
 def test_a_bigram_has_no_head_to_cut(monkeypatch):

@@ -5,8 +5,8 @@ r"""What is minimised: a model and settings come in, a function (inputs, targets
 All logits of a micro-batch are one table of rows * context_length * vocab_size numbers. Uncompiled on a CPU
 it is better not to make a large one: in chunks of 256 positions that stay in the cache, head and loss take
 0.46 of the time (one Zen 5 core, d_model 256, vocabulary 4,096); compiled, in chunks of 1,024, the whole step
-takes 0.945. On a GPU one table is as fast as long as it fits. Compiled chunks are few and large, since the
-compiler writes out each of them.
+takes 0.945. Compiled chunks are few and large, since the compiler writes out each of them. Our kernels for
+GPUs (kernels/gpu/chunked_cross_entropy.py) always take head and loss together and cut as they need.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scratchlm import loss as losses
 from scratchlm.data.packing import documents_of
+from scratchlm.kernels import choose
 from scratchlm.model import ModelConfig
 from scratchlm.runtime import autocast
 from scratchlm.train.config import TrainConfig
@@ -62,11 +63,15 @@ def make_objective(
     extras = {"z_loss": config.z_loss, "label_smoothing": config.label_smoothing}
     if hasattr(model, "gradient_checkpointing"):
         model.gradient_checkpointing = config.gradient_checkpointing
-    chunk_rows = logit_rows(model, micro_tokens, device=device, compiled=compiled)
+    chunk_rows: int | None = logit_rows(model, micro_tokens, device=device, compiled=compiled)
+    in_parts = chunk_rows < micro_tokens
+    kernel = choose("chunked_cross_entropy", device=device)
+    if kernel.name == "triton" and model.config.name == "transformer":
+        in_parts, chunk_rows = True, None  # one kernel computes losses and gradient while the logits are near
 
     def objective(inputs: Tensor, targets: Tensor) -> Tensor:
         masked = {"documents": documents_of(inputs, end_of_text_id)} if config.document_mask else {}
-        if chunk_rows < micro_tokens:
+        if in_parts:
             with autocast(device, precision):
                 hidden = model.hidden(inputs, **masked)
             return chunk_loss(hidden, model.head_weight, targets)
@@ -76,7 +81,7 @@ def make_objective(
 
     def chunk_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
         softcap = model.config.logit_softcap
-        compute = partial(losses.chunked_cross_entropy, softcap=softcap, chunk_rows=chunk_rows, **extras)
+        compute = partial(kernel.function, softcap=softcap, chunk_rows=chunk_rows, **extras)
         with autocast(device, precision):
             return compute(hidden, head_weight, targets)
 
