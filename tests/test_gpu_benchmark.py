@@ -110,6 +110,15 @@ def test_torch_and_triton_are_enough(tmp_path):
     assert [row for row in found if row["status"] not in ("ok", "not there")] == [], done.stderr
 
 
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize("part", worker.PARTS)
+def test_every_case_of_a_part_has_its_own_name(part, tiny):
+    """A worker that starts again leaves out the cases whose names it finds."""
+    names = [case.name for case in worker.cases_of(part, Bench(torch.device("cpu"), tiny))]
+    assert names
+    assert len(names) == len(set(names))
+
+
 def test_a_worker_that_dies_costs_one_row(tmp_path, monkeypatch):
     """The command starts a new worker behind the case; the rows before it stay."""
     from benchmarks.gpu import __main__ as proof

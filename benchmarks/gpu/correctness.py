@@ -35,6 +35,7 @@ def _losses(bench: Bench) -> Iterator[Case]:
     rows, vocabulary = bench.pick((1024, VOCABULARY), (5, 300))
     options: dict[str, dict[str, Any]] = {
         "": {},
+        ", gradient over the logits": {"overwrite": True},
         ", float32": {"dtype": torch.float32},
         ", odd vocabulary": {"vocabulary": bench.pick(50_257, 301)},
         ", small vocabulary": {"vocabulary": 7},
@@ -84,12 +85,13 @@ def _loss(
     vocabulary: int,
     dtype: torch.dtype | None = None,
     ignore: int = 0,
+    overwrite: bool = False,
     **terms: float,
 ) -> Row:
-    ours = kernel("token_losses", "triton", bench)
+    ours = partial(kernel("token_losses", "triton", bench), overwrite=overwrite)
     targets = _targets(bench, rows, vocabulary, ignore)
     logits = bench.randn(rows, vocabulary, dtype=dtype) * 4.0
-    # the kernel may overwrite its logits: they are no leaf, as in a model
+    # what may be overwritten is no leaf, as in a model
     arguments = lambda leaves: ((leaves[0] * 1.0, targets), terms)  # noqa: E731
     return check(bench, ours, exact_losses, [logits], arguments, names=["d_logits"])
 
@@ -97,7 +99,7 @@ def _loss(
 def _second_backward(bench: Bench) -> Row:
     ours = kernel("token_losses", "triton", bench)
     leaf = bench.randn(5, 100).requires_grad_()
-    losses = ours(leaf * 1.0, _targets(bench, 5, 100))
+    losses = ours(leaf * 1.0, _targets(bench, 5, 100), overwrite=True)
     upstream = torch.ones_like(losses)
     first = torch.autograd.grad(losses, leaf, upstream, retain_graph=True)[0].clone()
     try:
@@ -235,7 +237,7 @@ def _odd_rotation(bench: Bench) -> Row:
 def _projection(bench: Bench, qk_norm: bool, kv_heads: int) -> Row:
     from scratchlm.kernels.project_heads import Angles, Gains
 
-    ours, plain = kernel("project_heads", "triton", bench), kernel("project_heads", "plain", bench)
+    ours = kernel("project_heads", "triton", bench)
     heads, width = 12, bench.pick(64, 16)
     if bench.tiny:
         heads, kv_heads = 4, kv_heads // 3 if kv_heads > 4 else 2
@@ -257,7 +259,22 @@ def _projection(bench: Bench, qk_norm: bool, kv_heads: int) -> Row:
         return lambda *given, **named: torch.cat(list(function(*given, **named)), dim=1)
 
     names = ["dx", "d_weight", "d_gain_q", "d_gain_k"][: len(leaves)]
-    return check(bench, whole(ours), whole(plain), leaves, arguments, names=names)
+    return check(bench, whole(ours), whole(_project_exactly), leaves, arguments, names=names)
+
+
+def _project_exactly(
+    x: Tensor, weight: Tensor, *, num_heads: int, num_kv_heads: int, gains: Any, angles: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three steps of kernels/project_heads.py by the twins, in any number format."""
+    from scratchlm.kernels.rms_norm import rms_norm_reference
+    from scratchlm.kernels.rotate import rotate_reference
+
+    product = (x @ weight.T).unflatten(-1, (num_heads + 2 * num_kv_heads, -1)).transpose(1, 2)
+    q, k, v = product.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    if gains is not None:
+        q = rms_norm_reference(q, gains.q, eps=gains.eps)
+        k = rms_norm_reference(k, gains.k, eps=gains.eps)
+    return rotate_reference(q, *angles), rotate_reference(k, *angles), v
 
 
 def _optimizers(bench: Bench) -> Iterator[Case]:

@@ -40,8 +40,11 @@ def _product(bench: Bench) -> Row:
 
 
 def speed(bench: Bench) -> list[Case]:
-    """All cases, those with goals first."""
-    return [*_losses(bench), *_norms(bench), *_rotations(bench), *_adamw(bench), *_newton_schulz(bench)]
+    """All cases."""
+    parts = (_losses, _norms, _rotations, _adamw, _newton_schulz)
+    cases = [case for part in parts for case in part(bench)]
+    # what torch has to compile comes last: it takes seconds each
+    return sorted(cases, key=lambda case: "compiled" in case.name)
 
 
 def _bytes(*tensors: Tensor) -> int:
@@ -55,9 +58,8 @@ def _bandwidth(row: Row, num_bytes: float) -> Row:
 
 def _losses(bench: Bench) -> Iterator[Case]:
     words = "cross-entropy forward+backward, 65,536 x 50,304"
-    yield Case(f"{words}, triton", partial(_loss, bench, "triton", "cross-entropy"))
-    yield Case(f"{words}, torch compiled", partial(_loss, bench, "torch compiled", "cross-entropy"))
-    yield Case(f"{words}, torch", partial(_loss, bench, "torch", "cross-entropy"))
+    for name in ("triton", "triton, one kernel", "torch compiled", "torch"):
+        yield Case(f"{words}, {name}", partial(_loss, bench, name, "cross-entropy"))
     words = "head and loss forward+backward, 65,536 x 768 x 50,304"
     yield Case(f"{words}, triton in chunks", partial(_head, bench, "triton"))
     yield Case(f"{words}, torch compiled", partial(_head, bench, "torch compiled"))
@@ -65,31 +67,37 @@ def _losses(bench: Bench) -> Iterator[Case]:
 
 def _loss(bench: Bench, name: str, goal: str) -> Row:
     rows, vocabulary = bench.pick((65_536, VOCABULARY), (4, 100))
-    source = torch.empty(rows, vocabulary, device=bench.device, dtype=bench.half).normal_()
-    logits = source.clone().requires_grad_()
+    leaf = torch.empty(rows, vocabulary, device=bench.device, dtype=bench.half).normal_().requires_grad_()
     targets = torch.arange(rows, device=bench.device) * 7919 % vocabulary
     function = _loss_function(bench, name)
+    made: dict[str, Tensor] = {}
 
     def prepare() -> None:
-        with torch.no_grad():
-            logits.copy_(source)  # ours writes the gradient over the logits
+        made.clear()
+        # a copy made by an operation, as a model's logits are: ours writes the gradient over it
+        made["logits"] = leaf * 1.0
 
-    def work() -> None:
-        torch.autograd.grad(function(logits, targets), logits)
-
+    work = lambda: function(made["logits"], targets)  # noqa: E731
     row = milliseconds(bench, work, prepare)
+    prepare()
     # read for the sum, read and written for the gradient
     fields = {"goal": goal, "candidate": name, "peak_bytes": peak_bytes(bench, work)}
-    return _bandwidth(row, 3 * _bytes(source)) | fields
+    return _bandwidth(row, 3 * _bytes(leaf)) | fields
 
 
-def _loss_function(bench: Bench, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss_function(bench: Bench, name: str) -> Callable[[Tensor, Tensor], Any]:
+    """Loss and gradient of logits."""
+    if name == "triton, one kernel":
+        from scratchlm.kernels.gpu.cross_entropy import losses_and_gradient_
+
+        return lambda logits, targets: losses_and_gradient_(logits.detach(), targets)
     if name == "triton":
-        losses = kernel("token_losses", "triton", bench)
-        # of a view: what a kernel writes over must be no leaf
-        return lambda logits, targets: losses(logits.view_as(logits), targets).mean()
+        losses = partial(kernel("token_losses", "triton", bench), overwrite=True)
+        return lambda logits, targets: torch.autograd.grad(losses(logits, targets).mean(), logits)
     plain = lambda logits, targets: functional.cross_entropy(logits.float(), targets)  # noqa: E731
-    return torch.compile(plain, backend=bench.pick("inductor", "aot_eager")) if "compiled" in name else plain
+    if "compiled" in name:
+        plain = torch.compile(plain, backend=bench.pick("inductor", "aot_eager"))
+    return lambda logits, targets: torch.autograd.grad(plain(logits, targets), logits)
 
 
 def _head(bench: Bench, name: str) -> Row:
@@ -140,10 +148,14 @@ def _norm_function(bench: Bench, name: str, width: int) -> Callable[..., Tensor]
 
 
 def _rotations(bench: Bench) -> Iterator[Case]:
-    for what in ("forward", "backward"):
-        for name in ("triton", "plain, compiled"):
-            words = f"RoPE {what}, q and k of 64 x 1,024 tokens, 12 heads, d 64, {name}"
-            yield Case(words, partial(_rotation, bench, what, name))
+    words = "q and k of 64 x 1,024 tokens, 12 heads, d 64"
+    for name in ("triton", "triton, in place", "plain, compiled"):
+        yield Case(f"RoPE forward, {words}, {name}", partial(_rotation, bench, "forward", name))
+    for name in ("triton", "plain, compiled"):
+        yield Case(f"RoPE backward, {words}, {name}", partial(_rotation, bench, "backward", name))
+    for name in ("triton", "plain, compiled"):
+        words = f"projection and RoPE forward+backward, 64 x 1,024 tokens, d_model 768, {name}"
+        yield Case(words, partial(_projection, bench, name))
 
 
 def _rotation(bench: Bench, what: str, name: str) -> Row:
@@ -152,16 +164,46 @@ def _rotation(bench: Bench, what: str, name: str) -> Row:
     packed = bench.randn(batch, tokens, 3 * heads, width)
     qk = packed.transpose(1, 2)[:, : 2 * heads].detach().requires_grad_()
     cos, sin = _angles(bench, tokens, width)
-    function = kernel("rotate", "triton" if name == "triton" else "plain", bench)
-    if name != "triton":
-        function = torch.compile(function, backend=bench.pick("inductor", "aot_eager"))
     upstream = bench.randn(batch, tokens, 2 * heads, width, seed=1).transpose(1, 2)
+    if "in place" in name:
+        from scratchlm.kernels.gpu.rotate import rotate_
+
+        row = milliseconds(bench, lambda: rotate_(packed, cos, sin, 2 * heads))
+        return _bandwidth(row, 2 * _bytes(upstream)) | {"goal": f"rope-{what}", "candidate": name}
+    function = _maybe_compiled(bench, "rotate", name)
     if what == "forward":
         row = milliseconds(bench, lambda: function(qk, cos, sin))
     else:
         out = function(qk, cos, sin)
         row = milliseconds(bench, partial(torch.autograd.grad, out, qk, upstream, retain_graph=True))
     return _bandwidth(row, 2 * _bytes(upstream)) | {"goal": f"rope-{what}", "candidate": name}
+
+
+def _maybe_compiled(bench: Bench, op: str, name: str) -> Callable[..., Any]:
+    """Our kernel, or the plain way after torch has compiled it."""
+    if name == "triton":
+        return kernel(op, "triton", bench)
+    return torch.compile(kernel(op, "plain", bench), backend=bench.pick("inductor", "aot_eager"))
+
+
+def _projection(bench: Bench, name: str) -> Row:
+    from scratchlm.kernels.project_heads import Angles
+
+    batch, tokens, heads, width = bench.pick((64, 1024, 12, 64), (1, 8, 2, 16))
+    d_model = heads * width
+    x = bench.randn(batch, tokens, d_model).requires_grad_()
+    weight = (bench.randn(3 * d_model, d_model, seed=1) * d_model**-0.5).to(bench.half).requires_grad_()
+    angles = Angles(*_angles(bench, tokens, width))
+    function = _maybe_compiled(bench, "project_heads", name)
+    upstream = [bench.randn(batch, tokens, heads, width, seed=s).transpose(1, 2) for s in (2, 3, 4)]
+
+    def work() -> None:
+        out = function(x, weight, num_heads=heads, num_kv_heads=heads, angles=angles)
+        torch.autograd.grad(list(out), (x, weight), upstream)
+
+    row = milliseconds(bench, work)
+    rate = {"rate": 18 * batch * tokens * d_model**2 / row["ms"] / 1e9, "unit": "TFLOP/s"}
+    return row | rate | {"goal": None, "candidate": name}
 
 
 def gpt2_small(bench: Bench) -> list[tuple[int, ...]]:

@@ -60,7 +60,7 @@ def replaced(name: str, width: int, candidate: Candidate | None, device: torch.d
     widest = min(entry for entry in table if entry >= width)
     before = table[widest]
     if candidate is not None:
-        table[widest] = attention_tiles.Tile(*candidate)
+        table[widest] = attention_tiles.Tile(*candidate, *before[len(candidate) :])
     try:
         yield tuple(table[widest])
     finally:

@@ -5,8 +5,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
-Candidate = tuple[int, int, int, int]
-"""Queries, keys, warps, stages."""
+Candidate = tuple[int, int, int, int] | tuple[int, int, int, int, str]
+"""Queries, keys, warps, stages; how blocks are loaded, where it is not as in the table."""
 
 CANDIDATES: dict[tuple[str, int], Sequence[Candidate]] = {
     ("forward", 64): (
@@ -18,6 +18,8 @@ CANDIDATES: dict[tuple[str, int], Sequence[Candidate]] = {
         (64, 128, 4, 2),
         (128, 128, 4, 2),
         (256, 64, 8, 2),
+        (128, 64, 4, 3, "pointers"),
+        (128, 128, 8, 3, "pointers"),
     ),
     ("backward_keys", 64): (
         *((64, 128, 8, stages) for stages in (2, 3)),
@@ -27,6 +29,7 @@ CANDIDATES: dict[tuple[str, int], Sequence[Candidate]] = {
         *((128, 128, 8, stages) for stages in (1, 2)),
         (128, 64, 4, 2),
         (32, 64, 4, 3),
+        (64, 128, 8, 3, "pointers"),
     ),
     ("backward_queries", 64): (
         *((128, 64, 8, stages) for stages in (2, 3)),
@@ -35,6 +38,7 @@ CANDIDATES: dict[tuple[str, int], Sequence[Candidate]] = {
         *((128, 32, 4, stages) for stages in (2, 3, 4)),
         (128, 128, 8, 2),
         (64, 128, 4, 2),
+        (128, 64, 8, 3, "pointers"),
     ),
     ("forward", 128): (
         *((128, 64, 8, stages) for stages in (2, 3)),
@@ -43,6 +47,7 @@ CANDIDATES: dict[tuple[str, int], Sequence[Candidate]] = {
         *((128, 64, 4, stages) for stages in (2, 3)),
         (128, 32, 8, 3),
         (64, 128, 4, 2),
+        (128, 64, 8, 3, "pointers"),
     ),
     ("backward_keys", 128): (
         *((64, 128, 8, stages) for stages in (1, 2)),
