@@ -19,9 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scratchlm.kernels.attention_reference import check_attention
-from scratchlm.kernels.gpu.attention_backward import Saved, backward, empty_like
+from scratchlm.kernels.gpu.attention_backward import Saved, backward
 from scratchlm.kernels.gpu.attention_forward import forward
-from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH, Masks
+from scratchlm.kernels.gpu.attention_memory import Masks, contiguous_rows, empty_by_time, empty_numbers
+from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH
 from scratchlm.kernels.gpu.support import require
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -97,7 +98,12 @@ def attention_forward(
     slopes: Tensor | None, documents: Tensor | None, way: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the output and the logarithm of each softmax's sum."""
-    return forward(rows(q), rows(k), rows(v), Masks(causal, window, softcap, slopes, documents))
+    return forward(
+        contiguous_rows(q),
+        contiguous_rows(k),
+        contiguous_rows(v),
+        Masks(causal, window, softcap, slopes, documents),
+    )
 
 
 @attention_forward.register_fake
@@ -106,8 +112,8 @@ def _(
     slopes: Tensor | None, documents: Tensor | None, way: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, num_heads, num_queries, _ = q.shape
-    out_BTHK = q.new_empty(batch, num_queries, num_heads, v.shape[3])
-    return out_BTHK.transpose(1, 2), q.new_empty(batch, num_heads, num_queries, dtype=torch.float32)
+    out = empty_by_time(batch, num_heads, num_queries, q, v.shape[3])
+    return out, empty_numbers(batch, num_heads, num_queries, q)
 
 
 @torch.library.custom_op("scratchlm::attention_backward", mutates_args=())
@@ -117,8 +123,8 @@ def attention_backward(
     slopes: Tensor | None, documents: Tensor | None, way: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k and v."""
-    saved = Saved(rows(q), rows(k), rows(v), rows(out), lse)
-    return backward(saved, rows(dout), Masks(causal, window, softcap, slopes, documents), way=way)
+    saved = Saved(contiguous_rows(q), contiguous_rows(k), contiguous_rows(v), contiguous_rows(out), lse)
+    return backward(saved, contiguous_rows(dout), Masks(causal, window, softcap, slopes, documents), way=way)
 
 
 @attention_backward.register_fake
@@ -127,7 +133,8 @@ def _(
     causal: bool, window: int | None, softcap: float | None,
     slopes: Tensor | None, documents: Tensor | None, way: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return empty_like(q), empty_like(k), empty_like(v)
+    dq, dk, dv = (empty_by_time(*x.shape[:3], x, x.shape[3]) for x in (q, k, v))
+    return dq, dk, dv
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -144,8 +151,3 @@ def _differentiate(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 
 attention_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def rows(x: Tensor) -> Tensor:
-    """Return x with contiguous rows: itself, or a copy if its last dimension is strided."""
-    return x if x.stride(-1) == 1 else x.contiguous()

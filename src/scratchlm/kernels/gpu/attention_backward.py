@@ -30,9 +30,20 @@ from torch import Tensor
 from scratchlm.kernels.gpu.ahead import Configuration
 from scratchlm.kernels.gpu.attention_backward_keys import keys_kernel
 from scratchlm.kernels.gpu.attention_backward_queries import queries_kernel
-from scratchlm.kernels.gpu.attention_forward import document_ranges
+from scratchlm.kernels.gpu.attention_memory import (
+    Documents,
+    Masks,
+    aligned_numbers,
+    can_describe,
+    describe,
+    describe_numbers,
+    empty_by_time,
+    empty_numbers,
+    find_documents,
+    padded,
+)
 from scratchlm.kernels.gpu.attention_scores import load_rows
-from scratchlm.kernels.gpu.attention_tiles import Masks, Tile, choose_tile, padded
+from scratchlm.kernels.gpu.attention_tiles import Tile, choose_tile
 
 WAYS = ("two_pass", "one_pass")
 
@@ -64,45 +75,53 @@ def backward(
             as the table says.
     """
     width_v = saved.v.shape[3]
-    names = ("backward_queries", "backward_keys") if way == "two_pass" else ("backward_one_pass",)
-    tiles = tiles or tuple(choose_tile(name, saved.q, width_v) for name in names)
-    documents = document_ranges(masks.documents)
-    delta = torch.empty_like(saved.lse)
+    documents = find_documents(masks.documents)
+    saved = saved._replace(lse=aligned_numbers(saved.lse))
+    delta = empty_numbers(*saved.lse.shape, saved.lse)
     with torch.cuda.device_of(saved.q):
         if way == "two_pass":
-            dq = empty_like(saved.q)
-            _queries(saved, dout, delta, dq, masks, documents, tiles[0])
-            dk, dv = _keys(saved, dout, delta, None, masks, documents, tiles[1])
+            by_queries, by_keys = tiles or (
+                choose_tile("backward_queries", saved.q, width_v, can_describe(saved.k, saved.v)),
+                choose_tile("backward_keys", saved.q, width_v, can_describe(saved.q, dout)),
+            )
+            dq = _queries(saved, dout, delta, masks, documents, by_queries)
+            dk, dv = _keys(saved, dout, delta, None, masks, documents, by_keys)
         else:
+            (by_keys,) = tiles or (
+                choose_tile("backward_one_pass", saved.q, width_v, can_describe(saved.q, dout)),
+            )
             _delta(saved.out, dout, delta)
-            sums = torch.zeros_like(saved.q, dtype=torch.float32, memory_format=torch.contiguous_format)
-            dk, dv = _keys(saved, dout, delta, sums, masks, documents, tiles[0])
-            dq = empty_like(saved.q)
-            torch.mul(sums, saved.q.shape[3] ** -0.5, out=sums)
-            dq.copy_(sums)
+            sums = torch.zeros(saved.q.shape, dtype=torch.float32, device=saved.q.device)
+            dk, dv = _keys(saved, dout, delta, sums, masks, documents, by_keys)
+            dq = _empty_like(saved.q).copy_(sums.mul_(saved.q.shape[3] ** -0.5))
     return dq, dk, dv
 
 
-def empty_like(x_BHTK: Tensor) -> Tensor:
-    """Return memory for (batch, heads, time, width) that lies as (batch, time, heads, width)."""
-    batch, num_heads, time, width = x_BHTK.shape
-    return x_BHTK.new_empty(batch, time, num_heads, width).transpose(1, 2)
+def _empty_like(x_BHTK: Tensor) -> Tensor:
+    return empty_by_time(*x_BHTK.shape[:3], x_BHTK, x_BHTK.shape[3])
 
 
 def _queries(
-    saved: Saved, dout: Tensor, delta: Tensor, dq: Tensor, masks: Masks, documents: tuple, tile: Tile
-) -> None:
+    saved: Saved, dout: Tensor, delta: Tensor, masks: Masks, documents: Documents, tile: Tile
+) -> Tensor:
     q, k, v, out, lse = saved
+    dq = _empty_like(q)
     batch, num_heads, num_queries, width = q.shape
     width_v = v.shape[3]
+    described = tile.loads == "descriptors"
     queries_kernel[(triton.cdiv(num_queries, tile.block_m) * batch * num_heads,)](
-        q, k, v, out, dout, lse, delta, dq, masks.slopes, *documents,
+        q,
+        describe(k, tile.block_n) if described else k,
+        describe(v, tile.block_n) if described else v,
+        out, dout, lse, delta, dq, masks.slopes, *documents[:3],
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *dout.stride()[:3],
-        *dq.stride()[:3], None if documents[0] is None else documents[0].stride(0),
+        *dq.stride()[:3], lse.stride(1), documents.stride,
         num_heads, k.shape[1], num_queries, k.shape[2], masks.window, masks.softcap,
         CAUSAL=masks.causal, WIDTH=width, WIDTH_V=width_v, PADDED=padded(width), PADDED_V=padded(width_v),
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, DESCRIPTORS=described,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
+    return dq
 
 
 def _keys(
@@ -111,20 +130,26 @@ def _keys(
     delta: Tensor,
     dq_sums: Tensor | None,
     masks: Masks,
-    documents: tuple,
+    documents: Documents,
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
     q, k, v, _, lse = saved
-    dk, dv = empty_like(k), empty_like(v)
+    dk, dv = _empty_like(k), _empty_like(v)
     batch, num_groups, num_keys, width = k.shape
     num_heads, num_queries, width_v = q.shape[1], q.shape[2], v.shape[3]
+    described = tile.loads == "descriptors"
     keys_kernel[(triton.cdiv(num_keys, tile.block_n) * batch * num_groups,)](
-        q, k, v, dout, lse, delta, dk, dv, dq_sums, masks.slopes, *documents,
+        describe(q, tile.block_m) if described else q, k, v,
+        describe(dout, tile.block_m) if described else dout,
+        describe_numbers(lse, tile.block_m) if described else lse,
+        describe_numbers(delta, tile.block_m) if described else delta,
+        dk, dv, dq_sums, masks.slopes, *documents[:3],
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3], *dk.stride()[:3],
-        *dv.stride()[:3], None if documents[0] is None else documents[0].stride(0),
+        *dv.stride()[:3], lse.stride(1), documents.stride,
         num_groups, num_queries, num_keys, masks.window, masks.softcap, GROUP=num_heads // num_groups,
         CAUSAL=masks.causal, WIDTH=width, WIDTH_V=width_v, PADDED=padded(width), PADDED_V=padded(width_v),
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, DESCRIPTORS=described,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return dk, dv
 
@@ -132,7 +157,7 @@ def _keys(
 def _delta(out: Tensor, dout: Tensor, delta: Tensor) -> None:
     batch, num_heads, num_queries, width_v = out.shape
     delta_kernel[(triton.cdiv(num_queries, DELTA_ROWS) * batch * num_heads,)](
-        out, dout, delta, *out.stride()[:3], *dout.stride()[:3], num_heads, num_queries,
+        out, dout, delta, *out.stride()[:3], *dout.stride()[:3], delta.stride(1), num_heads, num_queries,
         WIDTH_V=width_v, PADDED_V=padded(width_v), ROWS=DELTA_ROWS, num_warps=4,
     )  # fmt: skip
 
@@ -141,7 +166,7 @@ def configurations() -> list[Configuration]:
     """Return what ahead.py compiles of this file; the other kernels' files have their own."""
     made = []
     for width in (64, 128):
-        types = dict.fromkeys(delta_kernel.arg_names[3:11], "i32")
+        types = dict.fromkeys(delta_kernel.arg_names[3:12], "i32")
         types |= {"out": "*bf16", "dout": "*bf16", "delta": "*fp32"}
         constants = {"WIDTH_V": width, "PADDED_V": width, "ROWS": DELTA_ROWS}
         made.append(Configuration(f"delta bf16 {width}", delta_kernel, types, constants, matrix=False))
@@ -150,7 +175,7 @@ def configurations() -> list[Configuration]:
 
 @triton.jit(do_not_specialize=["num_heads", "num_queries"])
 def delta_kernel(
-    out, dout, delta, stride_ob, stride_oh, stride_ot, stride_dob, stride_doh, stride_dot,
+    out, dout, delta, stride_ob, stride_oh, stride_ot, stride_dob, stride_doh, stride_dot, stride_lse,
     num_heads, num_queries, WIDTH_V: tl.constexpr, PADDED_V: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Compute rowsum(dout * out) of ROWS rows of one head."""
@@ -168,4 +193,4 @@ def delta_kernel(
         ROWS, WIDTH_V, PADDED_V, True,
     )  # fmt: skip
     total = tl.sum(out_tile.to(tl.float32) * dout_tile.to(tl.float32), axis=1)
-    tl.store(delta + (batch * num_heads + head) * num_queries + rows, total, mask=rows < num_queries)
+    tl.store(delta + (batch * num_heads + head) * stride_lse + rows, total, mask=rows < num_queries)

@@ -28,7 +28,9 @@ from scratchlm.kernels.gpu.attention_scores import (
     LOG2E,
     bend,
     blocks_with_documents,
+    load_numbers,
     load_rows,
+    load_tile,
     query_stretches,
     store_rows,
     visible,
@@ -38,9 +40,8 @@ from scratchlm.kernels.gpu.attention_tiles import attention_configurations
 
 def configurations() -> list[Configuration]:
     """Return what ahead.py compiles."""
-    matrices = ("q", "k", "v", "dout", "dk", "dv")
-    two = attention_configurations("backward_keys", keys_kernel, matrices, without=("dq",))
-    return two + attention_configurations("backward_one_pass", keys_kernel, matrices)
+    two = attention_configurations("backward_keys", keys_kernel)
+    return two + attention_configurations("backward_one_pass", keys_kernel)
 
 
 @triton.jit(do_not_specialize=["num_heads", "num_groups", "num_queries", "num_keys", "window"])
@@ -48,10 +49,11 @@ def keys_kernel(
     q, k, v, dout, lse, delta, dk, dv, dq, slopes, documents, lowest, highest,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_dob, stride_doh, stride_dot, stride_dkb, stride_dkh, stride_dks,
-    stride_dvb, stride_dvh, stride_dvs, stride_db,
+    stride_dvb, stride_dvh, stride_dvs, stride_lse, stride_db,
     num_groups, num_queries, num_keys, window, softcap, GROUP: tl.constexpr,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
     PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Compute dk and dv of BLOCK_N keys of one key head; GROUP query heads share it."""
     heads_in_all = tl.num_programs(0) // tl.cdiv(num_keys, BLOCK_N)
@@ -74,32 +76,28 @@ def keys_kernel(
     key_documents = None
     if documents is not None:
         documents += batch * stride_db
-        key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))
+        own = tl.load(documents + tl.minimum(keys, num_keys - 1))
+        key_documents = own[:, None]
         low, high = blocks_with_documents(
-            key_documents, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
+            own, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
         )
         begin = tl.maximum(begin, tl.maximum(low - past, 0) // BLOCK_M * BLOCK_M)
         end = tl.minimum(end, high - past)
-        clear_begin = begin
         clear_end = begin  # every block is compared with the documents
     dk_tile = tl.zeros([BLOCK_N, PADDED], dtype=tl.float32)
     dv_tile = tl.zeros([BLOCK_N, PADDED_V], dtype=tl.float32)
-    bounds = (begin, clear_begin, clear_end, end)
     for member in tl.range(0, GROUP):
         head = group * GROUP + member
         slope = tl.load(slopes + head) if slopes is not None else None
-        place = (batch * num_groups * GROUP + head) * num_queries
-        q_start = q + batch * stride_qb + head * stride_qh
-        dout_start = dout + batch * stride_dob + head * stride_doh
-        dq_start = dq + place * WIDTH if dq is not None else None
-        for stretch in tl.static_range(3):
-            if (stretch != 0 or CAUSAL) and (stretch == 2 or documents is None):
-                dk_tile, dv_tile = _walk(
-                    dk_tile, dv_tile, k_tile, v_tile, keys, key_documents, q_start, dout_start, dq_start,
-                    lse + place, delta + place, stride_qt, stride_dot, bounds[stretch], bounds[stretch + 1],
-                    documents, slope, num_queries, num_keys, window, softcap,
-                    stretch != 1, CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_M,
-                )  # fmt: skip
+        row = batch * num_groups * GROUP + head
+        dq_start = dq + row * num_queries * WIDTH if dq is not None else None
+        dk_tile, dv_tile = _walk(
+            dk_tile, dv_tile, k_tile, v_tile, keys, key_documents,
+            q, (stride_qb, stride_qh, stride_qt), dout, (stride_dob, stride_doh, stride_dot),
+            dq_start, lse, delta, stride_lse, batch, head, row, begin, clear_begin, clear_end, end,
+            documents, slope, num_queries, num_keys, window, softcap,
+            CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_M, DESCRIPTORS,
+        )  # fmt: skip
     store_rows(
         dk + batch * stride_dkb + group * stride_dkh, stride_dks, first_key, num_keys,
         dk_tile * WIDTH**-0.5, BLOCK_N, WIDTH, PADDED,
@@ -112,39 +110,41 @@ def keys_kernel(
 
 @triton.jit
 def _walk(
-    dk, dv, k_tile, v_tile, keys, key_documents, q_start, dout_start, dq_start,
-    lse, delta, stride_qt, stride_dot, first, last,
+    dk, dv, k_tile, v_tile, keys, key_documents, q, q_strides, dout, dout_strides, dq_start,
+    lse, delta, stride_lse, batch, head, row, begin, clear_begin, clear_end, end,
     documents, slope, num_queries, num_keys, window, softcap,
-    EDGE: tl.constexpr, CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
-    PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_M: tl.constexpr,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
+    PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_M: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Meet the queries first ... last - 1; EDGE: look which of them see each key and which exist."""
+    """Meet the queries begin ... end - 1; between the clear bounds every query sees every key."""
     SCALE: tl.constexpr = WIDTH**-0.5
     factor: tl.constexpr = SCALE * LOG2E if softcap is None and slope is None else 1.0
-    for start in tl.range(first, last, BLOCK_M):
+    for start in tl.range(begin, end, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
         positions = rows + (num_keys - num_queries)
         exists = rows < num_queries
-        q_tile = load_rows(q_start, stride_qt, start, num_queries, BLOCK_M, WIDTH, PADDED, EDGE)
+        q_tile = load_tile(
+            q, q_strides, batch, head, start, num_queries, BLOCK_M, WIDTH, PADDED, True, DESCRIPTORS
+        )
         products = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
         scores, derivative = bend(products, positions[None, :], keys[:, None], slope, softcap, SCALE)
-        if EDGE:
-            row_documents = None
-            if documents is not None:
-                row_documents = tl.load(documents + tl.minimum(positions, num_keys - 1))[None, :]
+        row_documents = None
+        if documents is not None:
+            row_documents = tl.load(documents + tl.minimum(positions, num_keys - 1))[None, :]
+        if (start < clear_begin) | (start >= clear_end):
             allowed = visible(
-                positions[None, :], keys[:, None], row_documents,
-                key_documents[:, None] if documents is not None else None, num_keys, window, CAUSAL,
-            )  # fmt: skip
+                positions[None, :], keys[:, None], row_documents, key_documents, num_keys, window, CAUSAL
+            )
             scores = tl.where(allowed, scores, float("-inf"))
-            # rows that do not exist: 2^(s - inf) = 0, so they add nothing
-            row_lse = tl.load(lse + rows, mask=exists, other=float("inf"))
-            row_delta = tl.load(delta + rows, mask=exists, other=0.0)
-        else:
-            row_lse = tl.load(lse + rows)
-            row_delta = tl.load(delta + rows)
+        row_lse = load_numbers(lse, stride_lse, row, start, num_queries, BLOCK_M, DESCRIPTORS)
+        row_delta = load_numbers(delta, stride_lse, row, start, num_queries, BLOCK_M, DESCRIPTORS)
+        if slope is not None:
+            # rows that do not exist: a bias may have no bound, but 2^(s - inf) is 0
+            row_lse = tl.where(exists, row_lse, float("inf"))
         p = tl.exp2(scores * factor - (row_lse * LOG2E)[None, :])
-        dout_tile = load_rows(dout_start, stride_dot, start, num_queries, BLOCK_M, WIDTH_V, PADDED_V, EDGE)
+        dout_tile = load_tile(
+            dout, dout_strides, batch, head, start, num_queries, BLOCK_M, WIDTH_V, PADDED_V, True, DESCRIPTORS
+        )
         dv = tl.dot(p.to(dout_tile.dtype), dout_tile, dv, input_precision="ieee")
         dp = tl.dot(v_tile, tl.trans(dout_tile), input_precision="ieee")
         ds = p * (dp - row_delta[None, :])

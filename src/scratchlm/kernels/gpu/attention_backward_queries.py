@@ -26,6 +26,7 @@ from scratchlm.kernels.gpu.attention_scores import (
     blocks_with_documents,
     key_stretches,
     load_rows,
+    load_tile,
     store_rows,
     visible,
 )
@@ -34,7 +35,7 @@ from scratchlm.kernels.gpu.attention_tiles import attention_configurations
 
 def configurations() -> list[Configuration]:
     """Return what ahead.py compiles."""
-    return attention_configurations("backward_queries", queries_kernel, ("q", "k", "v", "out", "dout", "dq"))
+    return attention_configurations("backward_queries", queries_kernel)
 
 
 @triton.jit(do_not_specialize=["num_heads", "num_groups", "num_queries", "num_keys", "window"])
@@ -42,10 +43,11 @@ def queries_kernel(
     q, k, v, out, dout, lse, delta, dq, slopes, documents, lowest, highest,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
     stride_ob, stride_oh, stride_ot, stride_dob, stride_doh, stride_dot, stride_dqb, stride_dqh, stride_dqt,
-    stride_db,
+    stride_lse, stride_db,
     num_heads, num_groups, num_queries, num_keys, window, softcap,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
     PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Compute dq and delta of BLOCK_M queries of one head."""
     num_tiles = tl.cdiv(num_queries, BLOCK_M)
@@ -69,7 +71,7 @@ def queries_kernel(
         out + batch * stride_ob + head * stride_oh, stride_ot, first_row, num_queries,
         BLOCK_M, WIDTH_V, PADDED_V, True,
     )  # fmt: skip
-    place = (batch * num_heads + head) * num_queries + rows
+    place = (batch * num_heads + head) * stride_lse + rows
     row_lse = tl.load(lse + place, mask=exists, other=float("inf")) * LOG2E
     row_delta = tl.sum(out_tile.to(tl.float32) * dout_tile.to(tl.float32), axis=1)
     tl.store(delta + place, row_delta, mask=exists)
@@ -80,25 +82,22 @@ def queries_kernel(
     row_documents = None
     if documents is not None:
         documents += batch * stride_db
-        row_documents = tl.load(documents + tl.minimum(positions, num_keys - 1))
+        own = tl.load(documents + tl.minimum(positions, num_keys - 1))
+        row_documents = own[:, None]
         low, high = blocks_with_documents(
-            row_documents, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
+            own, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
         )
         begin = tl.maximum(begin, low // BLOCK_N * BLOCK_N)
         end = tl.minimum(end, high)
-        clear_begin = begin
         clear_end = begin  # every block is compared with the documents
     dq_tile = tl.zeros([BLOCK_M, PADDED], dtype=tl.float32)
-    bounds = (begin, clear_begin, clear_end, end)
-    for stretch in tl.static_range(3):
-        if (stretch != 0 or window is not None) and (stretch == 2 or documents is None):
-            dq_tile = _walk(
-                dq_tile, q_tile, dout_tile, row_lse, row_delta,
-                k + batch * stride_kb + group * stride_kh, v + batch * stride_vb + group * stride_vh,
-                stride_ks, stride_vs, bounds[stretch], bounds[stretch + 1],
-                positions, row_documents, documents, slope, num_keys, window, softcap,
-                stretch != 1, CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N,
-            )  # fmt: skip
+    dq_tile = _walk(
+        dq_tile, q_tile, dout_tile, row_lse, row_delta,
+        k, (stride_kb, stride_kh, stride_ks), v, (stride_vb, stride_vh, stride_vs),
+        batch, group, begin, clear_begin, clear_end, end,
+        positions, row_documents, documents, slope, num_keys, window, softcap,
+        CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N, DESCRIPTORS,
+    )  # fmt: skip
     store_rows(
         dq + batch * stride_dqb + head * stride_dqh, stride_dqt, first_row, num_queries,
         dq_tile * WIDTH**-0.5, BLOCK_M, WIDTH, PADDED,
@@ -107,30 +106,33 @@ def queries_kernel(
 
 @triton.jit
 def _walk(
-    dq, q_tile, dout_tile, row_lse, row_delta, k_start, v_start, stride_ks, stride_vs, first, last,
+    dq, q_tile, dout_tile, row_lse, row_delta, k, k_strides, v, v_strides, batch, group,
+    begin, clear_begin, clear_end, end,
     positions, row_documents, documents, slope, num_keys, window, softcap,
-    EDGE: tl.constexpr, CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
-    PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
+    PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Meet the keys first ... last - 1; EDGE: look which of them each query sees and which exist."""
+    """Meet the keys begin ... end - 1; between the clear bounds every query sees every key."""
     SCALE: tl.constexpr = WIDTH**-0.5
     factor: tl.constexpr = SCALE * LOG2E if softcap is None and slope is None else 1.0
-    for start in tl.range(first, last, BLOCK_N):
+    for start in tl.range(begin, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k_tile = load_rows(k_start, stride_ks, start, num_keys, BLOCK_N, WIDTH, PADDED, EDGE)
-        v_tile = load_rows(v_start, stride_vs, start, num_keys, BLOCK_N, WIDTH_V, PADDED_V, EDGE)
+        k_tile = load_tile(
+            k, k_strides, batch, group, start, num_keys, BLOCK_N, WIDTH, PADDED, True, DESCRIPTORS
+        )
+        v_tile = load_tile(
+            v, v_strides, batch, group, start, num_keys, BLOCK_N, WIDTH_V, PADDED_V, True, DESCRIPTORS
+        )
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         dp = tl.dot(dout_tile, tl.trans(v_tile), input_precision="ieee")
         scores, derivative = bend(products, positions[:, None], keys[None, :], slope, softcap, SCALE)
-        if EDGE:
-            key_documents = None
-            if documents is not None:
-                key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
+        key_documents = None
+        if documents is not None:
+            key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
+        if (start < clear_begin) | (start >= clear_end):
             allowed = visible(
-                positions[:, None], keys[None, :],
-                row_documents[:, None] if documents is not None else None, key_documents,
-                num_keys, window, CAUSAL,
-            )  # fmt: skip
+                positions[:, None], keys[None, :], row_documents, key_documents, num_keys, window, CAUSAL
+            )
             scores = tl.where(allowed, scores, float("-inf"))
         p = tl.exp2(scores * factor - row_lse[:, None])
         ds = p * (dp - row_delta[:, None])

@@ -26,6 +26,15 @@ import triton.language as tl
 from torch import Tensor
 
 from scratchlm.kernels.gpu.ahead import Configuration
+from scratchlm.kernels.gpu.attention_memory import (
+    Masks,
+    can_describe,
+    describe,
+    empty_by_time,
+    empty_numbers,
+    find_documents,
+    padded,
+)
 from scratchlm.kernels.gpu.attention_scores import (
     DOCUMENT_BLOCK,
     DOCUMENTS_AT_ONCE,
@@ -34,22 +43,13 @@ from scratchlm.kernels.gpu.attention_scores import (
     LOWEST,
     bend,
     blocks_with_documents,
-    document_ranges_kernel,
     key_stretches,
     load_rows,
+    load_tile,
     store_rows,
     visible,
 )
-from scratchlm.kernels.gpu.attention_tiles import (
-    Masks,
-    Tile,
-    attention_configurations,
-    choose_tile,
-    padded,
-)
-
-MATRICES = ("q", "k", "v", "out")
-"""Arguments of forward_kernel that point to matrices of the inputs' dtype."""
+from scratchlm.kernels.gpu.attention_tiles import Tile, attention_configurations, choose_tile
 
 
 def forward(
@@ -72,53 +72,41 @@ def forward(
     """
     batch, num_heads, num_queries, width = q_BHTK.shape
     num_groups, num_keys, width_v = k_BGSK.shape[1], k_BGSK.shape[2], v_BGSK.shape[3]
-    out_BTHK = q_BHTK.new_empty(batch, num_queries, num_heads, width_v)
-    out_BHTK = out_BTHK.transpose(1, 2)
-    lse_BHT = q_BHTK.new_empty(batch, num_heads, num_queries, dtype=torch.float32)
-    if tile is None:
-        tile = choose_tile("forward", q_BHTK, width_v)
-    grid = (triton.cdiv(num_queries, tile.block_m) * batch * num_heads,)
-    documents = document_ranges(masks.documents)
+    out_BHTK = empty_by_time(batch, num_heads, num_queries, q_BHTK, width_v)
+    lse_BHT = empty_numbers(batch, num_heads, num_queries, q_BHTK)
+    tile = tile or choose_tile("forward", q_BHTK, width_v, can_describe(k_BGSK, v_BGSK))
+    described = tile.loads == "descriptors"
+    *documents, stride_db = find_documents(masks.documents)
     with torch.cuda.device_of(q_BHTK):
-        forward_kernel[grid](
-            q_BHTK, k_BGSK, v_BGSK, out_BHTK, lse_BHT, masks.slopes, *documents,
+        forward_kernel[(triton.cdiv(num_queries, tile.block_m) * batch * num_heads,)](
+            q_BHTK,
+            describe(k_BGSK, tile.block_n) if described else k_BGSK,
+            describe(v_BGSK, tile.block_n) if described else v_BGSK,
+            out_BHTK, lse_BHT, masks.slopes, *documents,
             *q_BHTK.stride()[:3], *k_BGSK.stride()[:3], *v_BGSK.stride()[:3], *out_BHTK.stride()[:3],
-            None if masks.documents is None else masks.documents.stride(0),
+            lse_BHT.stride(1), stride_db,
             num_heads, num_groups, num_queries, num_keys, masks.window, masks.softcap,
             CAUSAL=masks.causal, WIDTH=width, WIDTH_V=width_v, PADDED=padded(width), PADDED_V=padded(width_v),
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, DESCRIPTORS=described,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out_BHTK, lse_BHT
 
 
-def document_ranges(documents_BS: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the documents with the lowest and the highest number in each block of DOCUMENT_BLOCK tokens."""
-    if documents_BS is None:
-        return None, None, None
-    batch, num_keys = documents_BS.shape
-    num_blocks = triton.cdiv(num_keys, DOCUMENT_BLOCK.value)
-    lowest, highest = documents_BS.new_empty(2, batch, num_blocks).unbind()
-    with torch.cuda.device_of(documents_BS):
-        document_ranges_kernel[(num_blocks * batch,)](
-            documents_BS, lowest, highest, documents_BS.stride(0), num_keys, BLOCK=DOCUMENT_BLOCK.value,
-            num_warps=1,
-        )  # fmt: skip
-    return documents_BS, lowest, highest
-
-
 def configurations() -> list[Configuration]:
     """Return what ahead.py compiles: each tile of the table, and each kind of mask with the commonest."""
-    return attention_configurations("forward", forward_kernel, MATRICES)
+    return attention_configurations("forward", forward_kernel)
 
 
 @triton.jit(do_not_specialize=["num_heads", "num_groups", "num_queries", "num_keys", "window"])
 def forward_kernel(
     q, k, v, out, lse, slopes, documents, lowest, highest,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    stride_ob, stride_oh, stride_ot, stride_db,
+    stride_ob, stride_oh, stride_ot, stride_lse, stride_db,
     num_heads, num_groups, num_queries, num_keys, window, softcap,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
     PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Compute BLOCK_M rows of one head of one batch row."""
     num_tiles = tl.cdiv(num_queries, BLOCK_M)
@@ -133,8 +121,6 @@ def forward_kernel(
         q + batch * stride_qb + head * stride_qh, stride_qt, first_row, num_queries,
         BLOCK_M, WIDTH, PADDED, True,
     )  # fmt: skip
-    k_start = k + batch * stride_kb + group * stride_kh
-    v_start = v + batch * stride_vb + group * stride_vh
     slope = tl.load(slopes + head) if slopes is not None else None
     row_documents = None
     begin, clear_begin, clear_end, end = key_stretches(
@@ -142,64 +128,64 @@ def forward_kernel(
     )
     if documents is not None:
         documents += batch * stride_db
-        row_documents = tl.load(documents + tl.minimum(positions, num_keys - 1))
+        own = tl.load(documents + tl.minimum(positions, num_keys - 1))
+        row_documents = own[:, None]
         low, high = blocks_with_documents(
-            row_documents, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
+            own, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
         )
         begin = tl.maximum(begin, low // BLOCK_N * BLOCK_N)
         end = tl.minimum(end, high)
-        clear_begin = begin
         clear_end = begin  # every block is compared with the documents
     acc = tl.zeros([BLOCK_M, PADDED_V], dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     largest = tl.full([BLOCK_M], LOWEST, dtype=tl.float32)
-    bounds = (begin, clear_begin, clear_end, end)
-    for stretch in tl.static_range(3):
-        if (stretch != 0 or window is not None) and (stretch == 2 or documents is None):
-            acc, total, largest = _walk(
-                acc, total, largest, q_tile, k_start, v_start, stride_ks, stride_vs,
-                bounds[stretch], bounds[stretch + 1],
-                positions, row_documents, documents, slope, num_keys, window, softcap,
-                stretch != 1, CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N,
-            )  # fmt: skip
+    acc, total, largest = _walk(
+        acc, total, largest, q_tile,
+        k, (stride_kb, stride_kh, stride_ks), v, (stride_vb, stride_vh, stride_vs),
+        batch, group, begin, clear_begin, clear_end, end,
+        positions, row_documents, documents, slope, num_keys, window, softcap,
+        CAUSAL, WIDTH, WIDTH_V, PADDED, PADDED_V, BLOCK_N, DESCRIPTORS,
+    )  # fmt: skip
     store_rows(
         out + batch * stride_ob + head * stride_oh, stride_ot, first_row, num_queries,
         acc / total[:, None], BLOCK_M, WIDTH_V, PADDED_V,
     )  # fmt: skip
-    place = (batch * num_heads + head) * num_queries + rows
+    place = (batch * num_heads + head) * stride_lse + rows
     tl.store(lse + place, (largest + tl.log2(total)) * LN2, mask=rows < num_queries)
 
 
 @triton.jit
 def _walk(
-    acc, total, largest, q_tile, k_start, v_start, stride_ks, stride_vs, first, last,
+    acc, total, largest, q_tile, k, k_strides, v, v_strides, batch, group, begin, clear_begin, clear_end, end,
     positions, row_documents, documents, slope, num_keys, window, softcap,
-    EDGE: tl.constexpr, CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
-    PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
+    PADDED: tl.constexpr, PADDED_V: tl.constexpr, BLOCK_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Meet the keys first ... last - 1; EDGE: look which of them each query sees and which exist."""
+    """Meet the keys begin ... end - 1; between the clear bounds every query sees every key."""
     SCALE: tl.constexpr = WIDTH**-0.5
     factor: tl.constexpr = SCALE * LOG2E if softcap is None and slope is None else 1.0
-    for start in tl.range(first, last, BLOCK_N):
+    for start in tl.range(begin, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k_tile = load_rows(k_start, stride_ks, start, num_keys, BLOCK_N, WIDTH, PADDED, EDGE)
+        k_tile = load_tile(
+            k, k_strides, batch, group, start, num_keys, BLOCK_N, WIDTH, PADDED, True, DESCRIPTORS
+        )
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         scores, _ = bend(products, positions[:, None], keys[None, :], slope, softcap, SCALE)
-        if EDGE:
-            key_documents = None
-            if documents is not None:
-                key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
+        key_documents = None
+        if documents is not None:
+            key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
+        if (start < clear_begin) | (start >= clear_end):
             allowed = visible(
-                positions[:, None], keys[None, :],
-                row_documents[:, None] if documents is not None else None, key_documents,
-                num_keys, window, CAUSAL,
-            )  # fmt: skip
+                positions[:, None], keys[None, :], row_documents, key_documents, num_keys, window, CAUSAL
+            )
             scores = tl.where(allowed, scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, axis=1) * factor)
         p = tl.exp2(scores * factor - new_largest[:, None])
         fix = tl.exp2(largest - new_largest)
         total = total * fix + tl.sum(p, axis=1)
-        v_tile = load_rows(v_start, stride_vs, start, num_keys, BLOCK_N, WIDTH_V, PADDED_V, EDGE)
+        v_tile = load_tile(
+            v, v_strides, batch, group, start, num_keys, BLOCK_N, WIDTH_V, PADDED_V, True, DESCRIPTORS
+        )
         acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * fix[:, None], input_precision="ieee")
         largest = new_largest
     return acc, total, largest

@@ -2,8 +2,8 @@
 r"""Which blocks of the score matrix a tile meets, and what happens to the scores in them.
 
 Queries are rows, keys are columns; query i stands at position i + S - T, the last one at the last key. Causal
-attention with a window of w leaves a band of the matrix. A tile of queries walks through its keys in three
-stretches, and only the scores of two of them are compared with anything:
+attention with a window of w leaves a band of the matrix. A tile of queries walks from `begin` to `end`, and
+only the blocks at the edges are compared with anything; the others have no masked scores:
 
             begin   clear_begin      clear_end    end
               |          |               |         |
@@ -12,8 +12,10 @@ stretches, and only the scores of two of them are compared with anything:
      row 127  . . . . . . x x x x x x x x x x x x x
               |  edge    |     clear     |  edge   |
 
-dK and dV walk down the queries of a tile of keys in the same way. All bounds are multiples of the block that
-walks. Scores are kept in units of log2, so that the softmax is exp2, which the GPU has as an instruction.
+It is one loop with a question (is this block at an edge?), not three loops: the copies from memory then never
+pause between two loops, and the compiler has half the registers to keep. dK and dV walk down the queries of a
+tile of keys in the same way. Scores are kept in units of log2, so that the softmax is exp2, which the GPU has
+as an instruction.
 
 Source: leaving out masked blocks: Dao 2023, https://arxiv.org/abs/2307.08691, section 3.1.
 """
@@ -49,13 +51,12 @@ def key_stretches(
         clear_end = (past + first_row + 1) // BLOCK * BLOCK  # every row sees the keys up to the first row's
         if window is not None:
             begin = tl.maximum(past + first_row - window + 1, 0) // BLOCK * BLOCK
-            last_row_sees = tl.maximum(past + first_row + ROWS - window, 0)
-            clear_begin = (last_row_sees + BLOCK - 1) // BLOCK * BLOCK
-            clear_begin = tl.minimum(clear_begin, (end + BLOCK - 1) // BLOCK * BLOCK)
+            # a block's first key must be in the last row's window
+            clear_begin = past + first_row + ROWS - window
     else:
         end = num_keys
-        clear_end = num_keys // BLOCK * BLOCK
-    return begin, clear_begin, tl.maximum(clear_end, clear_begin), end
+        clear_end = num_keys // BLOCK * BLOCK  # the last block may have keys that do not exist
+    return begin, clear_begin, clear_end, end
 
 
 @triton.jit
@@ -68,17 +69,15 @@ def query_stretches(
     begin = 0
     clear_begin = 0
     end = num_queries
-    clear_end = num_queries // BLOCK * BLOCK  # the last block may have rows that do not exist
+    # the last block may have rows that do not exist: they are read as zeros, which add nothing
+    clear_end = num_queries
     if CAUSAL:
         begin = tl.maximum(first_key - past, 0) // BLOCK * BLOCK
-        sees_all = tl.maximum(first_key + KEYS - 1 - past, 0)
-        clear_begin = (sees_all + BLOCK - 1) // BLOCK * BLOCK
+        clear_begin = first_key + KEYS - 1 - past  # a block's first row must see the last key
         if window is not None:
-            end = tl.minimum(end, tl.maximum(first_key + KEYS - 1 + window - past, 0))
-            sees_first = tl.maximum(first_key + window - past, 0) // BLOCK * BLOCK
-            clear_end = tl.minimum(clear_end, sees_first)
-        clear_begin = tl.minimum(clear_begin, (end + BLOCK - 1) // BLOCK * BLOCK)
-    return begin, clear_begin, tl.maximum(clear_end, clear_begin), end
+            end = tl.minimum(end, first_key + KEYS - 1 + window - past)
+            clear_end = first_key + window - past - BLOCK + 1  # its last row must see the first key
+    return begin, clear_begin, clear_end, end
 
 
 @triton.jit
@@ -137,6 +136,40 @@ def load_rows(
     else:
         tile = tl.load(places)
     return tile
+
+
+@triton.jit
+def load_tile(
+    source, strides, batch, head, first, end,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHECK: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """Return load_rows of one head of a (batch, heads, rows, WIDTH) tensor, by pointers or by its descriptor.
+
+    A descriptor leaves addresses, bounds and zeros to the GPU's copy engine (TMA, from compute capability 9.0
+    on); otherwise every thread computes the address of every 16 bytes that it asks for.
+    """
+    if DESCRIPTORS:
+        places = [tl.cast(batch, tl.int32), tl.cast(head, tl.int32), tl.cast(first, tl.int32), 0]
+        tile = source.load(places).reshape(ROWS, PADDED)
+    else:
+        start = source + batch * strides[0] + head * strides[1]
+        tile = load_rows(start, strides[2], first, end, ROWS, WIDTH, PADDED, CHECK)
+    return tile
+
+
+@triton.jit
+def load_numbers(source, stride, row, first, end, COUNT: tl.constexpr, DESCRIPTORS: tl.constexpr):
+    """Return COUNT numbers of row `row` of a matrix from `first` on, by pointers or by its descriptor.
+
+    A thread that multiplies needs a quarter of all columns' numbers, which it would ask for one by one.
+    """
+    if DESCRIPTORS:
+        numbers = source.load([tl.cast(row, tl.int32), tl.cast(first, tl.int32)]).reshape(COUNT)
+    else:
+        columns = first + tl.arange(0, COUNT)
+        numbers = tl.load(source + row * stride + columns, mask=columns < end, other=0.0)
+    return numbers
 
 
 @triton.jit
