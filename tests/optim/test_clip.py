@@ -72,3 +72,13 @@ def test_no_gradients_have_norm_zero():
 def test_max_norm_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"max_norm=0\.0: must be above 0"):
         clip_gradients_(make_parameters(), 0.0)
+
+
+@pytest.mark.compile
+def test_it_compiles_into_one_graph():
+    params = [Parameter(torch.zeros(3)), Parameter(torch.zeros(2, 2))]
+    for p in params:
+        p.grad = torch.full_like(p, 5.0)
+    norm = torch.compile(clip_gradients_, fullgraph=True, backend="aot_eager")(params, 1.0)
+    torch.testing.assert_close(norm, torch.tensor(7 * 25.0).sqrt())
+    torch.testing.assert_close(sum(p.grad.square().sum() for p in params), torch.tensor(1.0))

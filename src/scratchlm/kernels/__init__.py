@@ -44,6 +44,11 @@ KERNELS: dict[str, dict[str, str]] = {
         "plain": "rms_norm:rms_norm",
         "triton": "gpu.rms_norm:rms_norm",
     },
+    "add_rms_norm": {
+        "reference": "rms_norm:add_rms_norm_reference",
+        "plain": "rms_norm:add_rms_norm",
+        "triton": "gpu.rms_norm:add_rms_norm",
+    },
     "rotate": {
         "reference": "rotate:rotate_reference",
         "plain": "rotate:rotate",
@@ -62,6 +67,11 @@ KERNELS: dict[str, dict[str, str]] = {
         "reference": "lion_plain:move_reference",
         "plain": "lion_plain:move",
     },
+    "scale": {
+        "reference": "scale:scale_reference_",
+        "plain": "scale:scale_",
+        "triton": "gpu.scale:scale_",
+    },
     "orthogonalize": {
         "reference": "orthogonalize:orthogonalize_reference",
         "plain": "orthogonalize:orthogonalize",
@@ -75,10 +85,12 @@ PLAIN = {
     "token_losses": ("plain", "plain tensor operations, the gradient written down"),
     "chunked_cross_entropy": ("plain", "the same, a chunk of the logits at a time"),
     "rms_norm": ("plain", "plain tensor operations, the gradient written down"),
+    "add_rms_norm": ("plain", "an addition, then the norm"),
     "rotate": ("plain", "plain tensor operations, the gradient written down"),
     "project_heads": ("plain", "one matrix product, then each step by itself"),
     "adamw": ("plain", "one compiled pass over memory on a CPU, else one call per operation"),
     "lion": ("plain", "one compiled pass over memory on a CPU, else one call per operation"),
+    "scale": ("plain", "one call for all tensors"),
     "orthogonalize": ("plain", "torch's products of stacked matrices"),
 }
 """Operation -> what "auto" takes where Triton does not run, and what that is."""

@@ -6,18 +6,21 @@ r"""Clipping: gradients come in, the same direction with a bounded length goes o
 One bad batch can give a gradient many times longer than usual, and one step along it undoes hours of
 training. The length is taken over all parameters together, so their gradients keep their proportions.
 On an accelerator everything stays there: comparing the norm in Python would make the CPU wait for it at every
-step. On a CPU nobody waits, and gradients that are short enough are not written again.
+step. Gradients that are short enough are not written again: on a CPU, where nobody waits, Python looks at the
+norm, and on our GPUs the kernel does (kernels/gpu/scale.py).
 
 Source: Pascanu et al. 2013, https://arxiv.org/abs/1211.5063, algorithm 1; the 1e-6 as in
 torch.nn.utils.clip_grad_norm_ and CS336.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from scratchlm.kernels import choose
 
 EPS = 1e-6
 """Keeps 0 / 0 away; the same value as torch's and CS336's, so that results agree."""
@@ -44,8 +47,15 @@ def clip_gradients_(parameters: Iterable[Tensor], max_norm: float) -> Float[Tens
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = gradient_norm(grads)
     if grads and max_norm != float("inf") and not _is_known_short(norm, max_norm):
-        torch._foreach_mul_(grads, (max_norm / (norm + EPS)).clamp(max=1.0))
+        # torch.compile fuses its own operations; it cannot look for what a machine has
+        scale_ = torch._foreach_mul_ if torch.compiler.is_compiling() else _scale_on(norm.device)
+        scale_(grads, (max_norm / (norm + EPS)).clamp(max=1.0))
     return norm
+
+
+@functools.cache
+def _scale_on(device: torch.device) -> Callable[..., None]:
+    return choose("scale", device=device).function
 
 
 def _is_known_short(norm: Tensor, max_norm: float) -> bool:

@@ -24,7 +24,7 @@ def test_every_configuration_compiles_without_spilling(configuration, capability
 
 @pytest.mark.compile
 def test_a_whole_piece_of_aligned_tensors_is_read_and_written_16_bytes_at_once():
-    [configuration] = [c for c in CONFIGURATIONS if c.name == "adamw fp32-fp32-fp32"]
+    [configuration] = [c for c in CONFIGURATIONS if c.name == "adamw fp32-fp32-fp32-fp32"]
     ptx = compile_ahead(configuration).ptx
     # 8 coordinates a thread: two accesses to each of four tensors read, and to each of three written
     assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) == 8

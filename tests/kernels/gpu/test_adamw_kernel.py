@@ -139,9 +139,7 @@ def test_shapes_that_differ_are_refused_before_anything_is_touched():
     lists = make_lists([(4,), (5,)])
     lists[2][1] = torch.zeros(4)
     before = copies(lists)
-    with pytest.raises(
-        ValueError, match=r"adamw: parameter, gradient, .*shapes \(5,\), \(5,\), \(4,\), \(5,\)"
-    ):
+    with pytest.raises(ValueError, match=r"adamw: a parameter and .* shapes \(5,\), \(5,\), \(4,\), \(5,\)"):
         adamw.move(*lists, **SETTINGS)
     assert all(torch.equal(a, b) for a, b in zip(lists[0], before[0], strict=True))
     lists = make_lists([(4,)])

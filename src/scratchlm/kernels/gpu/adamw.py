@@ -20,7 +20,6 @@ Source: the formula in adamw_reference.py; one table for all tensors in tables.p
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -31,10 +30,7 @@ from torch import Tensor
 from scratchlm.kernels import adamw_plain
 from scratchlm.kernels.gpu import support
 from scratchlm.kernels.gpu.ahead import Configuration
-from scratchlm.kernels.gpu.tables import KINDS, NUM_WARPS, PIECE, make_table, pointer_at
-
-Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-"""Parameters, gradients, means, means of squares."""
+from scratchlm.kernels.gpu.tables import KINDS, NUM_WARPS, PIECE, make_table, on, pointer_at, sort_by_kind
 
 
 class _Numbers(NamedTuple):
@@ -68,7 +64,7 @@ def move(
         params: As `adamw_reference.move`; float32, bfloat16 or float16.
         grads: As `adamw_reference.move`.
         means: As `adamw_reference.move`; in any of the three formats.
-        squares: As `adamw_reference.move`; in the format of `means`.
+        squares: As `adamw_reference.move`; in any of the three formats.
         betas: As `adamw_reference.move`.
         decay: As `adamw_reference.move`.
         cautious: As `adamw_reference.move`.
@@ -107,40 +103,21 @@ def _(*arguments: object) -> None:
 
 
 def _move(lists: Sequence[Sequence[Tensor]], numbers: _Numbers, cautious: bool) -> None:
-    alike: dict[object, Lists] = {}
-    for tensors in zip(*lists, strict=True):
-        for tensor, together in zip(
-            tensors, alike.setdefault(_kind(*tensors), ([], [], [], [])), strict=True
-        ):
-            together.append(tensor)
-    for kind, together in alike.items():
-        support.require("adamw", *(tensors[0] for tensors in together))
-        if kind[-1]:
-            _launch(together, numbers, cautious)
+    for kind, alike in sort_by_kind("adamw", lists):
+        support.require("adamw", *(tensors[0] for tensors in alike))
+        if kind.whole and KINDS.keys() >= set(kind.formats):
+            _launch(alike, numbers, cautious)
         else:
             betas, settings = numbers[:2], {"decay": numbers.decay, "step_size": numbers.step_size}
-            adamw_plain.move(*together, betas=betas, cautious=cautious, eps=numbers.eps, **settings)
+            adamw_plain.move(*alike, betas=betas, cautious=cautious, eps=numbers.eps, **settings)
 
 
-def _kind(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> tuple[object, ...]:
-    """What tensors of one launch have in common; last whether the kernel can move them."""
-    if not p.shape == g.shape == m.shape == v.shape:
-        shapes = ", ".join(str(tuple(t.shape)) for t in (p, g, m, v))
-        raise ValueError(
-            f"adamw: parameter, gradient, mean and square have the shapes {shapes}; make them one."
-        )
-    whole = p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and v.is_contiguous()
-    known = p.dtype in KINDS and g.dtype in KINDS and m.dtype in KINDS and m.dtype == v.dtype
-    return p.device, g.device, m.device, v.device, p.dtype, g.dtype, m.dtype, whole and known
-
-
-def _launch(lists: Lists, numbers: _Numbers, cautious: bool) -> None:
+def _launch(lists: Sequence[Sequence[Tensor]], numbers: _Numbers, cautious: bool) -> None:
     table = make_table(*lists)
     if not len(table.pieces):
         return
-    device = lists[0][0].device
     kept = 1 - numbers.decay
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    with on(lists[0][0].device):
         adamw_kernel[(len(table.pieces),)](
             table.pieces,
             table.addresses,
@@ -153,7 +130,8 @@ def _launch(lists: Lists, numbers: _Numbers, cautious: bool) -> None:
             numbers.eps,
             PARAM=KINDS[lists[0][0].dtype],
             GRAD=KINDS[lists[1][0].dtype],
-            STATE=KINDS[lists[2][0].dtype],
+            MEAN=KINDS[lists[2][0].dtype],
+            SQUARE=KINDS[lists[3][0].dtype],
             ALIGNED=table.aligned,
             PIECE=PIECE,
             num_warps=NUM_WARPS,
@@ -182,7 +160,7 @@ def _move_piece(  # noqa: ANN202
 def adamw_kernel(  # noqa: ANN201
     pieces, addresses,  # noqa: ANN001
     new1, beta2, new2, kept_towards, kept_away, step_size, eps,  # noqa: ANN001
-    PARAM: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr,
+    PARAM: tl.constexpr, GRAD: tl.constexpr, MEAN: tl.constexpr, SQUARE: tl.constexpr,
     ALIGNED: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Move one piece of one tensor.
@@ -199,7 +177,8 @@ def adamw_kernel(  # noqa: ANN201
         eps: Added to the root.
         PARAM: Number format of p.
         GRAD: Number format of g.
-        STATE: Number format of m and v.
+        MEAN: Number format of m.
+        SQUARE: Number format of v.
         ALIGNED: Whether every tensor begins at a multiple of 16 bytes.
         PIECE: Coordinates of a piece.
     """
@@ -209,8 +188,8 @@ def adamw_kernel(  # noqa: ANN201
     here = begin + tl.arange(0, PIECE)
     p_at = pointer_at(line, PARAM, ALIGNED) + here
     g_at = pointer_at(line + 1, GRAD, ALIGNED) + here
-    m_at = pointer_at(line + 2, STATE, ALIGNED) + here
-    v_at = pointer_at(line + 3, STATE, ALIGNED) + here
+    m_at = pointer_at(line + 2, MEAN, ALIGNED) + here
+    v_at = pointer_at(line + 3, SQUARE, ALIGNED) + here
     size = tl.load(line + 4)
     # a mask whose end is any number would make every access a single one: only a tensor's last piece has it
     if begin + PIECE <= size:
@@ -235,15 +214,15 @@ def configurations() -> list[Configuration]:
             name=f"adamw {'-'.join(map(str, formats))}{'' if aligned else ' unaligned'}",
             kernel=adamw_kernel,
             signature=signature,
-            constants=dict(zip(("PARAM", "GRAD", "STATE"), formats, strict=True))
+            constants=dict(zip(("PARAM", "GRAD", "MEAN", "SQUARE"), formats, strict=True))
             | {"ALIGNED": aligned, "PIECE": PIECE},
             num_warps=NUM_WARPS,
             matrix=False,
         )
         for formats, aligned in [
-            ((float32, float32, float32), True),
-            ((float32, float32, float32), False),
-            ((bfloat16, bfloat16, float32), True),
-            ((bfloat16, bfloat16, bfloat16), True),
+            ((float32,) * 4, True),
+            ((float32,) * 4, False),
+            ((bfloat16, bfloat16, float32, float32), True),
+            ((bfloat16,) * 4, True),
         ]
     ]

@@ -20,7 +20,6 @@ Source: the polynomial in kernels/orthogonalize.py; tiles as in any blocked prod
 software pipeline keeps in flight. That half of a symmetric product suffices is common knowledge (BLAS: syrk).
 """
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -32,6 +31,7 @@ from torch import Tensor
 from scratchlm.kernels import orthogonalize as plain
 from scratchlm.kernels.gpu import support
 from scratchlm.kernels.gpu.ahead import Configuration
+from scratchlm.kernels.gpu.tables import on
 
 
 class Tile(NamedTuple):
@@ -126,7 +126,7 @@ def multiply_by_own_transpose(
     tile = choose_tile(rows, x.device)
     across = triton.cdiv(rows, tile.rows)
     tiles = across * (across + 1) // 2
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on(x.device):
         symmetric_kernel[(batch * tiles,)](
             x,
             out if add is None else add,

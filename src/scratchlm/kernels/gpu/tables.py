@@ -19,7 +19,9 @@ Source: the idea of torch's multi-tensor apply (NVIDIA Apex), which passes its t
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +42,19 @@ ALIGNMENT = 16
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """What the kernels read and write; they compute in float32, so float64 is left to torch."""
 
+_SHAPE, _DEVICE, _FORMAT = attrgetter("shape"), attrgetter("device"), attrgetter("dtype")
+
 WAYS_TO_REMEMBER = 64
 """Tables that are kept: a model has a few groups, and each backward pass may put its gradients elsewhere."""
+
+
+class Kind(NamedTuple):
+    """What the tensors of one launch have in common, list by list."""
+
+    devices: tuple[torch.device, ...]
+    formats: tuple[torch.dtype, ...]
+    whole: bool
+    """Whether all are contiguous."""
 
 
 class Table(NamedTuple):
@@ -51,6 +64,37 @@ class Table(NamedTuple):
     pieces: Int[Tensor, "programs 2"]
     aligned: bool
     """Whether all tensors begin at a multiple of ALIGNMENT bytes."""
+
+
+def sort_by_kind(
+    operation: str, lists: Sequence[Sequence[Tensor]]
+) -> list[tuple[Kind, Sequence[Sequence[Tensor]]]]:
+    """Return the lists of tensors that have one kind, for each kind.
+
+    Raises:
+        ValueError: Tensors with the same place in their lists have several shapes.
+    """
+    shapes = [[*map(_SHAPE, tensors)] for tensors in lists]
+    if shapes.count(shapes[0]) != len(lists):
+        found = next(each for each in zip(*shapes, strict=True) if len(set(each)) > 1)
+        names = ", ".join(str(tuple(shape)) for shape in found)
+        raise ValueError(f"{operation}: a parameter and what belongs to it have the shapes {names}.")
+    if not lists[0]:
+        return []
+    # nearly always all are of one kind, and then this needs no Python for each tensor
+    devices, formats = ([{*map(get, tensors)} for tensors in lists] for get in (_DEVICE, _FORMAT))
+    if all(len(each) == 1 for each in (*devices, *formats)):
+        whole = all(all(map(Tensor.is_contiguous, tensors)) for tensors in lists)
+        return [
+            (Kind(*(tuple(next(iter(each)) for each in kind) for kind in (devices, formats)), whole), lists)
+        ]
+    sorted_: dict[Kind, list[list[Tensor]]] = {}
+    for tensors in zip(*lists, strict=True):
+        whole = all(map(Tensor.is_contiguous, tensors))
+        kind = Kind(tuple(map(_DEVICE, tensors)), tuple(map(_FORMAT, tensors)), whole)
+        for tensor, same in zip(tensors, sorted_.setdefault(kind, [[] for _ in lists]), strict=True):
+            same.append(tensor)
+    return [*sorted_.items()]
 
 
 def make_table(*lists: Sequence[Tensor]) -> Table:
@@ -86,6 +130,11 @@ def _make_pieces(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     lines = np.repeat(np.arange(len(sizes)), counts)
     numbers = np.arange(len(lines)) - np.repeat(np.cumsum(counts) - counts, counts)
     return to_device(np.stack([lines, numbers], axis=1).astype(np.int32), device)
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the one that kernels are launched on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
