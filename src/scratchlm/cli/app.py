@@ -20,6 +20,7 @@ def build_app() -> typer.Typer:
         evaluate,
         generate,
         help,
+        launch,
         plan,
         profile,
         report,
@@ -40,7 +41,7 @@ def build_app() -> typer.Typer:
         app.command(rich_help_panel=PREPARE)(command)
     for command in (generate.generate, evaluate.evaluate, report.report):
         app.command(rich_help_panel=PREPARE)(command)
-    for command in (plan.plan, doctor.doctor, profile.profile):
+    for command in (plan.plan, doctor.doctor, profile.profile, launch.launch):
         app.command(rich_help_panel=LOOK)(command)
     app.command(name="help", rich_help_panel=LOOK)(help.help_part)
     app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)

@@ -25,6 +25,13 @@ AllowChanges = Annotated[
     bool,
     typer.Option("--allow-changes", help="Resume although settings of optimizer or schedule have changed."),
 ]
+Restartable = Annotated[
+    bool,
+    typer.Option(
+        "--restartable",
+        help="Begin, or go on if interrupted, or do nothing if done: one command for a cluster.",
+    ),
+]
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -55,6 +62,7 @@ class Request(NamedTuple):
     resume: bool = False
     allow_changes: bool = False
     compare_to: str | None = None
+    restartable: bool = False
 
     def command(self, folder: Path | None) -> str:
         """The command line for a run in `folder`."""
@@ -112,6 +120,7 @@ def train(
     resume: Resume = False,
     allow_changes: AllowChanges = False,
     compare_to: CompareTo = None,
+    restartable: Restartable = False,
     plugin: Plugin = None,
 ) -> None:
     """Train as a recipe says, with key=value settings over it.
@@ -121,7 +130,7 @@ def train(
     load_plugins(plugin)
     config = read_recipe(recipe, settings)
     base = folder or (Path(recipe) if resume and Path(recipe).is_dir() else Path("runs") / config.name)
-    request = Request("train", [recipe], settings, folder, resume, allow_changes, compare_to)
+    request = Request("train", [recipe], settings, folder, resume, allow_changes, compare_to, restartable)
     _print_end(_go(request, base, lambda: config))
 
 
@@ -137,15 +146,27 @@ def _go(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -> Path 
 
     processes = Processes.from_environment()
     try:
-        chosen = ""
-        if processes.first:
-            chosen = str(choose_folder(base, resume=request.resume, command=request.command(request.folder)))
-        folder = Path(processes.from_first(chosen))  # looked for once: the first process makes it
+        # looked for once: the first process makes it
+        chosen, state = processes.from_first(_choose(request, base) if processes.first else None)
+        folder, request = Path(chosen), request._replace(resume=state == "interrupted")
+        if state == "finished":
+            return folder if processes.first else None
         config = _saved(folder, request.settings) if request.resume else fresh()
         _follow(config, folder, request, processes)
     finally:
         processes.close()
     return folder if processes.first else None
+
+
+def _choose(request: Request, base: Path) -> tuple[str, str]:
+    """The run's folder, and its state: "free" to begin, "interrupted" to go on, "finished" to do nothing."""
+    if not request.restartable:
+        folder = choose_folder(base, resume=request.resume, command=request.command(request.folder))
+        return str(folder), "interrupted" if request.resume else "free"
+    state = state_of(base)
+    if state == "other":
+        raise ValueError(f"{base}: is there already and is no run folder; choose another with --folder.")
+    return str(base), state
 
 
 def read_recipe(recipe: str, settings: list[str] | None) -> "RunConfig":
