@@ -66,6 +66,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "lion": {
         "reference": "lion_plain:move_reference",
         "plain": "lion_plain:move",
+        "triton": "gpu.lion:move",
     },
     "scale": {
         "reference": "scale:scale_reference_",
