@@ -55,6 +55,9 @@ BACKENDS = {
 COMPILED = "compiled"
 """The reference through torch.compile."""
 
+COMPILING = {COMPILED, "flex"}
+"""Ways that torch.compile writes for each shape anew."""
+
 WEIGHED_LENGTHS = (256, 512, 768)
 """Lengths that are weighed to foretell a large one; multiples of all tile sizes."""
 SMALL_BYTES = 2**28
@@ -183,8 +186,13 @@ def run_grid(
         starting: Called before each cell.
     """
     before: dict[AttentionCase, AttentionResult] = {}
+    compiled_for = None
     for case in cells:
         starting(case)
+        shape = case.model_copy(update={"scope": "both"})
+        if case.way in COMPILING and shape != compiled_for:
+            compiled_for = shape
+            torch.compiler.reset()  # after eight shapes the compiler would give up and run eagerly
         result = _foretold(case, before.get(case.at(0)), device, settings) or run_case(case, device, settings)
         if result.status == "measured":  # length 0 stands for all lengths
             before[case.at(0)] = result
@@ -203,19 +211,11 @@ def run_case(case: AttentionCase, device: torch.device, settings: Settings = Set
             if device.type != "cpu" or timing.median < WEIGHING_SECONDS:
                 memory = work.weigh()
     except clock.failures() as error:
-        return _failed(case, error)
-    finally:
-        clock.free(device)
-    return AttentionResult(
-        case=case,
-        calls=len(timing.seconds),
-        median_ms=1e3 * timing.median,
-        mean_ms=1e3 * timing.mean,
-        std_ms=1e3 * timing.std,
-        flops_per_second=case.flops / timing.median,
-        peak_bytes=memory.peak if memory else None,
-        kept_bytes=memory.kept if memory and case.scope == "forward" else None,
-    )
+        found = _failed(case, error)
+    else:
+        found = _measured(case, timing, memory)
+    clock.free(device, collect=found.status != "measured")
+    return found
 
 
 def foretold_bytes(case: AttentionCase, device: torch.device) -> int:
@@ -275,11 +275,7 @@ def _prepared(case: AttentionCase, device: torch.device) -> Iterator[_Work]:
             warnings.simplefilter("ignore")  # torch explains every backend that it does not take
             yield _Work(case, device, choose("attention", "sdpa").function)
     elif case.way == COMPILED:
-        torch.compiler.reset()  # after eight shapes the compiler would give up
-        try:
-            yield _Work(case, device, torch.compile(choose("attention", "reference").function, dynamic=False))
-        finally:
-            torch.compiler.reset()
+        yield _Work(case, device, torch.compile(choose("attention", "reference").function, dynamic=False))
     else:
         yield _Work(case, device, choose("attention", case.way, device).function)
 
@@ -308,6 +304,19 @@ def _bytes_if_many(case: AttentionCase, device: torch.device) -> int:
     if device.type != "cpu" or 10 * scores < SMALL_BYTES:
         return 0
     return foretold_bytes(case, device)
+
+
+def _measured(case: AttentionCase, timing: clock.Timing, memory: clock.Memory | None) -> AttentionResult:
+    return AttentionResult(
+        case=case,
+        calls=len(timing.seconds),
+        median_ms=1e3 * timing.median,
+        mean_ms=1e3 * timing.mean,
+        std_ms=1e3 * timing.std,
+        flops_per_second=case.flops / timing.median,
+        peak_bytes=memory.peak if memory else None,
+        kept_bytes=memory.kept if memory and case.scope == "forward" else None,
+    )
 
 
 def _failed(case: AttentionCase, error: BaseException) -> AttentionResult:

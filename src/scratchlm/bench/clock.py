@@ -161,9 +161,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
 
 
-def free(device: torch.device) -> None:
-    """Give back what is not used any more, so that one case does not pay for another."""
-    gc.collect()
+def free(device: torch.device, *, collect: bool) -> None:
+    """Give back what is not used any more, so that one case does not pay for another.
+
+    `collect`: Also look for objects that only refer to each other: large models, compiled code, what an error
+    held. It takes most of a second once torch is loaded, too long for every small case.
+    """
+    if collect:
+        gc.collect()
     if _is_cuda(device):
         torch.cuda.empty_cache()
 

@@ -164,12 +164,12 @@ def held_blocks(bench: Workbench) -> list[Block]:
 
 
 def gradients(model: torch.nn.Module) -> dict[int, str]:
-    """Return the addresses of all gradients with the names of their parameters."""
-    return {
-        parameter.grad.untyped_storage().data_ptr(): name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
+    """Return the addresses of all gradients with the names of their parameters; some share one block."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found.setdefault(parameter.grad.untyped_storage().data_ptr(), []).append(name)
+    return {address: ", ".join(names) for address, names in found.items()}
 
 
 def states(bench: Workbench) -> dict[int, str]:

@@ -169,7 +169,7 @@ class _Row(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Activations of one part of the model, all layers together."""
+    """What one part of the model has made that is alive, all layers together."""
 
     name: str
     num_blocks: int
@@ -208,12 +208,12 @@ def _drawing(recording: Recording, shape: str, present: list[int], top: float) -
         (phase.begin * per_ns, (phase.end - phase.begin) * per_ns, _fitting(phase, per_ns))
         for phase in recording.phases
     ]
-    ticks = [(HEIGHT - top * share * scale, tables.size(top * share)) for share in (0.25, 0.5, 0.75, 1.0)]
+    ticks = [(HEIGHT - top * share * scale, _tick(top * share)) for share in (0.25, 0.5, 0.75, 1.0)]
     return _Drawing(
         shape, width, HEIGHT, areas, ticks, phases,
         hints=[(2 * place, _hint(column, recording, present)) for place, column in enumerate(found)],
         times=[
-            (width * share, f"{tables.milliseconds(recording.nanoseconds * share / 1e6)} ms")
+            (width * share, f"{recording.nanoseconds * share / 1e6:,.0f} ms")
             for share in (0.0, 0.5, 1.0)
         ],
     )  # fmt: skip
@@ -224,6 +224,11 @@ def _path(lower: list[float], upper: list[float]) -> str:
     there = [f"H{2 * place}V{HEIGHT - y:.1f}" for place, y in enumerate(upper)]
     back = [f"H{2 * place + 2}V{HEIGHT - y:.1f}" for place, y in enumerate(lower)][::-1]
     return f"M0 {HEIGHT - lower[0]:.1f}{''.join(there)}{''.join(back)}H0Z"
+
+
+def _tick(num_bytes: float) -> str:
+    """A round size without the zeros behind its point: 8_000_000 -> "8 MB"."""
+    return re.sub(r"\.?0+ ", " ", text) if "." in (text := tables.size(num_bytes)) else text
 
 
 def _hint(column: Column, recording: Recording, present: list[int]) -> str:
@@ -248,10 +253,10 @@ def _kept(recording: Recording, phase: Phase) -> int:
 
 
 def _parts(alive: list[Block]) -> list[_Part]:
-    """Activations at the peak, layers with each other: layers.0.attn and layers.1.attn are layers.*.attn."""
+    """Activations and temporary blocks; layers.0.attn and layers.1.attn together are layers.*.attn."""
     found: dict[str, list[int]] = {}
     for block in alive:
-        if block.kind == "activations":
+        if block.kind in ("activations", "temporary"):
             name = re.sub(r"\.\d+", ".*", block.within) or block.made_by
             found.setdefault(name, []).append(block.num_bytes)
     total = max(1, sum(map(sum, found.values())))

@@ -24,6 +24,9 @@ from scratchlm.hardware import peak_flops
 from scratchlm.model import accounting
 from scratchlm.train.plan import free_memory
 
+LARGE = 10_000_000
+"""Parameters of a model that is looked for and taken away before the next is built."""
+
 SCOPE_WORDS = {"forward": "forward", "both": "forward + backward", "step": "full step"}
 """How a table calls a scope."""
 
@@ -150,7 +153,7 @@ def run_case(
         bench = None
         if case.compiled:
             torch.compiler.reset()
-        clock.free(device)
+        clock.free(device, collect=case.compiled or parameters > LARGE)
     known = peak_flops(device, case.precision)
     rate = case.flops / timing.median
     return StepResult(

@@ -169,7 +169,9 @@ def open_device(name: str) -> "torch.device":
     """Pin the threads and return the device; what the profiler says about itself is kept back."""
     import os
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when the profiler is loaded
+    # read when torch is loaded
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from scratchlm import runtime
 
     runtime.set_threads()

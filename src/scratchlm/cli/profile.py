@@ -116,7 +116,7 @@ def _description(case: "StepCase") -> str:
     ways = ["compiled"] * case.compiled + ["gradient checkpointing"] * case.checkpointing
     return ", ".join(
         [
-            f"two times {SCOPE_WORDS[case.scope]}",
+            f"two times: {SCOPE_WORDS[case.scope]}",
             f"{case.batch} x {case.settings.context_length:,} tokens",
             case.precision,
             *([case.optimizer] if case.scope == "step" else []),

@@ -1,0 +1,85 @@
+"""The clock: only the work is timed, limits hold, memory is that of the tensors."""
+
+import time
+
+import pytest
+import torch
+
+from scratchlm.bench import clock
+from scratchlm.bench.clock import Timing, measure, weigh
+
+CPU = torch.device("cpu")
+
+
+def test_mean_median_and_sample_deviation():
+    timing = Timing((1.0, 2.0, 6.0))
+    assert timing.mean == 3.0
+    assert timing.median == 2.0
+    assert timing.std == pytest.approx(7**0.5)  # ((1-3)^2 + (2-3)^2 + (6-3)^2) / (3-1) = 7
+
+
+def test_one_call_has_no_deviation():
+    assert Timing((2.0,)).std == 0.0
+
+
+def test_warm_up_and_preparation_are_not_timed():
+    calls = []
+
+    def prepare():
+        time.sleep(0.02)
+        return (len(calls),)
+
+    timing = measure(calls.append, CPU, warmup=3, steps=4, prepare=prepare)
+    assert calls == list(range(7))
+    assert len(timing.seconds) == 4
+    assert max(timing.seconds) < 0.02
+
+
+def test_the_limit_leaves_one_warm_up_and_one_call():
+    calls = []
+
+    def work():
+        calls.append(1)
+        time.sleep(0.01)
+
+    assert len(measure(work, CPU, warmup=5, steps=10, limit=0.001).seconds) == 1
+    assert len(calls) == 2
+
+
+def test_peak_counts_what_was_there_and_what_is_alive_together():
+    held = torch.zeros(1000)
+    found = weigh(lambda: (held + held) * held, CPU, held=(held, held.view(10, 100)))
+    # held, the sum and the product: 4,000 bytes each; the sum is gone at the end
+    assert found is not None
+    assert found.peak == 12_000
+    assert found.kept == 4_000
+
+
+def test_nothing_kept_by_a_call_that_returns_nothing():
+    def work():
+        torch.zeros(500).sum()
+
+    found = weigh(work, CPU)
+    assert found is not None
+    assert found.kept == 0
+    assert found.peak >= 2000
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("out of memory of patience"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error, short):
+    assert clock.is_out_of_memory(error) is short
+    assert isinstance(error, clock.failures())
+
+
+def test_a_cell_shows_the_first_line_of_an_error():
+    assert clock.reason(RuntimeError("\n  first\nsecond")) == "first"
+    assert clock.reason(MemoryError()) == "MemoryError"

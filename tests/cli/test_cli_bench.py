@@ -1,0 +1,122 @@
+"""`bench` and `profile` on the command line: tables, files that grow, mistakes in one line."""
+
+import json
+
+import pytest
+
+SMALL = ["d_model=32", "d_ff=64", "num_layers=1", "num_heads=2", "context_length=16", "vocab_size=64"]
+QUICK = ["--warmup", "1", "--steps", "2", "--device", "cpu"]
+
+
+def test_a_step_is_measured_and_shown(cli):
+    found = cli("bench", "step", *SMALL, *QUICK, "--batch", "2")
+    assert found.code == 0
+    assert "2 x 16, float32, eager, all kept" in found.out
+    assert [line.split("  ")[0] for line in found.out.splitlines()[2:]] == [
+        "forward",
+        "forward + backward",
+        "full step",
+    ]
+    assert "torch" in found.err
+
+
+def test_every_combination_is_a_row_of_the_file(cli, tmp_path):
+    words = [
+        "--precision",
+        "float32,bfloat16",
+        "--checkpointing",
+        "no,yes",
+        "--pass",
+        "both",
+        "--batch",
+        "1,2",
+    ]
+    assert cli("bench", "step", *SMALL, *QUICK, *words, "-o", "rows.jsonl", "-o", "rows.md").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 8
+    assert {(row["precision"], row["checkpointing"], row["batch"]) for row in rows} == {
+        (precision, again, batch)
+        for precision in ("float32", "bfloat16")
+        for again in (True, False)
+        for batch in (1, 2)
+    }
+    assert all(row["status"] == "measured" and row["median_ms"] > 0 and row["peak_bytes"] > 0 for row in rows)
+    assert all({"device", "torch", "commit", "threads", "date"} <= set(row) for row in rows)
+    assert (tmp_path / "rows.md").read_text(encoding="utf-8").count("\n| ") == 10
+
+
+def test_attention_is_measured_by_name_and_written_as_latex(cli):
+    words = ["--ways", "reference,sdpa-math,triton", "--tokens", "32,16", "--d-head", "8", "--heads", "1"]
+    found = cli("bench", "attention", *words, *QUICK, "--pass", "forward", "--format", "latex")
+    assert found.code == 0
+    assert r"\begin{tabular}{rrrr}" in found.out
+    assert "tokens & reference & sdpa-math & triton" in found.out
+    assert found.out.index("  16 &") < found.out.index("  32 &")  # shorter ones foretell the longer
+    assert "not here" in found.out
+
+
+def test_a_way_that_is_not_here_says_why(cli):
+    found = cli(
+        "bench", "attention", "--ways", "reference,sdpa-cudnn", "--tokens", "16", "--d-head", "8", *QUICK
+    )
+    assert found.code == 0
+    assert "not here" in found.out
+    assert "No viable backend" in found.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step", "--model", "tinny"], r"unknown model size 'tinny'. Did you mean 'tiny'?"),
+        (["step", "layers=2"], "unknown key 'layers'"),
+        (["step", "tiny"], "'tiny': an override is key=value"),
+        (["step", "train.steps=2"], "train.steps=2: only settings of the model can be changed here"),
+        (["step", "--pass", "backwards"], "--pass: unknown value 'backwards'"),
+        (["step", "--batch", "0"], "--batch=0: 0 is too small; the least is 1"),
+        (["step", "--batch", "many"], "--batch=many: give whole numbers"),
+        (["step", "--compile", "maybe"], "--compile=maybe: say no, yes, or no,yes"),
+        (["step", "--optimizer", "adam"], "unknown optimizer 'adam'"),
+        (["step", "--precision", ","], "--precision is empty"),
+        (["step", "-o", "rows.csv"], "rows.csv: unknown ending"),
+        (["step", "--format", "html"], "--format: unknown value 'html'"),
+        (["attention", "--ways", "flash3"], "--ways: unknown value 'flash3'"),
+        (["attention", "--tokens", "1.5"], "--tokens=1.5: give whole numbers"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_measured(cli, words, message):
+    assert message in cli("bench", *words, "--device", "cpu").error
+
+
+def test_a_profile_prints_tables_and_writes_its_files(cli, tmp_path):
+    found = cli("profile", *SMALL, "--steps", "2", "--top", "5", "--device", "cpu", "-o", "out")
+    assert found.code == 0
+    assert "operations, per step" in found.out
+    assert "others" in found.out
+    assert "layers.*.attn" in found.out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "trace.json",
+        "operations.md",
+        "memory.html",
+    }
+    assert "median of 2 without the profiler" in found.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ranges-only"], "nsys and NVTX ranges need a GPU"),
+        (["--pass", "forward,both"], "--pass=forward,both: one at a time is profiled"),
+        (["--model", "tiny,small"], "--model=tiny,small: one at a time is profiled"),
+    ],
+)
+def test_a_profile_of_several_things_or_without_a_gpu_is_refused(cli, words, message):
+    assert message in cli("profile", *SMALL, *words, "--device", "cpu").error
+
+
+def test_a_profile_that_does_not_fit_is_refused_before(cli, monkeypatch):
+    from scratchlm.train import plan
+
+    monkeypatch.setattr(plan, "free_memory", lambda device: 10**9)
+    error = cli("profile", "--model", "10b", "--device", "cpu").error
+    assert "10b needs about" in error
+    assert "1 GB are free; take a smaller --model or --batch" in error
