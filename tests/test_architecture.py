@@ -44,6 +44,8 @@ BORROWED = {
     "checkpoint/foreign.py": {"torch.load", "pickle.UnpicklingError"},
     # attention=sdpa, never the default
     "kernels/attention_sdpa.py": {"torch.nn.functional.scaled_dot_product_attention"},
+    # the backends of attention=sdpa, each pinned and measured under its own name
+    "bench/attention.py": {"torch.nn.attention.SDPBackend", "torch.nn.attention.sdpa_kernel"},
     # attention=flex, never the default
     "kernels/attention_flex.py": {
         f"torch.nn.attention.flex_attention.{name}"
