@@ -47,3 +47,11 @@ def test_the_result_can_have_another_number_format_than_x(name):
 def test_auto_is_the_plain_form_without_a_gpu():
     assert choose("rms_norm").function is rms_norm
     assert {"plain", "reference"} <= set(KERNELS["rms_norm"])
+
+
+@pytest.mark.parametrize("name", ["plain", "reference"])
+def test_a_sum_and_its_norm_are_the_two_steps(name):
+    x, branch, weight = torch.randn(5, 16), torch.randn(5, 16), torch.randn(16)
+    total, normed = choose("add_rms_norm", name).function(x, branch, weight, eps=1e-3)
+    assert torch.equal(total, x + branch)
+    torch.testing.assert_close(normed, rms_norm(x + branch, weight, eps=1e-3))

@@ -16,7 +16,7 @@ Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4. As in 
 stands under the root, as everybody has it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,39 @@ def rms_norm_reference(
     x_f32 = x.to(torch.promote_types(x.dtype, torch.float32))
     y = x_f32 * torch.rsqrt(x_f32.square().mean(dim=-1, keepdim=True) + eps)
     return (y if weight is None else y * weight).to(dtype or x.dtype)
+
+
+class Normed(NamedTuple):
+    """A sum and its norm."""
+
+    total: Float[Tensor, "*batch d_model"]
+    normed: Float[Tensor, "*batch d_model"]
+
+
+def add_rms_norm(
+    x: Float[Tensor, "*batch d_model"],
+    branch: Float[Tensor, "*batch d_model"],
+    weight: Float[Tensor, " d_model"] | None = None,
+    *,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> Normed:
+    """Return x + branch and its norm; the other arguments as in `rms_norm`."""
+    total = x + branch
+    return Normed(total, rms_norm(total, weight, eps=eps, dtype=dtype))
+
+
+def add_rms_norm_reference(
+    x: Float[Tensor, "*batch d_model"],
+    branch: Float[Tensor, "*batch d_model"],
+    weight: Float[Tensor, " d_model"] | None = None,
+    *,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> Normed:
+    """Return what `add_rms_norm` returns; autograd finds the gradient."""
+    total = x + branch
+    return Normed(total, rms_norm_reference(total, weight, eps=eps, dtype=dtype))
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
+from scratchlm.kernels.rms_norm import Normed
 from scratchlm.model.attention import CausalSelfAttention
 from scratchlm.model.config import ModelConfig
 from scratchlm.model.feedforward import FEEDFORWARDS
@@ -48,11 +49,21 @@ class Block(Module):
         if self.placement == "post":
             x = self.ln1(x + self._drop(self.attn(x, position, **settings)))
             return self.ln2(x + self._drop(self.ffn(x)))
-        x = x + self._drop(self.attn(self.ln1(x), position, **settings))
-        return x + self._drop(self.ffn(self.ln2(x)))
+        x, normed = add_and_norm(self.ln2, x, self._drop(self.attn(self.ln1(x), position, **settings)))
+        return x + self._drop(self.ffn(normed))
 
     def _drop(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
         return dropout(x, self.dropout) if self.training else x
+
+
+def add_and_norm(
+    norm: Module, x: Float[Tensor, "batch time d_model"], branch: Float[Tensor, "batch time d_model"]
+) -> Normed:
+    """Return x + branch and its norm."""
+    if isinstance(norm, RMSNorm):
+        return norm.after_adding(x, branch)
+    total = x + branch
+    return Normed(total, norm(total))
 
 
 def make_norm(config: ModelConfig) -> Module:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from scratchlm.kernels import choose
+from scratchlm.kernels.rms_norm import Normed
 from scratchlm.registry import Family
 
 NORMS: Family[Module] = Family("norm", package="scratchlm.model")
@@ -43,11 +44,17 @@ class RMSNorm(Module):
         self.weight = Parameter(torch.ones(d_model, device=device, dtype=dtype)) if gain else None
         self.feeds_product = False
         """Whether matrix products alone read the result: under autocast it may then be in their format."""
-        self.rms_norm = choose("rms_norm").function
+        self.rms_norm, self.add_rms_norm = choose("rms_norm").function, choose("add_rms_norm").function
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return x with root mean square 1, times the gain."""
         return self.rms_norm(x, self.weight, eps=self.eps, dtype=self._dtype(x))
+
+    def after_adding(
+        self, x: Float[Tensor, "*batch d_model"], branch: Float[Tensor, "*batch d_model"]
+    ) -> Normed:
+        """Return x + branch and its norm; on a GPU in one pass over memory."""
+        return self.add_rms_norm(x, branch, self.weight, eps=self.eps, dtype=self._dtype(x))
 
     def _dtype(self, x: Tensor) -> torch.dtype | None:
         """The product's number format, on a GPU: rounding here saves a pass over the vectors, and no bit."""

@@ -19,6 +19,7 @@ def on_triton(model):
     for part in model.modules():
         if isinstance(part, RMSNorm):
             part.rms_norm = choose("rms_norm", "triton", "cpu").function
+            part.add_rms_norm = choose("add_rms_norm", "triton", "cpu").function
         elif isinstance(part, RoPE):
             part.turn = choose("rotate", "triton", "cpu").function
         elif isinstance(part, CausalSelfAttention):

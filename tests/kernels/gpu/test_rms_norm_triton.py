@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scratchlm.kernels import choose
-from scratchlm.kernels.rms_norm import rms_norm_reference
+from scratchlm.kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 
 pytestmark = pytest.mark.interpret
 
@@ -120,6 +120,74 @@ def test_the_gradient_is_the_same_every_time():
     upstream = torch.randn(300, 40)
     first, second = (torch.autograd.grad(ours(x, weight), weight, upstream)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def compare_sum(x, branch, weight, *, dtype=None, used=(True, True)):
+    """Sum, norm and gradients against the reference in float64; `used`: which of the two has a gradient."""
+    function = choose("add_rms_norm", "triton", "cpu").function
+    inputs = [x.detach().requires_grad_(), branch.detach().requires_grad_()]
+    inputs += [] if weight is None else [weight.detach().requires_grad_()]
+    doubles = [each.detach().double().requires_grad_() for each in inputs]
+    found, truth = (
+        call(each[0], each[1], *each[2:], eps=1e-2, **more)
+        for call, each, more in ((function, inputs, {"dtype": dtype}), (add_rms_norm_reference, doubles, {}))
+    )
+    low = torch.float16 in (x.dtype, branch.dtype, dtype)
+    for mine, exact in zip(found, truth, strict=True):
+        assert error(mine, exact) < (1e-3 if low else 1e-6)
+    assert found.total.dtype == torch.promote_types(x.dtype, branch.dtype)
+    assert found.normed.dtype == (dtype or found.total.dtype)
+    outs = [(mine, exact) for mine, exact, each in zip(found, truth, used, strict=True) if each]
+    upstream = [torch.randn(mine.shape).to(mine.dtype) for mine, _ in outs]
+    gradients = torch.autograd.grad([mine for mine, _ in outs], inputs, upstream, allow_unused=True)
+    expected = torch.autograd.grad(
+        [exact for _, exact in outs], doubles, [each.double() for each in upstream], allow_unused=True
+    )
+    for mine, exact, tensor in zip(gradients, expected, inputs, strict=True):
+        if exact is None:
+            assert mine is None
+            continue
+        assert error(mine, exact) < (2e-3 if low else 2e-6)
+        assert mine.dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("width", [1, 64, 100, 768, 8192, 8200])
+@pytest.mark.parametrize("gain", [True, False])
+def test_a_sum_and_its_norm_equal_the_reference(width, gain):
+    compare_sum(torch.randn(5, width), torch.randn(5, width), torch.randn(width) if gain else None)
+
+
+def test_a_branch_can_be_narrower_than_the_path():
+    x, branch, weight = torch.randn(2, 3, 96), torch.randn(2, 3, 96).half(), torch.randn(96)
+    compare_sum(x, branch, weight, dtype=torch.float16)
+    compare_sum(branch, x, weight)
+    compare_sum(branch, branch, weight)
+
+
+@pytest.mark.parametrize("used", [(True, False), (False, True)])
+def test_one_of_the_two_results_may_go_unused(used):
+    compare_sum(torch.randn(5, 96), torch.randn(5, 96).half(), torch.randn(96), used=used)
+
+
+def test_branches_that_stand_apart_are_read_where_they_are():
+    compare_sum(torch.randn(6, 200)[:, :96], torch.randn(3, 2, 96).transpose(0, 1).reshape(6, 96), None)
+    compare_sum(torch.randn(2, 3, 16), torch.randn(3, 2, 16).transpose(0, 1), None)
+
+
+def test_nothing_is_added_to_nothing():
+    compare_sum(torch.randn(0, 8), torch.randn(0, 8), torch.randn(8))
+
+
+def test_the_sum_keeps_torchs_rules():
+    function = choose("add_rms_norm", "triton", "cpu").function
+    x, branch = (torch.randn(3, 16, requires_grad=True) for _ in range(2))
+    weight = torch.randn(16, requires_grad=True)
+    function(x, branch, weight)  # registers the operation
+    operation = torch.ops.scratchlm.add_rms_norm.default
+    torch.library.opcheck(operation, (x, branch, weight, 1e-5, None))
+    torch.library.opcheck(operation, (x, branch.detach().half(), None, 1e-5, torch.float16))
+    with pytest.raises(ValueError, match=r"x \(3, 16\), branch \(16,\); both need one shape"):
+        function(x, branch[0])
 
 
 @pytest.mark.parametrize("gain", [True, False])

@@ -1,16 +1,12 @@
-# ruff: noqa: ANN001, ANN201  (arguments of kernels are Triton's, without Python types)
-r"""Vectors in, vectors of root mean square 1 times a gain out, forward and backward: RMSNorm for GPUs.
+r"""Vectors in, vectors of root mean square 1 times a gain out: RMSNorm for GPUs, alone or behind an addition.
 
-    forward   program (some rows)     r = 1 / sqrt(mean(x^2) + eps);  y = x * r * w;  keeps r
-    backward  program p of P          rows p, p + P, ...:
-                                      dx = r * (w * dy) - x * r^3 / n * sum(w * dy * x)
-                                      dw += r * dy * x      in registers, written once: P partial sums
+    rms_norm(x, w)              reads x, writes y
+    add_rms_norm(x, branch, w)  reads x and branch, writes x + branch and its y, in one launch
 
-There are no matrix products: the time is that of the memory. Forward reads x and writes y, backward reads x
-and dy and writes dx, each once: a row waits in registers between its sum and its result. P is a fixed number
-per processor, so dw is the sum of about a thousand rows instead of one atomic addition per vector, and comes
-out the same every time. A program of the backward pass asks for its next rows while it computes (STAGES).
-Rows wider than WHOLE are walked through in pieces and read twice, the second time mostly from the cache.
+In a pre-norm transformer the residual path goes through an addition before each norm. Alone, the addition
+would write the sum for the norm to read again, and behind them two gradients of the sum would be added in a
+pass of their own: for a path in float32 and branches in bfloat16 16 bytes a number instead of 12 forward, 24
+instead of 16 backward. The kernels: rms_norm_kernels.py.
 
 Source: the formulas as in kernels/rms_norm.py.
 """
@@ -20,165 +16,23 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
 from scratchlm.kernels.gpu.ahead import Configuration
+from scratchlm.kernels.gpu.rms_norm_kernels import (
+    BACKWARD_WARP,
+    FORWARD_WARP,
+    PROGRAMS,
+    STAGES,
+    WHOLE,
+    backward_kernel,
+    forward_kernel,
+    wide_backward_kernel,
+    wide_forward_kernel,
+)
 from scratchlm.kernels.gpu.support import require
-
-WHOLE = 8192
-"""Numbers of a row that stay in registers: 8 of each of x, dy, w and dw in a thread of 32 warps."""
-FORWARD_WARP = 512
-"""Numbers per warp: 16 a thread, four loads of 16 bytes in float32; 40 registers (compiled for sm_90)."""
-BACKWARD_WARP = 256
-"""The same with x, dy, w and dw to hold: 63 to 66 registers; 512 takes 117."""
-STAGES = 3
-"""Rows of a backward program that are under way or computed: 64 KB in flight per processor at width 768, more
-than twice what memory at 4.3 TB/s delivers in its latency of about 0.8 us."""
-PROGRAMS = 7
-"""Backward programs of 4 warps per processor: as many as have 72 registers a thread, so that none waits."""
-
-
-@triton.jit
-def forward_kernel(
-    x_ptr,
-    weight_ptr,
-    y_ptr,
-    r_ptr,
-    num_rows,
-    stride_x,
-    eps,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-):
-    """Normalise ROWS rows of at most COLUMNS numbers: one read, one write."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)
-    inside = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
-    places = rows.to(tl.int64)[:, None]
-    x = tl.load(x_ptr + places * stride_x + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    r = tl.rsqrt(tl.sum(x * x, axis=1) / WIDTH + eps)
-    y = x * r[:, None]
-    if HAS_WEIGHT:
-        y *= tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)[None, :]
-    tl.store(y_ptr + places * WIDTH + columns[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
-    tl.store(r_ptr + rows, r, mask=rows < num_rows)
-
-
-@triton.jit
-def backward_kernel(
-    x_ptr,
-    weight_ptr,
-    dy_ptr,
-    r_ptr,
-    dx_ptr,
-    partial_ptr,
-    num_rows,
-    stride_x,
-    stride_dy,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Rows p, p + P, ... (in groups of ROWS) of dx, and this program's share of dw."""
-    columns = tl.arange(0, COLUMNS)
-    dw = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)[None, :]
-    for first in tl.range(tl.program_id(0) * ROWS, num_rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
-        rows = first + tl.arange(0, ROWS)
-        inside = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
-        places = rows.to(tl.int64)[:, None]
-        x = tl.load(x_ptr + places * stride_x + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + places * stride_dy + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        r = tl.load(r_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
-        normed = x * r
-        if HAS_WEIGHT:
-            dw += dy * normed
-            dy *= weight
-        along = tl.sum(dy * normed, axis=1)[:, None] / WIDTH
-        dx = r * (dy - normed * along)
-        tl.store(dx_ptr + places * WIDTH + columns[None, :], dx.to(dx_ptr.dtype.element_ty), mask=inside)
-    if HAS_WEIGHT:
-        place = partial_ptr + tl.program_id(0).to(tl.int64) * WIDTH + columns
-        tl.store(place, tl.sum(dw, axis=0), mask=columns < WIDTH)
-
-
-@triton.jit
-def wide_forward_kernel(
-    x_ptr,
-    weight_ptr,
-    y_ptr,
-    r_ptr,
-    stride_x,
-    eps,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-):
-    """One row of any width, in pieces of COLUMNS numbers: read for the sum, read again for the result."""
-    row = tl.program_id(0).to(tl.int64)
-    squares = tl.zeros((COLUMNS,), tl.float32)
-    for first in tl.range(0, WIDTH, COLUMNS):
-        columns = first + tl.arange(0, COLUMNS)
-        x = tl.load(x_ptr + row * stride_x + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-        squares += x * x
-    r = tl.rsqrt(tl.sum(squares, axis=0) / WIDTH + eps)
-    tl.store(r_ptr + row, r)
-    for first in tl.range(0, WIDTH, COLUMNS):
-        columns = first + tl.arange(0, COLUMNS)
-        inside = columns < WIDTH
-        y = tl.load(x_ptr + row * stride_x + columns, mask=inside, other=0.0).to(tl.float32) * r
-        if HAS_WEIGHT:
-            y *= tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y_ptr + row * WIDTH + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def wide_backward_kernel(
-    x_ptr,
-    weight_ptr,
-    dy_ptr,
-    r_ptr,
-    dx_ptr,
-    partial_ptr,
-    num_rows,
-    stride_x,
-    stride_dy,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-):
-    """As `backward_kernel` for rows of any width; the share of dw is added up in memory, from 0 on."""
-    share = partial_ptr + tl.program_id(0).to(tl.int64) * WIDTH
-    for place in tl.range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
-        r = tl.load(r_ptr + place)
-        products = tl.zeros((COLUMNS,), tl.float32)
-        for first in tl.range(0, WIDTH, COLUMNS):
-            columns = first + tl.arange(0, COLUMNS)
-            inside = columns < WIDTH
-            x = tl.load(x_ptr + place * stride_x + columns, mask=inside, other=0.0).to(tl.float32)
-            dy = tl.load(dy_ptr + place * stride_dy + columns, mask=inside, other=0.0).to(tl.float32)
-            if HAS_WEIGHT:
-                dy *= tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-            products += x * dy
-        along = tl.sum(products, axis=0) * r / WIDTH
-        for first in tl.range(0, WIDTH, COLUMNS):
-            columns = first + tl.arange(0, COLUMNS)
-            inside = columns < WIDTH
-            normed = tl.load(x_ptr + place * stride_x + columns, mask=inside, other=0.0).to(tl.float32) * r
-            dy = tl.load(dy_ptr + place * stride_dy + columns, mask=inside, other=0.0).to(tl.float32)
-            if HAS_WEIGHT:
-                dw = tl.load(share + columns, mask=inside, other=0.0) + dy * normed
-                tl.store(share + columns, dw, mask=inside)
-                dy *= tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-            dx = r * (dy - normed * along)
-            tl.store(dx_ptr + place * WIDTH + columns, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+from scratchlm.kernels.rms_norm import Normed
 
 
 def rms_norm(
@@ -195,12 +49,41 @@ def rms_norm(
     Raises:
         ValueError: The gain has another length than the rows, or the kernel cannot run where x is.
     """
+    _check("rms_norm", x, weight)
+    return _rms_norm(x, weight, eps, dtype)[0]
+
+
+def add_rms_norm(
+    x: Float[Tensor, "*batch d_model"],
+    branch: Float[Tensor, "*batch d_model"],
+    weight: Float[Tensor, " d_model"] | None = None,
+    *,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> Normed:
+    """Return x + branch and its norm; arguments as in kernels/rms_norm.py, memory and errors as `rms_norm`.
+
+    The sum has the wider number format of the two. Rows wider than WHOLE are added in a pass of their own.
+    """
+    _check("add_rms_norm", x, weight, branch)
+    if x.shape[-1] > WHOLE:
+        total = x + branch
+        return Normed(total, _rms_norm(total, weight, eps, dtype)[0])
+    return Normed(*_add_rms_norm(x, branch, weight, eps, dtype)[:2])
+
+
+def _check(operation: str, x: Tensor, weight: Tensor | None, branch: Tensor | None = None) -> None:
     if not torch.compiler.is_compiling():
-        require("rms_norm", x, weight)
+        require(operation, x, weight, branch)
     if x.ndim == 0 or (weight is not None and weight.shape != x.shape[-1:]):
         gain = None if weight is None else tuple(weight.shape)
-        raise ValueError(f"rms_norm: x {tuple(x.shape)}, gain {gain}; the gain has a number for each column.")
-    return _rms_norm(x, weight, eps, dtype)[0]
+        raise ValueError(
+            f"{operation}: x {tuple(x.shape)}, gain {gain}; the gain has a number for each column."
+        )
+    if branch is not None and branch.shape != x.shape:
+        raise ValueError(
+            f"{operation}: x {tuple(x.shape)}, branch {tuple(branch.shape)}; both need one shape."
+        )
 
 
 class Tile(NamedTuple):
@@ -226,59 +109,140 @@ def _rms_norm(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """The result and r = 1 / sqrt(mean(x^2) + eps) of each row."""
-    rows = _rows(x)
-    y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
-    r = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    if x.numel() == 0:
-        return y, r
-    num_rows, width = rows.shape
-    tile = tile_of(width, FORWARD_WARP)
-    arguments = (rows, weight, y, r)
-    settings = {"WIDTH": width, "COLUMNS": tile.columns, "HAS_WEIGHT": weight is not None}
-    if width <= WHOLE:
-        grid = (triton.cdiv(num_rows, tile.rows),)
-        shape = (num_rows, rows.stride(0), eps)
-        forward_kernel[grid](*arguments, *shape, ROWS=tile.rows, num_warps=tile.warps, **settings)
-    else:
-        grid = (num_rows,)
-        wide_forward_kernel[grid](*arguments, rows.stride(0), eps, num_warps=tile.warps, **settings)
+    y, r = _results(x, dtype or x.dtype)
+    _forward(x, None, weight, None, y, r, eps)
     return y, r
 
 
 @_rms_norm.register_fake
 def _(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+    return _results(x, dtype or x.dtype)
+
+
+@torch.library.custom_op("scratchlm::add_rms_norm", mutates_args=())
+def _add_rms_norm(
+    x: Tensor, branch: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum, its norm, and r of each row."""
+    wide = torch.promote_types(x.dtype, branch.dtype)
+    y, r = _results(x, dtype or wide)
+    total = torch.empty(x.shape, dtype=wide, device=x.device)
+    _forward(x, branch, weight, total, y, r, eps)
+    return total, y, r
+
+
+@_add_rms_norm.register_fake
+def _(
+    x: Tensor, branch: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(x.dtype, branch.dtype)
+    return torch.empty(x.shape, dtype=wide, device=x.device), *_results(x, dtype or wide)
+
+
+def _results(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Room for y and r."""
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     return y, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
 
 
-@torch.library.custom_op("scratchlm::rms_norm_backward", mutates_args=())
-def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of x and, in float32, of the gain (empty without one)."""
-    rows, dy_rows = _rows(x), _rows(dy)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    num_rows, width = rows.shape
+def _forward(
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor | None,
+    total: Tensor | None,
+    y: Tensor,
+    r: Tensor,
+    eps: float,
+) -> None:
     if x.numel() == 0:
-        return dx, torch.zeros(0 if weight is None else width, device=x.device)
+        return
+    rows, branch_rows = _rows(x), None if branch is None else _rows(branch)
+    num_rows, width = rows.shape
+    tile = tile_of(width, FORWARD_WARP)
+    settings = {"WIDTH": width, "COLUMNS": tile.columns, "HAS_WEIGHT": weight is not None}
+    settings["num_warps"] = tile.warps
+    if width > WHOLE:
+        wide_forward_kernel[(num_rows,)](rows, weight, y, r, rows.stride(0), eps, **settings)
+        return
+    strides = (rows.stride(0), 0 if branch_rows is None else branch_rows.stride(0))
+    forward_kernel[(triton.cdiv(num_rows, tile.rows),)](
+        *(rows, branch_rows, weight, total, y, r, num_rows),
+        *strides,
+        eps,
+        ROWS=tile.rows,
+        HAS_BRANCH=branch is not None,
+        **settings,
+    )
+
+
+@torch.library.custom_op("scratchlm::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    r: Tensor,
+    other: Tensor | None,
+    branch_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, of the gain in float32 (empty without one), and of the branch.
+
+    Args:
+        dy: The gradient of the norm.
+        x: What was normalised.
+        weight: The gain.
+        r: What the forward pass kept of each row.
+        other: The gradient that x has from elsewhere; it is added.
+        branch_dtype: In which number format the gradient of x is wanted once more; None: it is not (empty).
+    """
+    dx, dw, d_branch = _gradients(x, weight, r, branch_dtype)
+    if x.numel() == 0:
+        return dx, dw.zero_(), d_branch
+    rows, dy_rows, other_rows = _rows(x), _rows(dy), None if other is None else _rows(other)
+    num_rows, width = rows.shape
     tile = tile_of(width, BACKWARD_WARP)
     per_processor = min(PROGRAMS, 32 // tile.warps)
     num_programs = min(triton.cdiv(num_rows, tile.rows), per_processor * _processors(x.device))
     make = torch.empty if width <= WHOLE else torch.zeros
-    partial = make((num_programs, 0 if weight is None else width), dtype=torch.float32, device=x.device)
-    arguments = (rows, weight, dy_rows, r, dx, partial)
-    shape, grid = (num_rows, rows.stride(0), dy_rows.stride(0)), (num_programs,)
+    partial = make((num_programs, dw.numel()), dtype=torch.float32, device=x.device)
     settings = {"WIDTH": width, "COLUMNS": tile.columns, "HAS_WEIGHT": weight is not None}
-    if width <= WHOLE:
-        settings |= {"ROWS": tile.rows, "STAGES": STAGES, "num_warps": tile.warps}
-        backward_kernel[grid](*arguments, *shape, **settings)
-    else:
-        wide_backward_kernel[grid](*arguments, *shape, num_warps=tile.warps, **settings)
-    return dx, partial.sum(dim=0)
+    settings["num_warps"] = tile.warps
+    strides, grid = (rows.stride(0), dy_rows.stride(0)), (num_programs,)
+    if width > WHOLE:
+        assert other is None, width
+        wide_backward_kernel[grid](rows, weight, dy_rows, r, dx, partial, num_rows, *strides, **settings)
+        return dx, partial.sum(dim=0), d_branch
+    backward_kernel[grid](
+        *(rows, weight, dy_rows, r, other_rows, dx, d_branch if branch_dtype else None, partial, num_rows),
+        *strides,
+        0 if other_rows is None else other_rows.stride(0),
+        ROWS=tile.rows,
+        STAGES=STAGES,
+        HAS_OTHER=other is not None,
+        HAS_BRANCH=branch_dtype is not None,
+        **settings,
+    )
+    return dx, partial.sum(dim=0), d_branch
 
 
 @_rms_norm_backward.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor | None, r: Tensor) -> tuple[Tensor, Tensor]:
-    width = 0 if weight is None else x.shape[-1]
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), r.new_empty(width, dtype=torch.float32)
+def _(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    r: Tensor,
+    other: Tensor | None,
+    branch_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(x, weight, r, branch_dtype)
+
+
+def _gradients(
+    x: Tensor, weight: Tensor | None, r: Tensor, branch_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of x, of the gain and of the branch."""
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dw = r.new_empty(0 if weight is None else x.shape[-1])
+    return dx, dw, torch.empty(x.shape if branch_dtype else 0, dtype=branch_dtype or x.dtype, device=x.device)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -292,11 +256,37 @@ def _differentiate(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None,
     x, weight, r = ctx.saved_tensors
     if dy is None:
         return None, None, None, None
-    dx, dw = _rms_norm_backward(dy, x, weight, r)
+    dx, dw, _ = _rms_norm_backward(dy, x, weight, r, None, None)
     return dx, None if weight is None else dw.to(weight.dtype), None, None
 
 
 _rms_norm.register_autograd(_differentiate, setup_context=_remember)
+
+
+def _remember_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, branch, weight, _, _ = inputs
+    total, _, r = output
+    ctx.dtypes = x.dtype, branch.dtype
+    ctx.save_for_backward(total, weight, r)
+    ctx.mark_non_differentiable(r)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_sum(
+    ctx: Any, d_total: Tensor | None, dy: Tensor | None, _: None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    total, weight, r = ctx.saved_tensors
+    x_dtype, branch_dtype = ctx.dtypes
+    if dy is None:
+        found = (None if d_total is None else d_total.to(dtype) for dtype in ctx.dtypes)
+        return *found, None, None, None
+    narrow = branch_dtype if branch_dtype != total.dtype else None
+    dx, dw, d_branch = _rms_norm_backward(dy, total, weight, r, d_total, narrow)
+    dw = None if weight is None else dw.to(weight.dtype)
+    return dx.to(x_dtype), dx if narrow is None else d_branch, dw, None, None
+
+
+_add_rms_norm.register_autograd(_differentiate_sum, setup_context=_remember_sum)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -317,29 +307,43 @@ def configurations() -> list[Configuration]:
     for width in (64, 256, 768, 1024, 2560, 4096, 8192, 16384):
         for kind, has_weight in (("fp32", True), ("bf16", True), ("bf16", False)):
             found += _configurations_of(width, kind, has_weight)
+        if width <= WHOLE:
+            found += _configurations_of(width, "fp32", True, branch="bf16")
+            found += _configurations_of(width, "bf16", True, branch="bf16")
     return found
 
 
-def _configurations_of(width: int, kind: str, has_weight: bool) -> list[Configuration]:
+def _configurations_of(
+    width: int, kind: str, has_weight: bool, *, branch: str | None = None
+) -> list[Configuration]:
     wide = width > WHOLE
-    name = f"rms_norm-{{}}-{width}-{kind}{'' if has_weight else '-no_gain'}"
     constants: dict[str, Any] = {"WIDTH": width, "HAS_WEIGHT": has_weight}
-    weight = {"weight_ptr": "*fp32"}
-    if not has_weight:
-        weight, constants = {}, constants | {"weight_ptr": None}
-    shape = {"stride_x": "i32"} | ({} if wide else {"num_rows": "i32"})
-    forward = {"x_ptr": f"*{kind}", "y_ptr": "*bf16", "r_ptr": "*fp32", "eps": "fp32"}
-    backward = {"x_ptr": f"*{kind}", "dy_ptr": "*bf16", "dx_ptr": f"*{kind}", "r_ptr": "*fp32"}
-    backward |= {"partial_ptr": "*fp32", "num_rows": "i32", "stride_dy": "i32"}
+    types = {"x_ptr": f"*{kind}", "r_ptr": "*fp32", "stride_x": "i32", "weight_ptr": "*fp32"}
+    forward = types | {"y_ptr": "*bf16", "eps": "fp32"}
+    backward = types | {"dy_ptr": "*bf16", "dx_ptr": f"*{kind}", "partial_ptr": "*fp32", "stride_dy": "i32"}
+    backward["num_rows"] = "i32"
+    if not wide:
+        forward |= {
+            "branch_ptr": f"*{branch}",
+            "sum_ptr": f"*{kind}",
+            "stride_branch": "i32",
+            "num_rows": "i32",
+        }
+        backward |= {"other_ptr": f"*{kind}", "d_branch_ptr": f"*{branch}", "stride_other": "i32"}
     kernels = (wide_forward_kernel, wide_backward_kernel) if wide else (forward_kernel, backward_kernel)
+    name = f"{'add_' if branch else ''}rms_norm-{{}}-{width}-{kind}{'' if has_weight else '-no_gain'}"
     found = []
     for number, (direction, types) in enumerate({"forward": forward, "backward": backward}.items()):
         tile = tile_of(width, (FORWARD_WARP, BACKWARD_WARP)[number])
-        sizes: dict[str, Any] = {"COLUMNS": tile.columns} | ({} if wide else {"ROWS": tile.rows})
-        if direction == "backward" and not wide:
-            sizes["STAGES"] = STAGES
-        types, sizes = shape | types | weight, constants | sizes
+        sizes = constants | {"COLUMNS": tile.columns}
+        if not wide:
+            sizes |= {"ROWS": tile.rows, "HAS_BRANCH": branch is not None}
+            sizes |= {"STAGES": STAGES, "HAS_OTHER": branch is not None} if number else {}
+        absent = [] if has_weight else ["weight_ptr"]
+        absent += [] if branch else ["branch_ptr", "sum_ptr", "other_ptr", "d_branch_ptr"]
+        given = {key: value for key, value in types.items() if key not in absent}
+        sizes |= {key: None for key in absent if key in types}
         found.append(
-            Configuration(name.format(direction), kernels[number], types, sizes, tile.warps, matrix=False)
+            Configuration(name.format(direction), kernels[number], given, sizes, tile.warps, matrix=False)
         )
     return found
