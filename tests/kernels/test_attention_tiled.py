@@ -95,12 +95,14 @@ def test_nan_comes_out_where_nan_is_seen_and_nowhere_else():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_errs_at_most_twice_as_much_as_the_reference_in_it(dtype):
-    exact = inputs(queries=60, keys=60)
+    exact = inputs(
+        queries=300, keys=600
+    )  # up to 38 tiles: sums in half precision would lose their last terms
     low = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     truth = outcome(REFERENCE, exact)
     for mine, plain, true in zip(outcome(TILED, low), outcome(REFERENCE, low), truth, strict=True):
         assert mine.dtype == dtype
-        assert (mine.double() - true).norm() <= 2 * (plain.double() - true).norm()
+        assert (mine.double() - true).norm() <= (plain.double() - true).norm()
 
 
 def test_autocast_changes_nothing():

@@ -56,7 +56,7 @@ def test_any_width_of_a_head_up_to_256(d_head, d_value):
 
 @pytest.mark.parametrize(
     ("window", "softcap", "biased"),
-    list(itertools.product([None, 1, 5, 100], [None, 2.0], [False, True])),
+    list(itertools.product([None, 1, 100], [None, 2.0], [False, True])),
 )
 @pytest.mark.parametrize("queries", [1, 4])
 def test_equals_the_reference_under_every_mask(window, softcap, biased, queries):

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from scratchlm.kernels.attention_reference import check_attention
 from scratchlm.kernels.gpu.ahead import Configuration
+from scratchlm.kernels.gpu.attention_memory import padded
 from scratchlm.kernels.gpu.attention_scores import LOG2E, LOWEST, bend, load_rows
-from scratchlm.kernels.gpu.attention_tiles import padded
 from scratchlm.kernels.gpu.support import require
 
 MAX_ROWS = 32
