@@ -126,6 +126,7 @@ def test_nan_in_comes_out():
     [
         ((2, 3), (5, 4), (2,), {}, r"hidden \(2, 3\), head_weight \(5, 4\), targets \(2,\)"),
         ((2, 3), (5, 3), (3,), {}, r"need \(\.\.\., d_model\), \(vocabulary, d_model\)"),
+        ((2, 3), (0, 3), (2,), {}, r"head_weight \(0, 3\)"),
         ((2, 3), (5, 3), (2,), {"chunk_rows": 0}, "chunk_rows=0: must be at least 1"),
         ((2, 3), (5, 3), (2,), {"softcap": 0.0}, r"softcap=0\.0: must be above 0"),
         ((2, 3), (5, 3), (2,), {"z_loss": -1.0}, r"z_loss=-1\.0: must be at least 0"),
@@ -135,6 +136,11 @@ def test_bad_input_is_refused(hidden, weight, targets, settings, message):
     ids = torch.zeros(targets, dtype=torch.long)
     with pytest.raises(ValueError, match=message):
         kernel()(torch.zeros(hidden), torch.zeros(weight), ids, **settings)
+
+
+def test_targets_that_are_no_integers_are_refused():
+    with pytest.raises(ValueError, match=r"targets torch\.float32: give integers"):
+        kernel()(torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2))
 
 
 def test_the_operation_is_registered_right():
