@@ -106,7 +106,7 @@ def _line(goal: Goal, words: str, group: Sequence[Row], rows: Sequence[Row]) -> 
     bounds = (f"{_number(goal.goal)} {goal.unit}", _number(goal.stretch))
     if value is None:
         said = "not measured" if ours is None else ours["status"]
-        return Line(words, said, *bounds, "", ", ".join(others))
+        return Line(words, said, *bounds, "", "; ".join(others))
     verdict = next(
         (
             word
@@ -115,7 +115,7 @@ def _line(goal: Goal, words: str, group: Sequence[Row], rows: Sequence[Row]) -> 
         ),
         "missed",
     )
-    return Line(words, _number(value), *bounds, verdict, ", ".join(others))
+    return Line(words, _number(value), *bounds, verdict, "; ".join(others))
 
 
 def _number(value: float) -> str:
@@ -209,7 +209,8 @@ def tables(found: Sequence[Row] | None = None) -> str:
     """The Markdown between the markers."""
     found = newest_results() if found is None else found
     setting, rows = (found[0], found[1:]) if found else ({}, [])
-    head = "| one H200, bfloat16 | ours | goal | stretch | torch's own, and others of ours |"
+    device = setting.get("device", "one H200")
+    head = f"| {device}, bfloat16 | ours | goal | stretch | torch's own, and others of ours |"
     out = [head, "| --- | ---: | ---: | ---: | --- |"]
     for line in lines(rows):
         ours = f"**{line.ours}**" if line.verdict in ("goal", "stretch") else line.ours

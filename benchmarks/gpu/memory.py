@@ -32,7 +32,10 @@ def _attention(bench: Bench, tokens: int, name: str) -> Row:
     fields["score_bytes"] = heads * tokens**2 * q.element_size() if name == "reference" else 0
     if bench.device.type == "cuda" and fields["score_bytes"] > torch.cuda.mem_get_info()[1]:
         return fields | {"status": "out of memory", "why": "the scores alone are larger than the device"}
-    fields["peak_bytes"] = peak_bytes(
-        bench, lambda: torch.autograd.grad(function(q, k, v), (q, k, v), upstream)
-    )
+    try:
+        fields["peak_bytes"] = peak_bytes(
+            bench, lambda: torch.autograd.grad(function(q, k, v), (q, k, v), upstream)
+        )
+    except torch.OutOfMemoryError as error:
+        return fields | {"status": "out of memory", "why": str(error).splitlines()[0]}
     return fields
