@@ -217,6 +217,17 @@ def test_both_forms_compile_whole_and_once(terms):
     assert counter.frame_count == 1
 
 
+@pytest.mark.compile
+def test_a_compiler_takes_what_was_chosen_for_a_device_as_given():
+    from scratchlm.loss import _name_on_gpu
+
+    def double(x):
+        return 2 * x if _name_on_gpu("token_losses", x.device) == "plain" else x
+
+    compiled = torch.compile(double, fullgraph=True, backend="aot_eager")
+    assert compiled(torch.ones(1)).item() == 2
+
+
 def test_chunks_need_rows_and_a_bound_above_zero():
     with pytest.raises(ValueError, match="chunk_rows=0: must be at least 1"):
         chunked_cross_entropy(torch.zeros(1, 2), torch.zeros(3, 2), torch.tensor([0]), chunk_rows=0)
