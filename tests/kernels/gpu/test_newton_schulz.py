@@ -104,6 +104,11 @@ def test_float64_is_computed_by_torch_and_another_device_is_refused():
         newton_schulz.orthogonalize(torch.zeros(1, 4, 6, device="meta"))
 
 
+def test_bfloat16_which_the_interpreter_cannot_multiply_is_multiplied_by_torch():
+    matrices = random(2, 6, 8)
+    assert torch.equal(newton_schulz.orthogonalize(matrices), orthogonalize.orthogonalize(matrices))
+
+
 def test_the_operation_is_what_torch_expects_of_one():
     arguments = (random(2, 5, 9), 2, torch.float32)
     torch.library.opcheck(torch.ops.scratchlm.orthogonalize.default, arguments)
