@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scratchlm.kernels import attention_reference
 from scratchlm.kernels.attention_reference import check_attention
 from scratchlm.kernels.gpu.attention_backward import Saved, backward
+from scratchlm.kernels.gpu.attention_decode import decode
 from scratchlm.kernels.gpu.attention_forward import forward
 from scratchlm.kernels.gpu.attention_memory import Masks, contiguous_rows, empty_by_time, empty_numbers
 from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH
@@ -72,7 +74,17 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, masks: Masks, way: str) -> Tenso
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check(q, k, v, masks)
-    out, _ = attention_forward(q, k, v, *masks, way)
+    tensors = (q, k, v)
+    if any(x.numel() == 0 for x in tensors):
+        names = ("causal", "window", "softcap", "slopes_H", "documents_BS")
+        return attention_reference.attention(*tensors, **dict(zip(names, masks, strict=True)))
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if q.shape[2] == 1 and not learns and masks.documents is None:
+        # one query is the last in causal attention, and without a mask the same
+        return decode(*tensors, window=masks.window, softcap=masks.softcap, slopes_H=masks.slopes)
+    if masks.slopes is not None:
+        masks = masks._replace(slopes=masks.slopes.float().contiguous())
+    out, _ = attention_forward(*tensors, *masks, way)
     return out
 
 
@@ -89,6 +101,27 @@ def _check(q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> None:
         raise ValueError(
             f"attention=triton: heads of width {width}; the kernels take up to {MAX_WIDTH}. "
             "Take more heads, or attention=reference."
+        )
+    if masks.softcap is not None and not masks.softcap > 0:
+        raise ValueError(f"attention=triton: softcap={masks.softcap}; it must be above 0, or None.")
+    if masks.slopes is not None and masks.slopes.requires_grad:
+        raise ValueError(
+            "attention=triton: slopes get no gradient here; detach them, or attention=reference."
+        )
+    if masks.documents is not None:
+        _check_documents(masks.documents, (k.shape[0], k.shape[2]), q.shape[2])
+
+
+def _check_documents(documents: Tensor, expected: tuple[int, int], num_queries: int) -> None:
+    if documents.shape != expected or documents.is_floating_point() or documents.dtype == torch.bool:
+        raise ValueError(
+            f"attention=triton: documents of {documents.dtype} and shape {tuple(documents.shape)}; "
+            f"whole numbers of shape (batch, keys) = {expected} are needed."
+        )
+    if num_queries > expected[1]:
+        raise ValueError(
+            f"attention=triton: {num_queries} queries, but documents for {expected[1]} keys; the queries are "
+            "the last of the keys' tokens."
         )
 
 

@@ -43,7 +43,7 @@ from scratchlm.kernels.gpu.attention_memory import (
     padded,
 )
 from scratchlm.kernels.gpu.attention_scores import load_rows
-from scratchlm.kernels.gpu.attention_tiles import Tile, choose_tile
+from scratchlm.kernels.gpu.attention_tiles import Tile, choose_tile, is_crowded
 
 WAYS = ("two_pass", "one_pass")
 
@@ -74,27 +74,35 @@ def backward(
         tiles: For two_pass those of the queries' and the keys' kernel, for one_pass that of its kernel; None:
             as the table says.
     """
-    width_v = saved.v.shape[3]
+    tiles = tiles or table_tiles(saved, dout, masks, way)
     documents = find_documents(masks.documents)
     saved = saved._replace(lse=aligned_numbers(saved.lse))
     delta = empty_numbers(*saved.lse.shape, saved.lse)
     with torch.cuda.device_of(saved.q):
         if way == "two_pass":
-            by_queries, by_keys = tiles or (
-                choose_tile("backward_queries", saved.q, width_v, can_describe(saved.k, saved.v)),
-                choose_tile("backward_keys", saved.q, width_v, can_describe(saved.q, dout)),
-            )
-            dq = _queries(saved, dout, delta, masks, documents, by_queries)
-            dk, dv = _keys(saved, dout, delta, None, masks, documents, by_keys)
+            dq = _queries(saved, dout, delta, masks, documents, tiles[0])
+            dk, dv = _keys(saved, dout, delta, None, masks, documents, tiles[1])
         else:
-            (by_keys,) = tiles or (
-                choose_tile("backward_one_pass", saved.q, width_v, can_describe(saved.q, dout)),
-            )
             _delta(saved.out, dout, delta)
             sums = torch.zeros(saved.q.shape, dtype=torch.float32, device=saved.q.device)
-            dk, dv = _keys(saved, dout, delta, sums, masks, documents, by_keys)
+            dk, dv = _keys(saved, dout, delta, sums, masks, documents, tiles[0])
             dq = _empty_like(saved.q).copy_(sums.mul_(saved.q.shape[3] ** -0.5))
     return dq, dk, dv
+
+
+def table_tiles(saved: Saved, dout: Tensor, masks: Masks, way: str) -> tuple[Tile, ...]:
+    """Return the table's tile of each kernel that one way needs."""
+    width_v, group = saved.v.shape[3], saved.q.shape[1] // saved.k.shape[1]
+    walked = {
+        "backward_queries": (can_describe(saved.k, saved.v), is_crowded(masks)),
+        "backward_keys": (can_describe(saved.q, dout), is_crowded(masks, group)),
+        "backward_one_pass": (can_describe(saved.q, dout), is_crowded(masks, group)),
+    }
+    names = ("backward_queries", "backward_keys") if way == "two_pass" else ("backward_one_pass",)
+    return tuple(
+        choose_tile(name, saved.q, width_v, describable=walked[name][0], crowded=walked[name][1])
+        for name in names
+    )
 
 
 def _empty_like(x_BHTK: Tensor) -> Tensor:

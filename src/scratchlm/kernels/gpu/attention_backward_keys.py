@@ -128,10 +128,10 @@ def _walk(
         )
         products = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
         scores, derivative = bend(products, positions[None, :], keys[:, None], slope, softcap, SCALE)
-        row_documents = None
-        if documents is not None:
-            row_documents = tl.load(documents + tl.minimum(positions, num_keys - 1))[None, :]
         if (start < clear_begin) | (start >= clear_end):
+            row_documents = None
+            if documents is not None:
+                row_documents = tl.load(documents + tl.minimum(positions, num_keys - 1))[None, :]
             allowed = visible(
                 positions[None, :], keys[:, None], row_documents, key_documents, num_keys, window, CAUSAL
             )

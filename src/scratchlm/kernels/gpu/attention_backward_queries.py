@@ -126,10 +126,10 @@ def _walk(
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         dp = tl.dot(dout_tile, tl.trans(v_tile), input_precision="ieee")
         scores, derivative = bend(products, positions[:, None], keys[None, :], slope, softcap, SCALE)
-        key_documents = None
-        if documents is not None:
-            key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
         if (start < clear_begin) | (start >= clear_end):
+            key_documents = None
+            if documents is not None:
+                key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
             allowed = visible(
                 positions[:, None], keys[None, :], row_documents, key_documents, num_keys, window, CAUSAL
             )

@@ -49,7 +49,7 @@ from scratchlm.kernels.gpu.attention_scores import (
     store_rows,
     visible,
 )
-from scratchlm.kernels.gpu.attention_tiles import Tile, attention_configurations, choose_tile
+from scratchlm.kernels.gpu.attention_tiles import Tile, attention_configurations, choose_tile, is_crowded
 
 
 def forward(
@@ -74,7 +74,9 @@ def forward(
     num_groups, num_keys, width_v = k_BGSK.shape[1], k_BGSK.shape[2], v_BGSK.shape[3]
     out_BHTK = empty_by_time(batch, num_heads, num_queries, q_BHTK, width_v)
     lse_BHT = empty_numbers(batch, num_heads, num_queries, q_BHTK)
-    tile = tile or choose_tile("forward", q_BHTK, width_v, can_describe(k_BGSK, v_BGSK))
+    if tile is None:
+        describable = can_describe(k_BGSK, v_BGSK)
+        tile = choose_tile("forward", q_BHTK, width_v, describable=describable, crowded=is_crowded(masks))
     described = tile.loads == "descriptors"
     *documents, stride_db = find_documents(masks.documents)
     with torch.cuda.device_of(q_BHTK):
@@ -171,10 +173,10 @@ def _walk(
         )
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         scores, _ = bend(products, positions[:, None], keys[None, :], slope, softcap, SCALE)
-        key_documents = None
-        if documents is not None:
-            key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
         if (start < clear_begin) | (start >= clear_end):
+            key_documents = None
+            if documents is not None:
+                key_documents = tl.load(documents + tl.minimum(keys, num_keys - 1))[None, :]
             allowed = visible(
                 positions[:, None], keys[None, :], row_documents, key_documents, num_keys, window, CAUSAL
             )

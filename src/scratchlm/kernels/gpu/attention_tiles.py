@@ -40,56 +40,66 @@ TILES: Mapping[str, Mapping[int, Mapping[int, Tile]]] = {
     "forward": {
         90: {
             64: Tile(128, 64, 4, 3, "descriptors"),
-            128: Tile(128, 64, 8, 3, "descriptors"),
+            128: Tile(128, 128, 8, 2, "descriptors"),
             256: Tile(128, 64, 8, 2, "descriptors"),
         },
-        80: {
-            64: Tile(128, 64, 4, 3),
-            128: Tile(128, 64, 8, 2),
-            256: Tile(64, 32, 8, 2),
-        },
+        80: {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
         0: {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 1)},
     },
     "backward_queries": {
         90: {
-            64: Tile(128, 64, 8, 3, "descriptors"),
+            64: Tile(128, 64, 4, 2, "descriptors"),
             128: Tile(128, 64, 8, 2, "descriptors"),
-            256: Tile(64, 32, 8, 2, "descriptors"),
+            256: Tile(64, 64, 8, 2, "descriptors"),
         },
         80: {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 1)},
         0: {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 1)},
     },
     "backward_keys": {
         90: {
-            64: Tile(64, 128, 8, 3, "descriptors"),
+            64: Tile(64, 64, 4, 2, "descriptors"),
             128: Tile(64, 128, 8, 2, "descriptors"),
-            256: Tile(32, 64, 8, 2, "descriptors"),
+            256: Tile(32, 32, 8, 2, "descriptors"),
         },
-        80: {64: Tile(64, 128, 8, 2), 128: Tile(32, 128, 8, 2), 256: Tile(32, 64, 8, 1)},
-        0: {64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 4, 2), 256: Tile(32, 32, 4, 1)},
+        80: {64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 1)},
+        0: {64: Tile(32, 64, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(32, 32, 8, 1)},
     },
     "backward_one_pass": {
         90: {
             64: Tile(64, 128, 8, 2, "descriptors"),
-            128: Tile(64, 64, 8, 2, "descriptors"),
-            256: Tile(32, 64, 8, 1, "descriptors"),
+            128: Tile(32, 128, 8, 2, "descriptors"),
+            256: Tile(32, 32, 8, 1, "descriptors"),
         },
-        80: {64: Tile(64, 64, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 1)},
-        0: {64: Tile(32, 64, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(16, 32, 4, 1)},
+        80: {64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 1)},
+        0: {64: Tile(32, 64, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(16, 32, 8, 1)},
     },
 }
 """Kernel -> compute capability (see `table_of`) -> widest padded head -> tile, for 16-bit inputs."""
 
+CROWDED: Mapping[str, Mapping[int, Mapping[int, Tile]]] = {
+    "forward": {
+        90: {256: Tile(64, 64, 8, 2, "descriptors")},
+        80: {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2)},
+    },
+    "backward_queries": {
+        90: {64: Tile(64, 64, 4, 3, "descriptors"), 256: Tile(64, 32, 8, 2, "descriptors")},
+        80: {64: Tile(64, 64, 8, 2)},
+    },
+    "backward_keys": {90: {128: Tile(32, 128, 8, 2, "descriptors")}},
+    "backward_one_pass": {90: {128: Tile(32, 64, 8, 2, "descriptors")}},
+}
+"""Tiles instead of those above where more than a causal mask asks for registers, if those would spill."""
+
 FLOAT32_TILES: Mapping[str, Mapping[int, Tile]] = {
     "forward": {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)},
-    "backward_queries": {64: Tile(32, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
-    "backward_keys": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
-    "backward_one_pass": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)},
+    "backward_queries": {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)},
+    "backward_keys": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)},
+    "backward_one_pass": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 8, 1), 256: Tile(16, 16, 8, 1)},
 }
 """Kernel -> widest padded head -> tile: float32 products run on the ordinary units, from registers."""
 
 
-def choose_tile(kernel: str, q_BHTK: Tensor, width_v: int, describable: bool) -> Tile:
+def choose_tile(kernel: str, q_BHTK: Tensor, width_v: int, *, describable: bool, crowded: bool) -> Tile:
     """Return the tile of the table for these queries' device, dtype and width.
 
     Args:
@@ -97,6 +107,8 @@ def choose_tile(kernel: str, q_BHTK: Tensor, width_v: int, describable: bool) ->
         q_BHTK: The queries.
         width_v: The values' width.
         describable: Whether the copy engine can read what the kernel walks over.
+        crowded: Whether there is more than a causal mask: a window, a soft-cap, a bias, documents, or several
+            query heads that a program for keys goes through.
     """
     width = max(padded(q_BHTK.shape[-1]), padded(width_v))
     if q_BHTK.dtype == torch.float32:
@@ -107,7 +119,19 @@ def choose_tile(kernel: str, q_BHTK: Tensor, width_v: int, describable: bool) ->
         table = table_of(major * 10 + minor)
     if table == 90 and not describable:
         table = 80  # read by pointers, and Hopper has all that these tiles need
-    return _at_least(TILES[kernel][table], width)
+    return tile_of(kernel, table, width, crowded=crowded)
+
+
+def tile_of(kernel: str, table: int, width: int, *, crowded: bool) -> Tile:
+    """Return the tile of one part of the table for heads padded to `width`."""
+    widest = min(entry for entry in TILES[kernel][table] if entry >= width)
+    plain = TILES[kernel][table][widest]
+    return CROWDED[kernel].get(table, {}).get(widest, plain) if crowded else plain
+
+
+def is_crowded(masks: Masks, group: int = 1) -> bool:
+    """Return whether there is more than a causal mask; `group`: query heads that a program goes through."""
+    return group > 1 or any(given is not None for given in masks[1:])
 
 
 def table_of(capability: int) -> int:
@@ -123,12 +147,24 @@ def _at_least(tiles: Mapping[int, Tile], width: int) -> Tile:
 
 
 def attention_configurations(name: str, kernel: Any) -> list[Configuration]:
-    """Return each tile of the table with a causal mask, and all masks with the commonest tile."""
+    """Return a kernel with every tile of the table for Hopper: a causal mask, none, every mask at once."""
+    some = torch.empty(0)
+    every = Masks(True, 1, 1.0, some, some)
+    groups = (1, 4) if name in ("backward_keys", "backward_one_pass") else (1,)
     made = []
-    for width, tile in TILES[name][90].items():
-        for causal in (True, False):
-            made.append(configuration(name, kernel, tile, width=width, masks=Masks(causal=causal)))
-    return made
+    for width in TILES[name][90]:
+        for masks, group in (
+            (Masks(), 1),
+            (Masks(causal=False), 1),
+            (every, groups[-1]),
+            (Masks(), groups[-1]),
+        ):
+            tile = tile_of(name, 90, width, crowded=is_crowded(masks, group))
+            made.append(configuration(name, kernel, tile, width=width, masks=masks, group=group))
+        tile = FLOAT32_TILES[name][width]
+        made.append(configuration(name, kernel, tile, width=width, masks=Masks(), dtype="fp32"))
+    unique = {one.name: one for one in made}
+    return list(unique.values())
 
 
 def configuration(
@@ -165,6 +201,7 @@ def configuration(
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     signature = {key: types.get(key, "i32") for key in kernel.arg_names if key not in constants}
     asked = [key for key, value in masks._asdict().items() if value is not None and value is not False]
+    asked += [f"{group} heads"] if group > 1 else []
     title = f"{name} {dtype} {width} {'+'.join(asked) or 'full'} {'x'.join(map(str, tile[:4]))} {tile.loads}"
     return Configuration(
         title, kernel, signature, constants, tile.num_warps, tile.num_stages, matrix=dtype != "fp32"
