@@ -2,10 +2,15 @@
 
     get_flashattention_autograd_function_pytorch     kernels/attention_tiled.py
     get_flashattention_autograd_function_triton      kernels/gpu/attention_forward.py, attention_backward.py
+    get_ddp, get_ddp_individual_parameters           distributed/ddp.py: overlapped with the backward pass
+    get_ddp_bucketed                                 distributed/ddp.py: in buckets (edition of 2025)
+    get_sharded_optimizer                            distributed/zero.py
+    get_fsdp                                         distributed/fsdp.py (edition of 2026)
 
-Both return a torch.autograd.Function for heads that stand one below another in the batch: apply(q, k, v,
-is_causal) with (batch, time, d_head). What it keeps for the backward pass is q, k, v, the output and exactly
-one tensor of shape (batch, time), each query's logsumexp; the course's tests look for that one.
+Those of FlashAttention return a torch.autograd.Function for heads that stand one below another in the batch:
+apply(q, k, v, is_causal) with (batch, time, d_head). What it keeps for the backward pass is q, k, v, the
+output and exactly one tensor of shape (batch, time), each query's logsumexp; the course's tests look for that
+one. The others need a process group, as the course's tests make one.
 """
 
 from typing import Any
@@ -13,7 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
+from scratchlm.distributed.ddp import Bucketed, DataParallel, Overlapped
+from scratchlm.distributed.fsdp import FullySharded
+from scratchlm.distributed.zero import ShardedOptimizer
 from scratchlm.kernels.attention_reference import check_attention
 from scratchlm.kernels.attention_tiled import FlashAttention2
 
@@ -26,6 +37,66 @@ def get_flashattention_autograd_function_pytorch() -> type:
 def get_flashattention_autograd_function_triton() -> type:
     """Return FlashAttention-2 in Triton; runs on an NVIDIA GPU, or interpreted with TRITON_INTERPRET=1."""
     return FlashAttention2Triton
+
+
+def get_ddp(module: Module) -> Module:
+    """Return the module, its gradients averaged as the backward pass finds them."""
+    return Overlapped(module)
+
+
+def ddp_on_after_backward(ddp_model: DataParallel, optimizer: Optimizer) -> None:
+    """Wait until all gradients are the mean over the processes."""
+    ddp_model.finish_gradient_synchronization()
+
+
+def get_ddp_individual_parameters(module: Module) -> Module:
+    """Return what `get_ddp` returns, under its name of 2025."""
+    return Overlapped(module)
+
+
+def ddp_individual_parameters_on_after_backward(ddp_model: DataParallel, optimizer: Optimizer) -> None:
+    """Do what `ddp_on_after_backward` does, under its name of 2025."""
+    ddp_model.finish_gradient_synchronization()
+
+
+def get_ddp_bucketed(module: Module, bucket_size_mb: float | None) -> Module:
+    """Return the module, its gradients averaged in buckets; None puts all into one."""
+    return Bucketed(module, bucket_mb=bucket_size_mb)
+
+
+def ddp_bucketed_on_after_backward(ddp_model: DataParallel, optimizer: Optimizer) -> None:
+    """Wait until all buckets are the mean over the processes."""
+    ddp_model.finish_gradient_synchronization()
+
+
+def ddp_bucketed_on_train_batch_start(ddp_model: Bucketed, optimizer: Optimizer) -> None:
+    """Empty the buckets."""
+    ddp_model.start_batch()
+
+
+def get_sharded_optimizer(params: ParamsT, optimizer_cls: type[Optimizer], **kwargs: Any) -> Optimizer:
+    """Return the optimizer, its state spread over the processes."""
+    return ShardedOptimizer(params, optimizer_cls, **kwargs)
+
+
+def get_fsdp(module: Module, compute_dtype: torch.dtype | None = None) -> Module:
+    """Return the module, the parameters of its Linear and Embedding layers spread over the processes.
+
+    The layers are found by the names of their classes: the course's own, this library's and torch's.
+    """
+    return FullySharded(
+        module, lambda part: type(part).__name__ in ("Linear", "Embedding"), compute_dtype=compute_dtype
+    )
+
+
+def fsdp_on_after_backward(fsdp_model: FullySharded, optimizer: Optimizer) -> None:
+    """Wait until every shard has the mean of its gradient over the processes."""
+    fsdp_model.finish_gradient_synchronization()
+
+
+def fsdp_gather_full_params(fsdp_model: FullySharded) -> dict[str, Tensor]:
+    """Return every parameter whole, by its name in the module that was given to `get_fsdp`."""
+    return fsdp_model.full_parameters()
 
 
 class FlashAttention2Triton(torch.autograd.Function):
