@@ -57,7 +57,9 @@ class ModelSettings(Config):
     """Bound for attention scores, softcap * tanh(score / softcap). None: no bound."""
     logit_softcap: float | None = Field(None, gt=0.0)
     """Bound for the head's logits, in the same form. None: no bound."""
-    attention: Literal["auto", "reference", "blocks", "tiled", "triton", "sdpa", "flex"] = "auto"
+    attention: Literal[
+        "auto", "reference", "blocks", "tiled", "triton", "triton_one_pass", "sdpa", "flex"
+    ] = "auto"
     """Which attention runs (kernels/); auto takes the fastest of ours, sdpa and flex are torch's."""
     zero_init_projections: bool = False
     """Whether each branch's last matrix starts at 0, so that every block starts as the identity."""

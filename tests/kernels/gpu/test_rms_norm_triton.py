@@ -220,5 +220,7 @@ def test_compiles_without_a_break():
 def test_wrong_gains_are_told():
     with pytest.raises(ValueError, match=r"x \(3, 8\), gain \(7,\); the gain has a number for each column"):
         ours(torch.randn(3, 8), torch.randn(7))
+    with pytest.raises(ValueError, match=r"x is torch.int64; give floating-point numbers"):
+        ours(torch.ones(3, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"several devices \(cpu, meta\)"):
         ours(torch.randn(3, 8), torch.randn(8, device="meta"))

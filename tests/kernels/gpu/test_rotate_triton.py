@@ -113,5 +113,7 @@ def test_angles_that_do_not_fit_are_told():
         ours(torch.randn(1, 1, 5, 8), *table(4, 8))
     with pytest.raises(ValueError, match="d_head=7; d_head must be even"):
         ours(torch.randn(1, 1, 5, 7), *table(5, 6))
+    with pytest.raises(ValueError, match=r"x is torch.int64; give floating-point numbers"):
+        ours(torch.ones(1, 1, 5, 8, dtype=torch.int64), *table(5, 8))
     with pytest.raises(ValueError, match="several devices"):
         ours(torch.randn(1, 1, 5, 8), *(each.to("meta") for each in table(5, 8)))

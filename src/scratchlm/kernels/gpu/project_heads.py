@@ -30,6 +30,7 @@ from torch import Tensor
 
 from scratchlm.kernels.gpu.ahead import Configuration
 from scratchlm.kernels.gpu.rotate import (
+    CASES,
     PAIRS,
     PAIRS_NORMED,
     WARPS,
@@ -104,7 +105,7 @@ def gather_heads(
     tl.store(target_ptr + target + HALF, b.to(target_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_q", "num_kv"])
 def gather_kernel(
     dq_ptr,
     dk_ptr,
@@ -321,8 +322,7 @@ def configurations() -> list[Configuration]:
     """The kernel as it is launched for common heads, with and without angles and QK-norm."""
     return [
         _configuration(d_head, kind, turn, norm)
-        for d_head in (16, 32, 48, 64, 80, 96, 128, 256)
-        for kind in ("bf16", "fp32")
+        for d_head, kind in CASES
         for turn, norm in ((True, False), (False, False), (True, True), (False, True))
     ]
 

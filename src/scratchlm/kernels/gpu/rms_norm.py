@@ -80,6 +80,8 @@ def _check(operation: str, x: Tensor, weight: Tensor | None, branch: Tensor | No
         raise ValueError(
             f"{operation}: x {tuple(x.shape)}, gain {gain}; the gain has a number for each column."
         )
+    if not x.is_floating_point() or (branch is not None and not branch.is_floating_point()):
+        raise ValueError(f"{operation}: x is {x.dtype}; give floating-point numbers.")
     if branch is not None and branch.shape != x.shape:
         raise ValueError(
             f"{operation}: x {tuple(x.shape)}, branch {tuple(branch.shape)}; both need one shape."

@@ -34,7 +34,7 @@ PROGRAMS = 7
 """Backward programs of 4 warps per processor: as many as have 72 registers a thread, so that none waits."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def forward_kernel(
     x_ptr,
     branch_ptr,
@@ -72,7 +72,7 @@ def forward_kernel(
     tl.store(r_ptr + rows, r, mask=rows < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def backward_kernel(
     x_ptr,
     weight_ptr,
@@ -157,7 +157,7 @@ def wide_forward_kernel(
         tl.store(y_ptr + row * WIDTH + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def wide_backward_kernel(
     x_ptr,
     weight_ptr,

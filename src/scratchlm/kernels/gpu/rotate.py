@@ -37,6 +37,8 @@ PAIRS = 2048
 PAIRS_NORMED = 1024
 """The same with QK-norm, which holds gains and sums, too; 2,048 spill (compiled for sm_90)."""
 WARPS = 4
+CASES = [(d_head, "bf16") for d_head in (16, 32, 48, 64, 80, 96, 128, 256)] + [(64, "fp32"), (128, "fp32")]
+"""Heads and number formats that are compiled ahead of time."""
 
 
 @triton.jit
@@ -50,7 +52,7 @@ def load_angles(cos_ptr, sin_ptr, tokens, seen, HALF: tl.constexpr, BLOCK: tl.co
     return cos, sin * TURN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_heads", "num_q_heads"])
 def turn_kernel(
     source_ptr,
     target_ptr,
@@ -117,6 +119,8 @@ def rotate(
     Raises:
         ValueError: The angles do not fit x, or the kernel cannot run where x is.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"rotate: x is {x.dtype}; give floating-point numbers.")
     if not torch.compiler.is_compiling():
         require("rotate", x, cos, sin)
     check_angles("rotate", cos, sin, num_tokens=x.shape[2], d_head=x.shape[3])
@@ -275,8 +279,7 @@ def configurations() -> list[Configuration]:
     cases = {"turn": (1, False), "back": (-1, False), "norm": (0, True), "norm_turn": (1, True)}
     return [
         _configuration(f"rotate-{case}-{d_head}-{kind}", d_head, kind, turn, norm)
-        for d_head in (16, 32, 48, 64, 80, 96, 128, 256)
-        for kind in ("bf16", "fp32")
+        for d_head, kind in CASES
         for case, (turn, norm) in cases.items()
     ]
 
