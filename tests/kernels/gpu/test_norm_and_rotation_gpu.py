@@ -36,7 +36,7 @@ def compare(op, inputs, num_outs, **settings):
     exact = choose(op, "reference").function
     with torch.no_grad():
         first = exact(*truth_inputs, **settings)
-    upstream = [torch.randn_like(each).bfloat16() for each in ([first] if num_outs == 1 else first)]
+    upstream = [torch.randn_like(each).to(torch.bfloat16) for each in ([first] if num_outs == 1 else first)]
     truth = results(lambda *given: exact(*given, **settings), truth_inputs, upstream)
     mine = results(lambda *given: ours(*given, **settings), inputs, upstream)
     theirs = results(lambda *given: plain(*given, **settings), inputs, upstream)

@@ -306,7 +306,7 @@ def _processors(device: torch.device) -> int:
 def configurations() -> list[Configuration]:
     """Every kernel as it is launched for common widths."""
     found = []
-    for width in (64, 256, 768, 1024, 2560, 4096, 8192, 16384):
+    for width in (64, 768, 2560, 8192, 16384):
         for kind, has_weight in (("fp32", True), ("bf16", True), ("bf16", False)):
             found += _configurations_of(width, kind, has_weight)
         if width <= WHOLE:
