@@ -46,6 +46,16 @@ def test_the_limit_leaves_one_warm_up_and_one_call():
     assert len(calls) == 2
 
 
+def test_a_slow_first_call_leaves_the_others_their_time():
+    calls = []
+
+    def work():
+        calls.append(1)
+        time.sleep(0.2 if len(calls) == 1 else 0.0)
+
+    assert len(measure(work, CPU, warmup=1, steps=10, limit=0.15).seconds) == 10
+
+
 def test_peak_counts_what_was_there_and_what_is_alive_together():
     held = torch.zeros(1000)
     found = weigh(lambda: (held + held) * held, CPU, held=(held, held.view(10, 100)))

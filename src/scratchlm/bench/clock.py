@@ -65,7 +65,8 @@ def measure(
         device: Where it runs.
         warmup: Calls before the first that counts: they compile, allocate, fill caches.
         steps: Calls that count.
-        limit: Seconds for all calls together, of which warming up may take half; one call counts at least.
+        limit: Seconds for all calls but the first, of which warming up may take half; one call counts at
+            least.
         prepare: Makes the arguments of each call.
         cold: Empty a GPU's L2 cache before each call.
     """
@@ -76,6 +77,8 @@ def measure(
             break
         work(*prepare())
         synchronize(device)
+        if number == 0:
+            started = time.perf_counter()  # compiling is no reason to measure less
     while len(seconds) < steps and (not seconds or time.perf_counter() - started < limit):
         arguments = prepare()
         if flush is not None:

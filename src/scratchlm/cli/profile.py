@@ -21,6 +21,12 @@ def profile(
     ] = "step",
     precision: Annotated[str, typer.Option("--precision", "-p", help="float32 or bfloat16.")] = "float32",
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Rows in a batch.")] = 4,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context", "-c", min=1, help="Tokens in a row; the size's own by default.", show_default=False
+        ),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Compute each block's activations again.")
@@ -46,9 +52,10 @@ def profile(
 
     place = shared.open_device(device)
     name = _one(shared.model_names(model, place), "--model")
+    length = {} if context is None else {"context_length": context}
     case = StepCase(
         model=name,
-        settings=size_of(name, shared.changes_of(settings)),
+        settings=size_of(name, shared.changes_of(settings) | length),
         batch=batch,
         scope=_one(shared.words(scope, "--pass", SCOPES), "--pass"),
         precision=_one(shared.words(precision, "--precision", shared.PRECISIONS), "--precision"),
