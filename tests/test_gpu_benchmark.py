@@ -119,6 +119,27 @@ def test_every_case_of_a_part_has_its_own_name(part, tiny):
     assert len(names) == len(set(names))
 
 
+def test_every_kernel_of_ours_is_checked(monkeypatch):
+    """A new operation needs a case: its kernel is asked for by name, or by the optimizer that has it."""
+    from benchmarks.gpu import correctness, correctness_attention, correctness_optimizers
+
+    from scratchlm.kernels import KERNELS
+
+    asked = {"adamw", "lion"}
+
+    def note(op, name, bench):
+        asked.add(op)
+        raise LookupError(op)
+
+    for module in (correctness, correctness_attention, correctness_optimizers):
+        monkeypatch.setattr(module, "kernel", note)
+    for part in ("correctness-attention", "correctness"):
+        for case in worker.cases_of(part, bench()):
+            if not case.name.startswith(("AdamW", "Lion", "decode", "FlashAttention2")):
+                worker.run_case(case)
+    assert {op for op, names in KERNELS.items() if "triton" in names} <= asked
+
+
 def test_a_worker_that_dies_costs_one_row(tmp_path, monkeypatch):
     """The command starts a new worker behind the case; the rows before it stay."""
     from benchmarks.gpu import __main__ as proof
@@ -214,6 +235,30 @@ def test_the_best_tile_is_the_fastest_for_short_and_long_texts_together():
     best = tiles.best_tiles([row([1], 2.0), row([2], 1.0), row([3], 3.0)])
     assert best["forward, d 64"]["tile"] == [2]
     assert best["forward, d 64"]["gain"] == 2.0
+
+
+def test_the_best_constants_are_told_with_their_gain():
+    def row(constants, ms):
+        return {"constants_of": "AdamW", "constants": constants, "before": {"PIECE": 2048}, "ms": ms}
+
+    best = tiles.best_constants([row({}, 2.0), row({"PIECE": 4096}, 1.6), row({"PIECE": 1024}, 3.0)])
+    assert (best["AdamW"]["constants"], best["AdamW"]["gain"]) == ({"PIECE": 4096}, 1.25)
+
+
+def test_constants_are_replaced_where_they_are_used_and_put_back():
+    from benchmarks.gpu.sweep_constants import TRIED, replaced
+
+    from scratchlm.kernels.gpu import adamw, tables
+
+    before = tables.PIECE
+    with replaced(("tables", "adamw"), {"PIECE": 64}) as was:
+        assert (tables.PIECE, adamw.PIECE) == (64, 64)
+        assert was == {"PIECE": before}
+    assert (before, before) == (tables.PIECE, adamw.PIECE)
+    for tried in TRIED.values():  # a constant that is renamed must be renamed there, too
+        for changed in tried.changes:
+            with replaced(tried.modules, changed):
+                pass
 
 
 def test_stand_ins_reshape_as_einops():

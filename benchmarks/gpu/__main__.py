@@ -66,11 +66,12 @@ STAGES = (
     Stage((Lane(("machine", "speed-attention", "speed")),), 0.64),
     Stage((Lane(("training",)),), 0.86),
     Stage((Lane(("memory", "correctness-large")),), 0.92),
-    Stage((Lane(("sweep",)),), 1.0),
+    Stage((Lane(("sweep-constants", "sweep")),), 1.0),
 )
 REHEARSAL = (
     Stage((Lane(("correctness-attention", "correctness", "correctness-large", "machine")),), 1.0),
-    Stage((Lane(("speed-attention", "speed", "memory", "training", "sweep-warm", "sweep")),), 1.0),
+    Stage((Lane(("speed-attention", "speed", "memory", "training")),), 1.0),
+    Stage((Lane(("sweep-constants", "sweep-warm", "sweep")),), 1.0),
 )
 SELF_CHECK = (Stage((Lane(("correctness-attention", "correctness"), "0/30"),), 1.0),)
 """A few kernels through the interpreter, where there is no GPU and no rehearsal was asked for."""

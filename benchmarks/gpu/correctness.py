@@ -8,19 +8,18 @@ import torch
 from benchmarks.gpu.cases import Bench, Case, MissedError, Row
 from benchmarks.gpu.check import check, refuses
 from benchmarks.gpu.correctness_attention import beyond_int32
-from benchmarks.gpu.measure import compare, kernel, poison
+from benchmarks.gpu.correctness_optimizers import optimizers
+from benchmarks.gpu.measure import compare, kernel
 from torch import Tensor
 from torch.nn import functional
 
 VOCABULARY = 50_304
 """GPT-2's, padded to a multiple of 64."""
-STEPS = 5
-"""Optimizer steps that are compared."""
 
 
 def correctness(bench: Bench) -> list[Case]:
     """All cases."""
-    return [*_losses(bench), *_norms(bench), *_rotations(bench), *_optimizers(bench)]
+    return [*_losses(bench), *_norms(bench), *_rotations(bench), *optimizers(bench)]
 
 
 def correctness_large(bench: Bench) -> list[Case]:
@@ -161,6 +160,8 @@ def _norms(bench: Bench) -> Iterator[Case]:
     yield Case("RMSNorm, float32", partial(_norm, bench, rows, width, gain=True, dtype=torch.float32))
     yield Case("RMSNorm, rows apart in memory", partial(_norm, bench, rows, width, gain=True, strided=True))
     yield Case("RMSNorm, no rows", partial(_norm_of_nothing, bench))
+    for rows, width in shapes[:2]:
+        yield Case(f"addition and RMSNorm, {rows:,} x {width:,}", partial(_add_norm, bench, rows, width))
 
 
 def _norm(
@@ -185,6 +186,22 @@ def _norm(
 
     names = ["dx", "d_gain"] if gain else ["dx"]
     return check(bench, ours, rms_norm_reference, leaves, arguments, names=names, twice=True)
+
+
+def _add_norm(bench: Bench, rows: int, width: int) -> Row:
+    """The residual addition and the norm behind it; both results have gradients."""
+    from scratchlm.kernels.rms_norm import add_rms_norm_reference
+
+    ours = kernel("add_rms_norm", "triton", bench)
+    leaves = [bench.randn(rows, width), bench.randn(rows, width, seed=1)]
+    leaves.append(1.0 + 0.1 * bench.randn(width, dtype=torch.float32, seed=2))
+
+    def both(function: Callable[..., Any]) -> Callable[..., Tensor]:
+        return lambda *given: torch.cat(list(function(*given)))
+
+    arguments = lambda given: (tuple(given), {})  # noqa: E731
+    names = ["dx", "d_branch", "d_gain"]
+    return check(bench, both(ours), both(add_rms_norm_reference), leaves, arguments, names=names)
 
 
 def _norm_of_nothing(bench: Bench) -> Row:
@@ -275,54 +292,3 @@ def _project_exactly(
         q = rms_norm_reference(q, gains.q, eps=gains.eps)
         k = rms_norm_reference(k, gains.k, eps=gains.eps)
     return rotate_reference(q, *angles), rotate_reference(k, *angles), v
-
-
-def _optimizers(bench: Bench) -> Iterator[Case]:
-    for words, settings in (("", {}), (", cautious decay", {"cautious_decay": True})):
-        yield Case(f"AdamW, {STEPS} steps, many shapes{words}", partial(_adamw, bench, **settings))
-    shapes = bench.pick(((12, 768, 768), (12, 768, 3072), (3, 3072, 768), (1, 100, 333)), ((2, 24, 40),))
-    for shape in shapes:
-        words = " x ".join(map(str, shape))
-        yield Case(f"Newton-Schulz, {words}", partial(_newton_schulz, bench, shape))
-
-
-def _adamw(bench: Bench, **settings: Any) -> Row:
-    """Run the optimizer as training does, and its formula in float32 and in float64."""
-    from scratchlm.optim.adamw import AdamW, AdamWReference
-
-    # one number, no multiple of a block, a matrix, more than a block, three dimensions
-    shapes = [
-        (1,),
-        (7,),
-        (129, 65),
-        bench.pick((768, 768), (8, 8)),
-        bench.pick((300_001,), (301,)),
-        (2, 3, 5),
-    ]
-    results = []
-    for kind, dtype in (
-        (AdamW, torch.float32),
-        (AdamWReference, torch.float32),
-        (AdamWReference, torch.float64),
-    ):
-        params = [
-            torch.nn.Parameter(bench.randn(*shape, dtype=torch.float32, seed=seed).to(dtype))
-            for seed, shape in enumerate(shapes)
-        ]
-        optimizer = kind(params, **settings)
-        for step in range(STEPS):
-            for seed, p in enumerate(params):
-                p.grad = bench.randn(*p.shape, dtype=torch.float32, seed=100 * step + seed).to(dtype)
-            poison(bench)
-            optimizer.step()
-        results.append([p.detach() for p in params])
-    return compare(*results, [f"{number}: {shape}" for number, shape in enumerate(shapes)])
-
-
-def _newton_schulz(bench: Bench, shape: tuple[int, int, int]) -> Row:
-    ours, plain = kernel("orthogonalize", "triton", bench), kernel("orthogonalize", "plain", bench)
-    matrices = bench.randn(*shape, dtype=torch.float32)
-    exact = kernel("orthogonalize", "reference", bench)(matrices.double())
-    poison(bench)
-    found = [function(matrices, dtype=bench.half) for function in (ours, plain)]
-    return compare(found[:1], found[1:], [exact], ["output"])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gpu.tiles import best_tiles
+from benchmarks.gpu.tiles import best_constants, best_tiles
 from benchmarks.gpu.worker import ROOT, read_rows
 
 Row = dict[str, Any]
@@ -184,7 +184,7 @@ def report(setting: Row, rows: Sequence[Row]) -> str:
         and "ms" in row
         and not row.get("goal")
         and "ceiling" not in row
-        and row["part"] != "sweep"
+        and not row["part"].startswith("sweep")
     ]
     out += [
         f"memory at {tokens:>8s} tokens: ours {ours}, reference {naive}"
@@ -192,6 +192,8 @@ def report(setting: Row, rows: Sequence[Row]) -> str:
     ]
     for words, row in best_tiles(rows).items():
         out.append(f"tile of {words}: {row['tile']} is {row['gain']:.2f}x the table's {row['table_tile']}")
+    for words, row in best_constants(rows).items():
+        out.append(f"constants of {words}: {row['constants']} is {row['gain']:.2f}x {row['before']}")
     return "\n".join(out)
 
 

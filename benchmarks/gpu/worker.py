@@ -27,6 +27,7 @@ PARTS = {
     "training-warm": "training",
     "training": "training",
     "memory": "memory",
+    "sweep-constants": "sweep_constants",
     "sweep-warm": "sweep",
     "sweep": "sweep",
 }
