@@ -64,6 +64,23 @@ def test_a_way_that_is_not_here_says_why(cli):
     assert "No viable backend" in found.err
 
 
+def test_what_was_measured_before_a_stop_is_shown_and_kept(cli, monkeypatch, tmp_path):
+    from scratchlm.bench import step
+
+    real = step.run_case
+
+    def stopping(case, *arguments, **settings):
+        if case.scope == "step":
+            raise KeyboardInterrupt
+        return real(case, *arguments, **settings)
+
+    monkeypatch.setattr(step, "run_case", stopping)
+    found = cli("bench", "step", *SMALL, *QUICK, "--pass", "forward,step,both", "-o", "rows.jsonl")
+    assert found.code == 130
+    assert "forward" in found.out
+    assert len((tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -321,23 +321,32 @@ def _collect(
 ) -> None:
     """Write each result as it comes, print all at the end, and why a row has no figures."""
     from scratchlm.bench.tables import FORMATS, format_of, write, written
-    from scratchlm.cli.console import err, write_text
+    from scratchlm.cli.console import write_text
 
     words(form, "--format", FORMATS)
     for path in paths or ():
         format_of(path)
     extra, results = machine(device), []
-    for result in found:
-        results.append(result)
-        write(paths or (), tables(results), results, extra)
-    if form != "table":
-        write_text(written(form, tables(results), results, extra))
-        return
-    print_tables(tables(results))
+    try:
+        for result in found:
+            results.append(result)
+            write(paths or (), tables(results), results, extra)
+    finally:  # whoever stops it sees what has been measured
+        if form == "table":
+            _print_results(tables(results), results, extra)
+        else:
+            write_text(written(form, tables(results), results, extra))
+
+
+def _print_results(tables: "list[Table]", results: list[Any], extra: dict[str, object]) -> None:
+    from scratchlm.cli.console import err
+
+    print_tables(tables)
     reasons = {result.note: None for result in results if result.status in ("not here", "failed")}
     for note in reasons:
         err().print(note, style="dim")
-    err().print(f"on {extra['device']}, torch {extra['torch']}", style="dim")
+    if results:
+        err().print(f"on {extra['device']}, torch {extra['torch']}", style="dim")
 
 
 @contextlib.contextmanager
