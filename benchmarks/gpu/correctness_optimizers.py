@@ -21,7 +21,7 @@ def optimizers(bench: Bench) -> Iterator[Case]:
     from scratchlm.optim.adamw import AdamW, AdamWReference
     from scratchlm.optim.lion import Lion, LionReference
 
-    adamw, lion = (AdamW, AdamWReference), (Lion, LionReference)
+    adamw, lion = ("adamw", AdamW, AdamWReference), ("lion", Lion, LionReference)
     cautious = {"cautious_decay": True}
     yield Case(f"AdamW, {STEPS} steps, many shapes", partial(_steps, bench, *adamw, LARGE))
     yield Case("AdamW, cautious decay", partial(_steps, bench, *adamw, FEW, **cautious))
@@ -42,20 +42,24 @@ def _shapes(bench: Bench, more: tuple[tuple[int, ...], ...]) -> list[tuple[int, 
 
 def _steps(
     bench: Bench,
+    op: str,
     fast: Callable[..., Any],
     formula: Callable[..., Any],
     more: tuple[tuple[int, ...], ...],
     **settings: Any,
 ) -> Row:
-    """Run the optimizer as training does, and its formula in float32 and in float64."""
+    """Run the optimizer as training does, with torch's operations, and as the formula in float64."""
     shapes = _shapes(bench, more)
     results = []
-    for kind, dtype in ((fast, torch.float32), (formula, torch.float32), (formula, torch.float64)):
+    for name, kind in (("triton", fast), ("plain", fast), ("exact", formula)):
+        dtype = torch.float64 if name == "exact" else torch.float32
         params = [
             torch.nn.Parameter(bench.randn(*shape, dtype=torch.float32, seed=seed).to(dtype))
             for seed, shape in enumerate(shapes)
         ]
         optimizer = kind(params, **settings)
+        if name != "exact":
+            optimizer._move = kernel(op, name, bench)
         for step in range(STEPS):
             for seed, p in enumerate(params):
                 p.grad = bench.randn(*p.shape, dtype=torch.float32, seed=100 * step + seed).to(dtype)
