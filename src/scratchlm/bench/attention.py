@@ -58,8 +58,11 @@ COMPILED = "compiled"
 COMPILING = {COMPILED, "flex"}
 """Ways that torch.compile writes for each shape anew."""
 
-WEIGHED_LENGTHS = (256, 512, 768)
-"""Lengths that are weighed to foretell a large one; multiples of all tile sizes."""
+WEIGHED_LENGTHS = (1024, 1536, 2048)
+"""Lengths that are weighed to foretell a large one: multiples of all tile sizes, and long enough that none
+changes any more (torch's CPU kernel takes larger tiles from 768 queries on)."""
+WEIGHED_HEADS = 2
+"""Heads that are weighed; the others are as many times as much."""
 SMALL_BYTES = 2**28
 """Nothing is foretold where ten tables of scores together are smaller."""
 SHARE_OF_FREE = 0.8
@@ -219,15 +222,21 @@ def run_case(case: AttentionCase, device: torch.device, settings: Settings = Set
 
 
 def foretold_bytes(case: AttentionCase, device: torch.device) -> int:
-    """Return what the case will take at its peak: the parabola through three small runs."""
-    plain = case.model_copy(update={"way": "reference"}) if case.way == COMPILED else case
+    """Return what the case will take at its peak: the parabola through three small runs of few heads.
+
+    What all heads share, the mask, counts once for every WEIGHED_HEADS: rather too much than too little.
+    """
+    heads = min(case.heads, WEIGHED_HEADS)
+    few = {"heads": heads, "batch": 1} | ({"way": "reference"} if case.way == COMPILED else {})
+    plain = case.model_copy(update=few)
     weighed = []
     for tokens in WEIGHED_LENGTHS:
         with _prepared(plain.at(tokens), device) as work:
             memory = work.weigh()
         assert memory is not None, device
         weighed.append(memory.peak)
-    return round(_through(WEIGHED_LENGTHS, weighed, case.tokens))
+    times = case.batch * case.heads / heads
+    return round(times * _through(WEIGHED_LENGTHS, weighed, case.tokens))
 
 
 class _Work:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,11 +98,9 @@ def step(
         changes=changes_of(settings),
     )
     warmups = numbers(warmup, "--warmup", least=0)
-    with _progress(len(chosen) * len(warmups)) as show:
-        found = step.run_cases(
-            chosen, place, warmups=warmups, steps=steps, limit=seconds, starting=lambda case: show(str(case))
-        )
-        _collect(found, step.tables, place, form, out)
+    how = {"warmups": warmups, "steps": steps, "limit": seconds}
+    measure = partial(step.run_cases, chosen, place, **how)
+    _collect(measure, step.tables, len(chosen) * len(warmups), place, form, out)
 
 
 @app.command()
@@ -160,9 +159,7 @@ def attention(
         causal=causal,
     )
     how = bench.Settings(warmup, steps, seconds, patience)
-    with _progress(len(cells)) as show:
-        found = bench.run_grid(cells, place, how, starting=lambda case: show(str(case)))
-        _collect(found, tables, place, form, out)
+    _collect(partial(bench.run_grid, cells, place, how), tables, len(cells), place, form, out)
 
 
 def open_device(name: str) -> "torch.device":
@@ -313,8 +310,9 @@ def _toggle(text: str, option: str) -> tuple[bool, ...]:
 
 
 def _collect(
-    found: "Iterable[Config]",
+    measure: "Callable[..., Iterable[Config]]",
     tables: "Callable[[list[Any]], list[Table]]",
+    total: int,
     device: "torch.device",
     form: str,
     paths: Sequence[Path] | None,
@@ -328,9 +326,10 @@ def _collect(
         format_of(path)
     extra, results = machine(device), []
     try:
-        for result in found:
-            results.append(result)
-            write(paths or (), tables(results), results, extra)
+        with _progress(total) as show:
+            for result in measure(starting=lambda case: show(str(case))):
+                results.append(result)
+                write(paths or (), tables(results), results, extra)
     finally:  # whoever stops it sees what has been measured
         if form == "table":
             _print_results(tables(results), results, extra)
