@@ -28,6 +28,20 @@ def test_every_configuration_compiles_without_spilling(configuration):
         assert programs * (compiled.shared_bytes + 1024) <= 228 * 1024
 
 
+@pytest.mark.parametrize("width", [768, 8192])
+def test_older_gpus_have_enough_registers_and_memory_too(width):
+    from scratchlm.kernels.gpu.ahead import compile_ahead
+
+    names = [f"add_rms_norm-{direction}-{width}-fp32" for direction in ("forward", "backward")]
+    found = [configuration for configuration in configurations() if configuration.name in names]
+    assert len(found) == 2
+    for configuration in found:
+        compiled = compile_ahead(configuration, 80)
+        assert compiled.spilled_bytes == 0
+        # compute capability 8.6 and 8.9 have the least shared memory a block: 99 KB
+        assert compiled.shared_bytes <= 99 * 1024
+
+
 def test_vectors_are_moved_16_bytes_at_a_time():
     from scratchlm.kernels.gpu.ahead import compile_ahead
 

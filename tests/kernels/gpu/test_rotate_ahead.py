@@ -22,6 +22,14 @@ def test_every_configuration_compiles_without_spilling(configuration):
     assert compiled.shared_bytes <= 227 * 1024 // 8
 
 
+@pytest.mark.parametrize("name", ["rotate-turn-64-bf16", "gather-turn-64-bf16", "gather-turn-norm-128-bf16"])
+def test_an_a100_has_enough_registers_too(name):
+    [configuration] = [each for each in CONFIGURATIONS if each.name == name]
+    compiled = compile_ahead(configuration, 80)
+    assert compiled.spilled_bytes == 0
+    assert compiled.registers <= 64
+
+
 @pytest.mark.parametrize("name", ["rotate-turn-64-bf16", "gather-turn-64-bf16"])
 def test_heads_are_moved_16_bytes_at_a_time(name):
     [configuration] = [each for each in CONFIGURATIONS if each.name == name]

@@ -106,6 +106,11 @@ def tile_of(width: int, per_warp: int) -> Tile:
     return Tile(rows, columns, rows * columns // per_warp)
 
 
+def stages_of(tile: Tile) -> int:
+    """Return how many rows of a backward program are under way: fewer where they fill the shared memory."""
+    return STAGES if tile.columns < WHOLE else STAGES - 1
+
+
 @torch.library.custom_op("scratchlm::rms_norm", mutates_args=())
 def _rms_norm(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None
@@ -218,7 +223,7 @@ def _rms_norm_backward(
         *strides,
         0 if other_rows is None else other_rows.stride(0),
         ROWS=tile.rows,
-        STAGES=STAGES,
+        STAGES=stages_of(tile),
         HAS_OTHER=other is not None,
         HAS_BRANCH=branch_dtype is not None,
         **settings,
@@ -340,7 +345,7 @@ def _configurations_of(
         sizes = constants | {"COLUMNS": tile.columns}
         if not wide:
             sizes |= {"ROWS": tile.rows, "HAS_BRANCH": branch is not None}
-            sizes |= {"STAGES": STAGES, "HAS_OTHER": branch is not None} if number else {}
+            sizes |= {"STAGES": stages_of(tile), "HAS_OTHER": branch is not None} if number else {}
         absent = [] if has_weight else ["weight_ptr"]
         absent += [] if branch else ["branch_ptr", "sum_ptr", "other_ptr", "d_branch_ptr"]
         given = {key: value for key, value in types.items() if key not in absent}
