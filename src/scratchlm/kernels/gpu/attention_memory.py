@@ -76,7 +76,8 @@ def empty_by_time(batch: int, num_heads: int, time: int, like: Tensor, width: in
 
 def empty_numbers(batch: int, num_heads: int, time: int, like: Tensor) -> Tensor:
     """Return float32 memory for (batch, heads, time), one number per query, each head aligned."""
-    aligned = triton.cdiv(time * 4, ALIGNMENT) * ALIGNMENT // 4
+    # 16 numbers are 64 bytes; Triton compiles anew for strides that 16 does not divide
+    aligned = triton.cdiv(time, 16) * 16
     return like.new_empty(batch, num_heads, aligned, dtype=torch.float32)[:, :, :time]
 
 
