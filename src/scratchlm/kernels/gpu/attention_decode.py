@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201  (arguments of device functions are Triton's, without Python types)
+# ruff: noqa: ANN001, ANN201, ANN202  (arguments of device functions are Triton's, without Python types)
 r"""One new query a head and a long cache in, its weighted mean of the values out: the keys are shared out.
 
 A model that writes text has one query (or a few) and thousands of keys. There is little to compute: every key
@@ -271,8 +271,6 @@ def decode_kernel(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Meet one split of the keys of one key head, with ROWS of the queries of its query heads."""
-    SCALE: tl.constexpr = WIDTH**-0.5
-    factor: tl.constexpr = SCALE * LOG2E if softcap is None and slopes is None else 1.0
     split = tl.program_id(0) % num_splits
     rest = tl.program_id(0) // num_splits
     heads_of_group = num_heads // num_groups
@@ -293,11 +291,34 @@ def decode_kernel(
     slope = tl.load(slopes + heads, mask=exists, other=0.0)[:, None] if slopes is not None else None
     k_start = k + batch * stride_kb + group.to(tl.int64) * stride_kh
     v_start = v + batch * stride_vb + group.to(tl.int64) * stride_vh
+    begin = first_key + split * keys_of_split
+    part, logsumexp = _meet_keys(
+        q_tile, k_start, v_start, stride_ks, stride_vs, begin, tl.minimum(begin + keys_of_split, num_keys),
+        positions, slope, num_keys, window, softcap, WIDTH, WIDTH_V, PADDED, PADDED_V, ROWS, BLOCK,
+    )  # fmt: skip
+    columns_v = tl.arange(0, PADDED_V)
+    places = batch * stride_pb + heads * stride_ph + times * stride_pt + split.to(tl.int64) * stride_pn
+    tl.store(
+        parts + places[:, None] + columns_v[None, :], part.to(parts.dtype.element_ty),
+        mask=exists[:, None] & (columns_v[None, :] < WIDTH_V),
+    )  # fmt: skip
+    row = (batch * num_heads + heads) * num_queries + times
+    tl.store(logsumexps + row * num_splits + split, logsumexp, mask=exists)
+
+
+@triton.jit
+def _meet_keys(
+    q_tile, k_start, v_start, stride_ks, stride_vs, first, last, positions, slope, num_keys, window, softcap,
+    WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, PADDED: tl.constexpr, PADDED_V: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return the result and the logsumexp (in units of log2) over the keys first ... last - 1."""
+    SCALE: tl.constexpr = WIDTH**-0.5
+    factor: tl.constexpr = SCALE * LOG2E if softcap is None and slope is None else 1.0
     acc = tl.zeros([ROWS, PADDED_V], dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     largest = tl.full([ROWS], LOWEST, dtype=tl.float32)
-    begin = first_key + split * keys_of_split
-    for start in tl.range(begin, tl.minimum(begin + keys_of_split, num_keys), BLOCK):
+    for start in tl.range(first, last, BLOCK):
         keys = start + tl.arange(0, BLOCK)
         k_tile = load_rows(k_start, stride_ks, start, num_keys, BLOCK, WIDTH, PADDED, True)
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
@@ -314,16 +335,8 @@ def decode_kernel(
         v_tile = load_rows(v_start, stride_vs, start, num_keys, BLOCK, WIDTH_V, PADDED_V, True)
         acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * fix[:, None], input_precision="ieee")
         largest = new_largest
-    columns_v = tl.arange(0, PADDED_V)
-    places = batch * stride_pb + heads * stride_ph + times * stride_pt + split.to(tl.int64) * stride_pn
     # a row may see nothing of a split (window, several queries): its part is 0, its logsumexp -inf
-    part = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(
-        parts + places[:, None] + columns_v[None, :], part.to(parts.dtype.element_ty),
-        mask=exists[:, None] & (columns_v[None, :] < WIDTH_V),
-    )  # fmt: skip
-    row = (batch * num_heads + heads) * num_queries + times
-    tl.store(logsumexps + row * num_splits + split, largest + tl.log2(total), mask=exists)
+    return acc / tl.where(total == 0.0, 1.0, total)[:, None], largest + tl.log2(total)
 
 
 @triton.jit(do_not_specialize=["num_splits"])
