@@ -85,6 +85,12 @@ def test_without_a_gpu_it_says_so_checks_a_few_kernels_and_succeeds(tmp_path):
     assert not list(tmp_path.glob("gpu_*.jsonl"))  # nothing was measured, nothing is kept
 
 
+def test_a_part_that_does_not_exist_is_refused(tmp_path):
+    done = command("--parts", "speeed", folder=tmp_path)
+    assert done.returncode == 2
+    assert "no speeed; there are machine, correctness-attention" in done.stderr
+
+
 def test_torch_and_triton_are_enough(tmp_path):
     """Models, losses and optimizers run on the stand-ins of the packages that a machine may lack."""
     environment = {

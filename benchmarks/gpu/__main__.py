@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu.tiles import best_tiles
-from benchmarks.gpu.worker import ROOT, append, find_source, read_rows
+from benchmarks.gpu.worker import PARTS, ROOT, append, find_source, read_rows
 
 SECONDS = 440
 """For everything; a machine that is lent for ten minutes has some left to start and to copy."""
@@ -85,6 +85,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--parts", help="only these parts, separated by commas")
     parser.add_argument("--commit", help="where the source is no git checkout")
     given = parser.parse_args(words)
+    wanted = set(given.parts.split(",")) if given.parts else set(PARTS)
+    if unknown := wanted - set(PARTS):
+        parser.error(f"--parts: no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}.")
     find_source()
     import torch
     from benchmarks.gpu import goals
@@ -93,16 +96,14 @@ def main(words: list[str]) -> int:
     if given.dry_run:
         stages = REHEARSAL
     elif not torch.cuda.is_available():
-        print(
-            "There is no GPU here: nothing is measured. A few kernels through Triton's interpreter instead:"
-        )
+        print("There is no GPU here: nothing is measured. A few kernels by Triton's interpreter instead:")
         stages, tiny = SELF_CHECK, True
     given.out.mkdir(parents=True, exist_ok=True)
     rows_file = given.out / "rows.jsonl"
     rows_file.unlink(missing_ok=True)
     setting = environment(tiny=tiny, commit=given.commit)
     append(rows_file, setting)
-    run_stages(stages, given.out, tiny=tiny, seconds=given.seconds, parts=given.parts)
+    run_stages(stages, given.out, tiny=tiny, seconds=given.seconds, wanted=wanted)
     rows = [row for row in read_rows(rows_file) if "case" in row]
     if not tiny:
         keep_tiles(given.out / "tiles.json", rows)
@@ -123,17 +124,14 @@ def keep_tiles(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def run_stages(
-    stages: tuple[Stage, ...], out: Path, *, tiny: bool, seconds: float, parts: str | None
-) -> None:
+def run_stages(stages: tuple[Stage, ...], out: Path, *, tiny: bool, seconds: float, wanted: set[str]) -> None:
     """Run the stages one after the other, the lanes of each at the same time."""
     started = time.time()
-    wanted = set(parts.split(",")) if parts else None
     for stage in stages:
         until = started + stage.until * seconds
         threads = []
         for lane in stage.lanes:
-            chosen = tuple(part for part in lane.parts if wanted is None or part in wanted)
+            chosen = tuple(part for part in lane.parts if part in wanted)
             if chosen:
                 arguments = (lane._replace(parts=chosen), out, until, tiny)
                 threads.append(threading.Thread(target=supervise, args=arguments))
