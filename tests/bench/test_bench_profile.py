@@ -7,7 +7,7 @@ import torch
 
 from scratchlm.bench import profile
 from scratchlm.bench.cases import StepCase, Workbench, size_of
-from scratchlm.bench.clock import Timing
+from scratchlm.bench.clock import Timing, profiled_events
 from scratchlm.bench.profile import Operation, Profile, profile_steps, run_ranges, tables
 from scratchlm.bench.ranges import module_ranges
 
@@ -76,6 +76,21 @@ def test_ranges_leave_no_hook_behind_even_after_an_error():
     with module_ranges(made.model, CPU), pytest.raises(ValueError, match="9 tokens are more than"):
         made.model(torch.zeros(1, 9, dtype=torch.long))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in made.model.modules())
+
+
+def test_a_range_ends_when_its_module_fails():
+    model = bench().model
+
+    def work():
+        with module_ranges(model, CPU):
+            with pytest.raises((RuntimeError, TypeError, ValueError)):
+                model.layers[0](torch.zeros(1, 4, 5), model.position_embeddings)
+            with torch.profiler.record_function("afterwards"):
+                pass
+
+    events = {event.name: event for event in profiled_events(work)}
+    assert "layers.0" in events
+    assert events["afterwards"].parent is None
 
 
 def test_nsys_needs_a_gpu():
