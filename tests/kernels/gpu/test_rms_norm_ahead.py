@@ -22,17 +22,17 @@ def test_every_configuration_compiles_without_spilling(configuration):
     compiled = compile_ahead(configuration)
     assert compiled.spilled_bytes == 0
     assert compiled.shared_bytes <= 227 * 1024
-    assert compiled.registers <= (72 if "backward" in configuration.name else 56)
+    assert compiled.registers <= (72 if "backward" in configuration.name else 64)
     if "backward" in configuration.name:  # as many programs as a processor gets must fit into its memory
         programs = min(7, 32 // configuration.num_warps)
         assert programs * (compiled.shared_bytes + 1024) <= 228 * 1024
 
 
-@pytest.mark.parametrize("width", [768, 8192])
+@pytest.mark.parametrize("width", [2048, 4096, 8192])
 def test_older_gpus_have_enough_registers_and_memory_too(width):
     from scratchlm.kernels.gpu.ahead import compile_ahead
 
-    names = [f"add_rms_norm-{direction}-{width}-fp32" for direction in ("forward", "backward")]
+    names = [f"add_rms_norm-{direction}-{width}-fp32-wide_branch" for direction in ("forward", "backward")]
     found = [configuration for configuration in configurations() if configuration.name in names]
     assert len(found) == 2
     for configuration in found:

@@ -107,8 +107,12 @@ def tile_of(width: int, per_warp: int) -> Tile:
 
 
 def stages_of(tile: Tile) -> int:
-    """Return how many rows of a backward program are under way: fewer where they fill the shared memory."""
-    return STAGES if tile.columns < WHOLE else STAGES - 1
+    """Return how many rows of a backward program are under way or computed.
+
+    The rows of three tensors in float32 that wait, and room for the sums, must fit into the 99 KB of shared
+    memory that the smallest GPUs from compute capability 8.0 on have for a program.
+    """
+    return max(1, min(STAGES, WHOLE // tile.columns))
 
 
 @torch.library.custom_op("scratchlm::rms_norm", mutates_args=())
@@ -311,12 +315,13 @@ def _processors(device: torch.device) -> int:
 def configurations() -> list[Configuration]:
     """Every kernel as it is launched for common widths."""
     found = []
-    for width in (64, 768, 2560, 8192, 16384):
+    for width in (64, 768, 2048, 4096, 8192, 16384):
         for kind, has_weight in (("fp32", True), ("bf16", True), ("bf16", False)):
             found += _configurations_of(width, kind, has_weight)
         if width <= WHOLE:
             found += _configurations_of(width, "fp32", True, branch="bf16")
             found += _configurations_of(width, "bf16", True, branch="bf16")
+            found += _configurations_of(width, "fp32", True, branch="fp32")
     return found
 
 
@@ -327,7 +332,12 @@ def _configurations_of(
     constants: dict[str, Any] = {"WIDTH": width, "HAS_WEIGHT": has_weight}
     types = {"x_ptr": f"*{kind}", "r_ptr": "*fp32", "stride_x": "i32", "weight_ptr": "*fp32"}
     forward = types | {"y_ptr": "*bf16", "eps": "fp32"}
-    backward = types | {"dy_ptr": "*bf16", "dx_ptr": f"*{kind}", "partial_ptr": "*fp32", "stride_dy": "i32"}
+    backward = types | {
+        "dy_ptr": f"*{branch or 'bf16'}",
+        "dx_ptr": f"*{kind}",
+        "partial_ptr": "*fp32",
+        "stride_dy": "i32",
+    }
     backward["num_rows"] = "i32"
     if not wide:
         forward |= {
@@ -339,6 +349,7 @@ def _configurations_of(
         backward |= {"other_ptr": f"*{kind}", "d_branch_ptr": f"*{branch}", "stride_other": "i32"}
     kernels = (wide_forward_kernel, wide_backward_kernel) if wide else (forward_kernel, backward_kernel)
     name = f"{'add_' if branch else ''}rms_norm-{{}}-{width}-{kind}{'' if has_weight else '-no_gain'}"
+    name += "-wide_branch" if branch == "fp32" else ""
     found = []
     for number, (direction, types) in enumerate({"forward": forward, "backward": backward}.items()):
         tile = tile_of(width, (FORWARD_WARP, BACKWARD_WARP)[number])
