@@ -23,7 +23,12 @@ def compiles_without_spills(configuration):
     compiled = compile_ahead(configuration)
     assert compiled.spilled_bytes == 0
     assert compiled.shared_bytes <= SHARED_BYTES
-    assert ("wgmma.mma_async" in compiled.ptx) == configuration.matrix
+    assert (compiled.matrix_instructions > 0) == configuration.matrix
+    # heads of 256 leave room for 32 keys only, wgmma takes 64: they use the older mma
+    if configuration.matrix and (
+        configuration.constants.get("WIDTH", 256) <= 128 or "queries" in configuration.name
+    ):
+        assert "wgmma.mma_async" in compiled.ptx
 
 
 @pytest.mark.parametrize("configuration", configurations(), ids=lambda one: one.name)

@@ -122,9 +122,9 @@ def test_wrong_inputs_are_refused_by_name():
         attend(*inputs(width=264))
     with pytest.raises(ValueError, match=r"k \(1, 2, 40, 16\)"):
         attend(q[..., :8], k, v)
-    with pytest.raises(ValueError, match="give at least as many keys|at least as many keys"):
+    with pytest.raises(ValueError, match="at least as many keys"):
         attend(q, k[:, :, :20], v[:, :, :20])
-    with pytest.raises(ValueError, match="softcap=0.0; it must be above 0"):
+    with pytest.raises(ValueError, match=r"softcap=0\.0; it must be above 0"):
         attend(q, k, v, softcap=0.0)
     with pytest.raises(ValueError, match="slopes get no gradient"):
         attend(q, k, v, slopes_H=torch.ones(2, requires_grad=True))

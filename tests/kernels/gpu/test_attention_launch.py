@@ -1,7 +1,7 @@
 """The launches of attention's kernels, as on a GPU, but compiled only: no GPU is needed.
 
-A stand-in for Triton's driver says it is an H200; each launch then specializes and compiles its kernel for the
-arguments that it really gets (pointers, descriptors, None, strides), and stops before it runs.
+A stand-in for Triton's driver says it is an H200; each launch then specializes and compiles its kernel for
+the arguments that it really gets (pointers, descriptors, None, strides), and stops before it runs.
 """
 
 import pytest
@@ -83,7 +83,7 @@ def test_one_pass_can_be_launched(launches):
     assert [name for name, _ in launches] == ["forward_kernel", "delta_kernel", "keys_kernel"]
 
 
-def test_lengths_do_not_compile_anew(launches, monkeypatch):
+def test_lengths_do_not_compile_anew(launches):
     """Texts of any length share one kernel: a length is no constant, whatever it is divisible by."""
     from scratchlm.kernels.gpu.attention_forward import forward_kernel
 
