@@ -26,6 +26,7 @@ KERNELS: dict[str, dict[str, str]] = {
         "sdpa": "attention_sdpa:attention",
         "triton": "gpu.attention:attention",
         "triton_one_pass": "gpu.attention:attention_one_pass",
+        "triton_tuned": "gpu.attention:attention_tuned",
         "tiled": "attention_tiled:attention",
         "flex": "attention_flex:attention",
     },
@@ -125,8 +126,10 @@ def choose(op: str, name: str = "auto", device: torch.device | str | None = None
         return _choose_by_machine(op) if device is None else _choose_by_device(op, torch.device(device))
     if name not in KERNELS[op]:
         raise ValueError(f"{op}={name}: {unknown('implementation', name, [*KERNELS[op], 'auto'])}")
-    if name == "triton" and device is not None and (obstacle := triton_obstacle(torch.device(device))):
-        raise ValueError(f"{op}=triton cannot run on {device}: {obstacle} Take {op}=auto.")
+    if name.startswith("triton"):
+        where = "this machine" if device is None else str(device)
+        if obstacle := triton_obstacle(None if device is None else torch.device(device)):
+            raise ValueError(f"{op}={name} cannot run on {where}: {obstacle} Take {op}=auto.")
     return Choice(load(op, name), "as configured", name)
 
 
@@ -136,8 +139,11 @@ def load(op: str, name: str) -> Callable[..., Any]:
     return getattr(import_module(f"{__name__}.{module}"), function)
 
 
-def triton_obstacle(device: torch.device) -> str | None:
-    """Return why our Triton kernels cannot run on a device, as a sentence; None if they can."""
+def triton_obstacle(device: torch.device | None) -> str | None:
+    """Return why our Triton kernels cannot run on a device, as a sentence; None if they can.
+
+    For a device that is not known yet: only whether Triton is there at all.
+    """
     from scratchlm.kernels.gpu import support
 
     return support.obstacle(device)

@@ -20,10 +20,15 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def obstacle(device: torch.device) -> str | None:
-    """Return why kernels cannot run on a device, as a sentence; None if they can."""
+def obstacle(device: torch.device | None) -> str | None:
+    """Return why kernels cannot run on a device, as a sentence; None if they can.
+
+    For a device that is not known yet: only whether Triton is there at all.
+    """
     if find_spec("triton") is None:
         return "Triton is not installed; pip install 'scratchlm[kernels]'."
+    if device is None:
+        return None
     if device.type == "cpu":
         return None if interpreted() else "it is no GPU."
     if device.type != "cuda" or torch.version.hip:
