@@ -25,9 +25,13 @@ from scratchlm.kernels.gpu.attention_decode import decode
 from scratchlm.kernels.gpu.attention_forward import forward
 from scratchlm.kernels.gpu.attention_memory import Masks, contiguous_rows, empty_by_time, empty_numbers
 from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH
+from scratchlm.kernels.gpu.attention_tuning import tuned_backward, tuned_forward
 from scratchlm.kernels.gpu.support import require
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+TUNED = "two_pass_tuned"
+"""The way of the backward pass in two passes with measured tiles."""
 
 
 def attention(
@@ -65,6 +69,23 @@ def attention_one_pass(
     """Return the same, with the backward pass that adds dq in memory: fewer products, other last bits."""
     return _attention(
         q_BHTK, k_BGSK, v_BGSK, Masks(causal, window, softcap, slopes_H, documents_BS), "one_pass"
+    )  # fmt: skip
+
+
+def attention_tuned(
+    q_BHTK: Float[Tensor, "batch heads time d_head"],
+    k_BGSK: Float[Tensor, "batch kv_heads keys d_head"],
+    v_BGSK: Float[Tensor, "batch kv_heads keys d_value"],
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes_H: Float[Tensor, " heads"] | None = None,
+    documents_BS: Int[Tensor, "batch keys"] | None = None,
+) -> Float[Tensor, "batch heads time d_value"]:
+    """Return the same, with the tiles that the first call finds to be the fastest (attention_tuning.py)."""
+    return _attention(
+        q_BHTK, k_BGSK, v_BGSK, Masks(causal, window, softcap, slopes_H, documents_BS), TUNED
     )  # fmt: skip
 
 
@@ -131,12 +152,9 @@ def attention_forward(
     slopes: Tensor | None, documents: Tensor | None, way: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the output and the logarithm of each softmax's sum."""
-    return forward(
-        contiguous_rows(q),
-        contiguous_rows(k),
-        contiguous_rows(v),
-        Masks(causal, window, softcap, slopes, documents),
-    )
+    q, k, v = contiguous_rows(q), contiguous_rows(k), contiguous_rows(v)
+    masks = Masks(causal, window, softcap, slopes, documents)
+    return forward(q, k, v, masks, tuned_forward(q, k, v, masks) if way == TUNED else None)
 
 
 @attention_forward.register_fake
@@ -157,7 +175,11 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k and v."""
     saved = Saved(contiguous_rows(q), contiguous_rows(k), contiguous_rows(v), contiguous_rows(out), lse)
-    return backward(saved, contiguous_rows(dout), Masks(causal, window, softcap, slopes, documents), way=way)
+    dout = contiguous_rows(dout)
+    masks = Masks(causal, window, softcap, slopes, documents)
+    if way == TUNED:
+        return backward(saved, dout, masks, tiles=tuned_backward(saved, dout, masks))
+    return backward(saved, dout, masks, way=way)
 
 
 @attention_backward.register_fake

@@ -27,10 +27,10 @@ from scratchlm.kernels.gpu.attention_scores import (
     DOCUMENTS_AT_ONCE,
     LOG2E,
     bend,
-    blocks_with_documents,
     load_numbers,
     load_rows,
     load_tile,
+    narrow_to_documents,
     query_stretches,
     store_rows,
     visible,
@@ -78,11 +78,10 @@ def keys_kernel(
         documents += batch * stride_db
         own = tl.load(documents + tl.minimum(keys, num_keys - 1))
         key_documents = own[:, None]
-        low, high = blocks_with_documents(
-            own, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
-        )
-        begin = tl.maximum(begin, tl.maximum(low - past, 0) // BLOCK_M * BLOCK_M)
-        end = tl.minimum(end, high - past)
+        begin, end = narrow_to_documents(
+            own, lowest, highest, batch, num_keys, begin, end, past,
+            BLOCK_M, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE,
+        )  # fmt: skip
         clear_end = begin  # every block is compared with the documents
     dk_tile = tl.zeros([BLOCK_N, PADDED], dtype=tl.float32)
     dv_tile = tl.zeros([BLOCK_N, PADDED_V], dtype=tl.float32)

@@ -23,10 +23,10 @@ from scratchlm.kernels.gpu.attention_scores import (
     DOCUMENTS_AT_ONCE,
     LOG2E,
     bend,
-    blocks_with_documents,
     key_stretches,
     load_rows,
     load_tile,
+    narrow_to_documents,
     store_rows,
     visible,
 )
@@ -84,11 +84,9 @@ def queries_kernel(
         documents += batch * stride_db
         own = tl.load(documents + tl.minimum(positions, num_keys - 1))
         row_documents = own[:, None]
-        low, high = blocks_with_documents(
-            own, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
+        begin, end = narrow_to_documents(
+            own, lowest, highest, batch, num_keys, begin, end, 0, BLOCK_N, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
         )
-        begin = tl.maximum(begin, low // BLOCK_N * BLOCK_N)
-        end = tl.minimum(end, high)
         clear_end = begin  # every block is compared with the documents
     dq_tile = tl.zeros([BLOCK_M, PADDED], dtype=tl.float32)
     dq_tile = _walk(

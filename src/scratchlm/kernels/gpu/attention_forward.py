@@ -42,10 +42,10 @@ from scratchlm.kernels.gpu.attention_scores import (
     LOG2E,
     LOWEST,
     bend,
-    blocks_with_documents,
     key_stretches,
     load_rows,
     load_tile,
+    narrow_to_documents,
     store_rows,
     visible,
 )
@@ -132,11 +132,9 @@ def forward_kernel(
         documents += batch * stride_db
         own = tl.load(documents + tl.minimum(positions, num_keys - 1))
         row_documents = own[:, None]
-        low, high = blocks_with_documents(
-            own, lowest, highest, batch, num_keys, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
+        begin, end = narrow_to_documents(
+            own, lowest, highest, batch, num_keys, begin, end, 0, BLOCK_N, DOCUMENT_BLOCK, DOCUMENTS_AT_ONCE
         )
-        begin = tl.maximum(begin, low // BLOCK_N * BLOCK_N)
-        end = tl.minimum(end, high)
         clear_end = begin  # every block is compared with the documents
     acc = tl.zeros([BLOCK_M, PADDED_V], dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)

@@ -202,23 +202,27 @@ def document_ranges_kernel(documents, lowest, highest, stride_batch, num_keys, B
 
 
 @triton.jit
-def blocks_with_documents(own, lowest, highest, batch, num_keys, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
-    """Return the first key and the end of the keys whose blocks may have one of the documents `own`.
+def narrow_to_documents(
+    own, lowest, highest, batch, num_keys, begin, end, shift,
+    STEP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Return begin and end, moved to the blocks of tokens that may be of one of the documents `own`.
 
-    Packed documents are numbered in order: the blocks in between then all count. Any other numbering only
-    makes the stretch longer than it had to be.
+    Packed documents are numbered in order: only blocks that have one of them are left. Any other numbering
+    only makes the stretch longer than it had to be. `begin` and `end` count tokens from `shift` on.
     """
     low = tl.min(own, axis=0)
     high = tl.max(own, axis=0)
     num_blocks = tl.cdiv(num_keys, BLOCK)
-    begin = num_blocks
-    end = num_blocks * 0
+    first = num_blocks
+    last = num_blocks * 0
     for chunk in tl.range(0, num_blocks, CHUNK):
         blocks = chunk + tl.arange(0, CHUNK)
         exists = blocks < num_blocks
         block_low = tl.load(lowest + batch * num_blocks + blocks, mask=exists, other=0)
         block_high = tl.load(highest + batch * num_blocks + blocks, mask=exists, other=0)
         meets = exists & (block_low <= high) & (block_high >= low)
-        begin = tl.minimum(begin, tl.min(tl.where(meets, blocks, num_blocks), axis=0))
-        end = tl.maximum(end, tl.max(tl.where(meets, blocks + 1, 0), axis=0))
-    return begin * BLOCK, tl.minimum(end * BLOCK, num_keys)
+        first = tl.minimum(first, tl.min(tl.where(meets, blocks, num_blocks), axis=0))
+        last = tl.maximum(last, tl.max(tl.where(meets, blocks + 1, 0), axis=0))
+    begin = tl.maximum(begin, tl.maximum(first * BLOCK - shift, 0) // STEP * STEP)
+    return begin, tl.minimum(end, last * BLOCK - shift)
