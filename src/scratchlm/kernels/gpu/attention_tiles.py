@@ -48,8 +48,8 @@ TILES: Mapping[str, Mapping[int, Mapping[int, Tile]]] = {
     },
     "backward_queries": {
         90: {
-            64: Tile(128, 64, 4, 2, "descriptors"),
-            128: Tile(128, 64, 8, 2, "descriptors"),
+            64: Tile(128, 64, 4, 3, "descriptors"),
+            128: Tile(128, 64, 8, 3, "descriptors"),
             256: Tile(64, 64, 8, 2, "descriptors"),
         },
         80: {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 1)},
@@ -57,8 +57,8 @@ TILES: Mapping[str, Mapping[int, Mapping[int, Tile]]] = {
     },
     "backward_keys": {
         90: {
-            64: Tile(64, 64, 4, 2, "descriptors"),
-            128: Tile(64, 128, 8, 2, "descriptors"),
+            64: Tile(64, 64, 4, 3, "descriptors"),
+            128: Tile(64, 128, 8, 3, "descriptors"),
             256: Tile(32, 32, 8, 2, "descriptors"),
         },
         80: {64: Tile(32, 64, 4, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 1)},
@@ -66,7 +66,7 @@ TILES: Mapping[str, Mapping[int, Mapping[int, Tile]]] = {
     },
     "backward_one_pass": {
         90: {
-            64: Tile(64, 128, 8, 2, "descriptors"),
+            64: Tile(64, 128, 8, 3, "descriptors"),
             128: Tile(32, 128, 8, 2, "descriptors"),
             256: Tile(32, 32, 8, 1, "descriptors"),
         },
