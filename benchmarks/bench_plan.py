@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 BASE = ["corpus.num_train=2000", "corpus.num_valid=100", "train.eval_every=1000000", "train.log_every=1"]
-BASE += ["train.sample_every=1000000", "train.first_sample=1000000", "train.save_every=20"]
+BASE += ["train.sample_every=1000000", "train.first_sample=1000000", "train.save_every=100"]
 SHAPES = {
     "demo": ["train.steps=50", "train.compile=false"],
     "demo compiled": ["train.steps=300", "train.compile=true"],
