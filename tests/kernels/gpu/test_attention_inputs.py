@@ -70,19 +70,26 @@ def test_a_gradient_that_is_one_number_repeated_is_right():
     assert_same(tensors, torch.ones(()).expand(tensors[0].shape))
 
 
-@pytest.mark.parametrize("width", [16, 20])
-def test_misaligned_tensors_are_right(width):
+@pytest.mark.parametrize(("width", "offset"), [(16, 1), (20, 0)], ids=["address", "rows"])
+def test_misaligned_tensors_are_right(width, offset):
     """Descriptors need 16 bytes: memory that begins 2 bytes later, or rows of 40 bytes, takes pointers."""
+    from scratchlm.kernels.gpu.attention_memory import can_describe
+
     tensors = []
     for _ in range(3):
-        memory = torch.randn(2 * 40 * width + 1, dtype=HALF)
-        tensors.append(memory[1:].view(1, 2, 40, width))
+        memory = torch.randn(2 * 40 * width + offset, dtype=HALF)
+        tensors.append(memory[offset:].view(1, 2, 40, width))
+    assert not can_describe(*tensors)
     assert_same(tensors, torch.randn(1, 2, 40, width, dtype=HALF))
 
 
 def test_one_batch_row_repeated_is_right():
+    """A stride of 0 is no stride that the copy engine is known to take."""
+    from scratchlm.kernels.gpu.attention_memory import can_describe
+
     q, k, v = inputs(dtype=HALF)
     q, k, v = (tensor.expand(3, -1, -1, -1) for tensor in (q, k, v))
+    assert not can_describe(q)
     torch.testing.assert_close(attend(q, k, v)[2], attend(q[:1], k[:1], v[:1])[0])
 
 
