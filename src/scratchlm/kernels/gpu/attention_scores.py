@@ -103,8 +103,13 @@ def bend(products, positions, keys, slope, softcap, SCALE: tl.constexpr):
     scores = products
     derivative = products
     if softcap is not None:
-        # tanh(x) = 1 - 2 / (e^2x + 1): right at both ends, where e^2x is 0 or inf
-        tanh = 1 - 2 / (tl.exp2(products * (2 * LOG2E * SCALE / softcap)) + 1)
+        # tanh(x) = 1 - 2 / (e^2x + 1): right at both ends, where e^2x is 0 or inf. Near 0 the two terms
+        # cancel and the error is several times float32's own, so there the series' first four terms
+        x = products * (SCALE / softcap)
+        square = x * x
+        tanh = 1 - 2 / (tl.exp2(x * (2 * LOG2E)) + 1)
+        series = x * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
+        tanh = tl.where(square < 0.04, series, tanh)
         derivative = 1 - tanh * tanh
         scores = tanh * (softcap * LOG2E)
     elif slope is not None:
