@@ -7,7 +7,7 @@ import torch
 from tiny_settings import TINY, TINY_STORIES
 
 from scratchlm.checkpoint import load_checkpoint, save_checkpoint
-from scratchlm.train.lock import run_lock
+from scratchlm.lock import run_lock
 
 
 @pytest.fixture

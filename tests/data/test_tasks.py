@@ -11,6 +11,7 @@ import pytest
 from scratchlm.data import tasks
 from scratchlm.data.prepare import prepare
 from scratchlm.data.tasks import merge_tasks, prepare_task, tasks_left
+from scratchlm.lock import run_lock
 from scratchlm.tokenizer.chars import CharTokenizer
 
 DOCUMENTS = ["one two", "x", ["a long ", "document ", "in pieces"], "\u00e9\u00e8\u4e2d"]
@@ -66,7 +67,7 @@ def test_a_missing_task_is_named_and_only_it_runs_again(tmp_path, byte_tokenizer
     assert tasks_left(folder, 4) == [1]
     with pytest.raises(ValueError, match=r"task 1 of 4 is not done; run .* --task 1 --num-tasks 4"):
         merge_tasks(folder)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.tasks").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.tasks").rglob("*.*[!k]")}
     run_all(corpus, byte_tokenizer, folder, 4)
     assert all(path.stat().st_mtime_ns == seen for path, seen in before.items() if path.is_file())
     merge_tasks(folder)
@@ -96,6 +97,52 @@ def test_damaged_and_foreign_tasks_are_refused_by_name(tmp_path, byte_tokenizer,
         merge_tasks(folder)
 
 
+def test_a_merge_that_was_killed_while_tidying_up_is_finished_by_the_next(
+    tmp_path, byte_tokenizer, make_corpus, monkeypatch
+):
+    corpus, folder = make_corpus(DOCUMENTS), tmp_path / "out"
+    run_all(corpus, byte_tokenizer, folder, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            merge_tasks(folder)
+    assert (tmp_path / "out.tasks").is_dir()
+    before = files_of(folder)
+    merge_tasks(folder)
+    assert files_of(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_task_that_comes_after_the_merge_does_nothing(tmp_path, byte_tokenizer, make_corpus):
+    corpus, folder = make_corpus(DOCUMENTS), tmp_path / "out"
+    run_all(corpus, byte_tokenizer, folder, 2)
+    merge_tasks(folder)
+    again = prepare_task(corpus, byte_tokenizer, folder, split="train", task=1, num_tasks=2)
+    assert again is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(ValueError, match="holds shards with another corpus_fingerprint"):
+        run_all(make_corpus(DOCUMENTS[1:]), byte_tokenizer, folder, 2, [1])
+
+
+def test_one_process_works_on_a_task_at_a_time(tmp_path, byte_tokenizer, make_corpus):
+    corpus, folder = make_corpus(DOCUMENTS), tmp_path / "out"
+    with run_lock(tmp_path / "out.tasks" / "0-of-2.lock"):
+        with pytest.raises(ValueError, match=r"0-of-2\.lock: process .* has been encoding here since"):
+            run_all(corpus, byte_tokenizer, folder, 2, [0])
+        run_all(corpus, byte_tokenizer, folder, 2, [1])
+
+
+def test_tasks_that_cut_the_corpus_otherwise_are_not_merged(
+    tmp_path, byte_tokenizer, make_corpus, monkeypatch
+):
+    corpus, folder = make_corpus(DOCUMENTS), tmp_path / "out"
+    run_all(corpus, byte_tokenizer, folder, 2, [0])
+    monkeypatch.setattr(tasks, "BLOCK_CHARACTERS", 900)
+    run_all(corpus, byte_tokenizer, folder, 2, [1])
+    with pytest.raises(ValueError, match="task 1 is of another corpus, split or tokenizer than task 0, or"):
+        merge_tasks(folder)
+
+
 @pytest.mark.parametrize(("task", "num_tasks"), [(-1, 2), (2, 2), (0, 0)])
 def test_tasks_that_do_not_exist_are_refused(tmp_path, byte_tokenizer, make_corpus, task, num_tasks):
     with pytest.raises(ValueError, match=f"task={task}: must be 0 to"):
@@ -111,11 +158,11 @@ def test_tasks_that_do_not_exist_are_refused(tmp_path, byte_tokenizer, make_corp
 
 def test_a_killed_task_leaves_no_mark_and_runs_again(tmp_path):
     text, folder = tmp_path / "text.txt", tmp_path / "out"
-    text.write_text("A story. " * 300_000, encoding="utf-8")
-    CharTokenizer(" .Aorsty").save(tmp_path / "tokenizer.json")
+    text.write_text("".join(f"{n} A story. " for n in range(900_000)), encoding="utf-8")  # four blocks
+    CharTokenizer(" .0123456789Aorsty").save(tmp_path / "tokenizer.json")
     command = [sys.executable, "-m", "scratchlm", "data"]
     words = [str(text), "-t", str(tmp_path / "tokenizer.json"), "-o"]
-    part = [*command, "prepare", *words, str(folder), "--num-tasks", "2", "--chunk-size", "2000", "--task"]
+    part = [*command, "prepare", *words, str(folder), "--num-tasks", "2", "--chunk-size", "20000", "--task"]
     child = subprocess.Popen([*part, "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and not list(tmp_path.glob("out.tasks/0-of-2.partial/*")):
         time.sleep(0.001)

@@ -6,6 +6,7 @@ import os
 import pytest
 from several_runs import BATCH, write_small_run
 
+from scratchlm.lock import run_lock
 from scratchlm.study import compare
 from scratchlm.study.compare import (
     MISSING,
@@ -19,7 +20,6 @@ from scratchlm.study.compare import (
 )
 from scratchlm.study.run_record import read_run
 from scratchlm.study.run_sheet import sheet
-from scratchlm.train.lock import run_lock
 
 
 def test_runs_are_found_three_folders_deep_the_newest_first(tmp_path):
@@ -107,7 +107,7 @@ def test_a_setting_without_influence_is_a_setting_that_exists():
     from scratchlm.train.config import RunConfig
     from scratchlm.train.recipes import read
 
-    known = flattened(read("quick").model_dump(mode="json"))
+    known = [key for name in ("quick", "wikitext-2") for key in flattened(read(name).model_dump(mode="json"))]
     for name in compare.WITHOUT_INFLUENCE:
         assert name in RunConfig.model_fields or any(
             key == name or key.startswith(f"{name}.") for key in known

@@ -91,7 +91,7 @@ def import_weights(
     from scratchlm.checkpoint.foreign import read_foreign
     from scratchlm.checkpoint.manifest import step_of
     from scratchlm.cli.console import count, out
-    from scratchlm.train.lock import run_lock
+    from scratchlm.lock import run_lock
 
     found = read_foreign(file)
     number = found.step if step is None else step

@@ -127,10 +127,13 @@ def _print_stats(folder: Path, stats: "PrepareStats") -> None:
     console.print(f"last ids   {' '.join(map(str, stats.last_ids))}")
 
 
-def _print_task(folder: Path, mark: "Mark") -> None:
+def _print_task(folder: Path, mark: "Mark | None") -> None:
     from scratchlm.cli.console import out
     from scratchlm.data.tasks import tasks_left
 
+    if mark is None:
+        out().print(f"{folder}: all tasks are done and merged")
+        return
     tokens = sum(block.num_tokens for block in mark.blocks)
     out().print(f"task {mark.task} of {mark.num_tasks}: {len(mark.blocks):,} blocks, {tokens:,} tokens")
     left = tasks_left(folder, mark.num_tasks)

@@ -223,7 +223,7 @@ def state_of(folder: Path) -> str:
     """What stands under a name: "free", "finished", "interrupted" or "other"."""
     import json
 
-    from scratchlm.train.lock import LOCK_FILE
+    from scratchlm.lock import LOCK_FILE
 
     if not folder.exists() or (folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK_FILE}):
         return "free"

@@ -15,7 +15,7 @@ the number of tasks.
 import functools
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,12 @@ from scratchlm.data.prepare import (
     description,
     encode_item,
     items_of,
+    open_same,
     statistics,
 )
 from scratchlm.data.shard_writer import TOKENS_PER_SHARD, ShardWriter
 from scratchlm.data.shards import MANIFEST, TokenDataset, partial_folder
+from scratchlm.lock import run_lock
 from scratchlm.runtime import write_text_atomically
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import map_in_order
@@ -73,6 +75,10 @@ class Mark(Config):
     """Of the task's shards; None if it has no block."""
     blocks: tuple[Block, ...]
     """In the corpus's order."""
+    block_characters: int
+    """Characters of a block: all tasks must cut alike."""
+    num_blocks: int
+    """Blocks in the whole corpus: all tasks must have read the same."""
 
 
 class _Part(NamedTuple):
@@ -94,8 +100,11 @@ def prepare_task(
     chunk_size: int = 2**20,
     queue_size: int = 8,
     progress: Progress | None = None,
-) -> Mark:
+) -> Mark | None:
     """Encode one task's blocks; does nothing if its mark is there and fits.
+
+    Returns:
+        The mark, or None if the tasks of this corpus have been merged already.
 
     Args:
         corpus: Where the text comes from.
@@ -110,44 +119,38 @@ def prepare_task(
         progress: Called after every piece; bytes are those of this task.
 
     Raises:
-        ValueError: There is no such task, or `folder.tasks` holds one of another corpus or tokenizer.
+        ValueError: There is no such task, another process works on it, or what is there is of another corpus
+            or tokenizer.
         OSError: The disk is full or not writable.
     """
     if not 0 <= task < num_tasks:
         raise ValueError(f"task={task}: must be 0 to {num_tasks - 1}, with num_tasks={num_tasks}.")
     extra = description(corpus, tokenizer, split)
+    if (folder / MANIFEST).is_file():
+        open_same(folder, tokenizer, extra)
+        return None
     place, path = _places(folder, task, num_tasks)
-    if path.is_file():
-        return _same_mark(path, extra, tokenizer)
-    for leftover in (place, partial_folder(place)):  # of this task, interrupted
-        shutil.rmtree(leftover, ignore_errors=True)
-    total = corpus.num_bytes(split)
-    share = None if total is None else total // num_tasks
-    blocks: list[Block] = []
-    with ShardWriter(
-        place, vocab_size=tokenizer.vocab_size, tokenizer_fingerprint=tokenizer.fingerprint
-    ) as writer:
-        parts = _parts(corpus.chunks(split), task, num_tasks, chunk_size)
-        encode = functools.partial(_encode_part, tokenizer=tokenizer)
-        for number, done in map_in_order(encode, parts, num_threads=workers, num_waiting=queue_size):
-            writer.add_documents(done.ids, done.ends, num_bytes=done.num_bytes)
-            _count(blocks, number, done)
-            if progress is not None:
-                progress(writer.num_bytes, share, writer.num_documents, writer.num_tokens)
-        if blocks:
-            writer.close(extra)
-    if not blocks:
-        shutil.rmtree(partial_folder(place), ignore_errors=True)
-    mark = Mark(
-        task=task,
-        num_tasks=num_tasks,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        extra=extra,
-        fingerprint=TokenDataset.open(place).fingerprint if blocks else None,
-        blocks=tuple(blocks),
-    )
-    write_text_atomically(path, mark.to_json())
+    with run_lock(place.with_name(place.name + ".lock"), doing="encoding"):
+        if path.is_file():
+            return _same_mark(path, extra, tokenizer)
+        for leftover in (place, partial_folder(place)):  # of this task, interrupted
+            shutil.rmtree(leftover, ignore_errors=True)
+        parts = _Parts(corpus.chunks(split), task, num_tasks, chunk_size)
+        total = corpus.num_bytes(split)
+        told = functools.partial(_tell, progress, None if total is None else total // num_tasks)
+        blocks = _write_parts(parts, place, tokenizer, extra, told, workers, queue_size)
+        mark = Mark(
+            task=task,
+            num_tasks=num_tasks,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            extra=extra,
+            fingerprint=TokenDataset.open(place).fingerprint if blocks else None,
+            blocks=tuple(blocks),
+            block_characters=BLOCK_CHARACTERS,
+            num_blocks=parts.num_blocks,
+        )
+        write_text_atomically(path, mark.to_json())
     return mark
 
 
@@ -167,29 +170,33 @@ def merge_tasks(
     """
     began = time.perf_counter()
     tasks = folder.with_name(folder.name + ".tasks")
-    if (folder / MANIFEST).is_file() and not tasks.is_dir():
-        return statistics(TokenDataset.open(folder), began)
-    marks = _all_marks(tasks)
-    datasets = [_open_task(folder, mark) for mark in marks]
-    order = sorted((block.number, task, block) for task, mark in enumerate(marks) for block in mark.blocks)
-    if [number for number, _, _ in order] != list(range(len(order))):
-        raise ValueError(f"{tasks}: a block is missing or there twice; remove it and run all tasks again.")
-    total = sum(block.num_bytes for _, _, block in order)
-    places = [0] * len(marks)
-    with ShardWriter(
-        folder,
-        vocab_size=marks[0].vocab_size,
-        tokenizer_fingerprint=marks[0].tokenizer_fingerprint,
-        tokens_per_shard=tokens_per_shard,
-    ) as writer:
-        for _, task, block in order:
-            _copy(datasets[task], places[task], block, writer, marks[0].extra["end_of_text_id"])
-            places[task] += block.num_tokens
-            if progress is not None:
-                progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
+    if (folder / MANIFEST).is_file():  # merged; an interruption may have kept the tasks' folder
+        dataset = TokenDataset.open(folder)
+        shutil.rmtree(tasks, ignore_errors=True)
+        return statistics(dataset, began)
+    if not tasks.is_dir():
+        raise ValueError(f"{tasks}: no task is done; run scratchlm data prepare ... --task 0 --num-tasks N.")
+    with run_lock(tasks / "merge.lock", doing="merging"):
+        marks = _all_marks(tasks)
+        datasets = [_open_task(folder, mark) for mark in marks]
+        order = sorted((block.number, mark.task, block) for mark in marks for block in mark.blocks)
+        if [number for number, _, _ in order] != list(range(marks[0].num_blocks)):
+            raise ValueError(f"{tasks}: a block is missing or there twice; remove it, run all tasks again.")
         if not order:
             raise ValueError(f"{tasks}: no task found any text; check the corpus.")
-        writer.close(marks[0].extra)
+        told = functools.partial(_tell, progress, sum(block.num_bytes for _, _, block in order))
+        places = [0] * len(marks)
+        with ShardWriter(
+            folder,
+            vocab_size=marks[0].vocab_size,
+            tokenizer_fingerprint=marks[0].tokenizer_fingerprint,
+            tokens_per_shard=tokens_per_shard,
+        ) as writer:
+            for _, task, block in order:
+                _copy(datasets[task], places[task], block, writer, marks[0].extra["end_of_text_id"])
+                places[task] += block.num_tokens
+                told(writer)
+            writer.close(marks[0].extra)
     shutil.rmtree(tasks)
     return statistics(TokenDataset.open(folder), began)
 
@@ -206,18 +213,58 @@ def _places(folder: Path, task: int, num_tasks: int) -> tuple[Path, Path]:
     return tasks / name, tasks / f"{name}.json"
 
 
-def _parts(chunks: Iterable[Chunk], task: int, num_tasks: int, chunk_size: int) -> Iterator[_Part]:
+class _Parts:
     """The task's own blocks in pieces of about `chunk_size` characters; the others are read and dropped."""
-    own: list[Chunk] = []
-    block, length = 0, 0
-    for chunk in chunks:
-        if block % num_tasks == task:
-            own.append(chunk)
-        length += len(chunk.text)
-        if length >= BLOCK_CHARACTERS:
-            yield from (_Part(block, item) for item in items_of(own, chunk_size))
-            own, block, length = [], block + 1, 0
-    yield from (_Part(block, item) for item in items_of(own, chunk_size))
+
+    def __init__(self, chunks: Iterable[Chunk], task: int, num_tasks: int, chunk_size: int) -> None:
+        self.num_blocks = 0
+        """Blocks of the corpus; known when all are read."""
+        self._chunks, self._task, self._num_tasks, self._chunk_size = chunks, task, num_tasks, chunk_size
+
+    def __iter__(self) -> Iterator[_Part]:
+        own: list[Chunk] = []
+        block, length, started = 0, 0, False
+        for chunk in self._chunks:
+            started = True
+            if block % self._num_tasks == self._task:
+                own.append(chunk)
+            length += len(chunk.text)
+            if length >= BLOCK_CHARACTERS:
+                yield from (_Part(block, item) for item in items_of(own, self._chunk_size))
+                own, block, length, started = [], block + 1, 0, False
+        yield from (_Part(block, item) for item in items_of(own, self._chunk_size))
+        self.num_blocks = block + started
+
+
+def _write_parts(
+    parts: _Parts,
+    place: Path,
+    tokenizer: Tokenizer,
+    extra: dict[str, Any],
+    told: Callable[[ShardWriter], None],
+    workers: int,
+    queue_size: int,
+) -> list[Block]:
+    """Encode a task's blocks into its folder; return their table, empty if there is none."""
+    blocks: list[Block] = []
+    encode = functools.partial(_encode_part, tokenizer=tokenizer)
+    with ShardWriter(
+        place, vocab_size=tokenizer.vocab_size, tokenizer_fingerprint=tokenizer.fingerprint
+    ) as writer:
+        for number, done in map_in_order(encode, iter(parts), num_threads=workers, num_waiting=queue_size):
+            writer.add_documents(done.ids, done.ends, num_bytes=done.num_bytes)
+            _count(blocks, number, done)
+            told(writer)
+        if blocks:
+            writer.close(extra)
+    if not blocks:
+        shutil.rmtree(partial_folder(place), ignore_errors=True)
+    return blocks
+
+
+def _tell(progress: Progress | None, total: int | None, writer: ShardWriter) -> None:
+    if progress is not None:
+        progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
 
 
 def _encode_part(part: _Part, tokenizer: Tokenizer) -> tuple[int, Encoded]:
@@ -250,8 +297,13 @@ def _read_mark(path: Path) -> Mark:
         raise ValueError(f"{path}: damaged ({error}); remove it and run its task again.") from None
 
 
+def _belongs_to(mark: Mark) -> tuple[Any, ...]:
+    """What all tasks of one corpus have in common."""
+    return mark.extra, mark.tokenizer_fingerprint, mark.block_characters, mark.num_blocks
+
+
 def _all_marks(tasks: Path) -> list[Mark]:
-    found = [_read_mark(path) for path in sorted(tasks.glob("*-of-*.json"))] if tasks.is_dir() else []
+    found = [_read_mark(path) for path in sorted(tasks.glob("*-of-*.json"))]
     if not found:
         raise ValueError(f"{tasks}: no task is done; run scratchlm data prepare ... --task 0 --num-tasks N.")
     numbers = {mark.num_tasks for mark in found}
@@ -268,10 +320,10 @@ def _all_marks(tasks: Path) -> list[Mark]:
         )
     first = marks[0]
     for mark in found:
-        if (mark.extra, mark.tokenizer_fingerprint) != (first.extra, first.tokenizer_fingerprint):
+        if _belongs_to(mark) != _belongs_to(first):
             raise ValueError(
-                f"{tasks}: task {mark.task} is of another corpus, split or tokenizer than task 0; "
-                "run it again."
+                f"{tasks}: task {mark.task} is of another corpus, split or tokenizer than task 0, or cut "
+                "otherwise; run it again."
             )
     return [marks[task] for task in range(first.num_tasks)]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scratchlm.config import Config, validate
+from scratchlm.lock import lock_holder
 from scratchlm.study.run_record import RunRecord, number, read_run, section
-from scratchlm.train.lock import lock_holder
 
 if TYPE_CHECKING:
     from scratchlm.train.config import RunConfig
@@ -30,7 +30,7 @@ MAX_DEPTH = 3
 
 WITHOUT_INFLUENCE = (
     "name", "description", "seed", "sampling", "prompt",
-    "data", "model.attention",
+    "data", "corpus.folder", "model.attention",
     "train.device", "train.precision", "train.compile", "train.micro_batch_tokens",
     "train.gradient_checkpointing", "train.log_every", "train.eval_every", "train.sample_every",
     "train.first_sample", "train.save_every", "train.keep_checkpoints", "train.keep_every",

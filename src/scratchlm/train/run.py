@@ -19,6 +19,7 @@ from scratchlm.data.corpora import Corpus
 from scratchlm.data.prepare import prepare
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.process import Processes
+from scratchlm.lock import run_lock
 from scratchlm.loss import bits_per_byte
 from scratchlm.tokenizer import Tokenizer, load_tokenizer
 from scratchlm.train import build
@@ -27,7 +28,6 @@ from scratchlm.train.config import RunConfig
 from scratchlm.train.events import Finished, Message, OnEvent, PhaseEnded, PhaseProgress, PhaseStarted, ignore
 from scratchlm.train.examine import Floor
 from scratchlm.train.folder import RunFolder, read_config
-from scratchlm.train.lock import run_lock
 from scratchlm.train.session import Session
 from scratchlm.train.track import require_trackers
 

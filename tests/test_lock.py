@@ -11,13 +11,13 @@ import sys
 
 import pytest
 
-from scratchlm.train import lock
-from scratchlm.train.lock import lock_holder, run_lock
+from scratchlm import lock
+from scratchlm.lock import lock_holder, run_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from scratchlm.train.lock import run_lock
+from scratchlm.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -117,4 +117,4 @@ def test_a_file_system_without_locks_is_named_in_a_warning(tmp_path, monkeypatch
     monkeypatch.setattr(fcntl, "flock", refuses)
     with run_lock(tmp_path):
         pass
-    assert "no locks here (No locks available); do not train in this folder twice" in caplog.text
+    assert "no locks here (No locks available); do not work in this folder twice" in caplog.text

@@ -1,11 +1,11 @@
-"""One process per run folder: whoever holds the lock trains, a second is told who does.
+"""One process per folder: whoever holds the lock works there, a second is told who does.
 
     with run_lock(folder): ...      .run.lock: {"pid": 4711, "host": "node3", "since": "2026-11-21 08:00:00"}
 
 The lock is the kernel's (flock), not the file's existence: it ends with its process, however that dies, so no
 stale lock ever has to be removed by hand. Linux passes flock on to the server of an NFS folder (since 2.6.12,
 as a lock of the whole file), so two machines exclude each other too; where a file system has no locks at all,
-a warning says so and training goes on.
+a warning says so and the work goes on.
 
 Source: flock(2), https://man7.org/linux/man-pages/man2/flock.2.html.
 """
@@ -30,7 +30,7 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Holder(NamedTuple):
-    """The process that trains in a run folder."""
+    """The process that works in a folder."""
 
     pid: int
     host: str
@@ -38,8 +38,12 @@ class Holder(NamedTuple):
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; it is made when missing.
+def run_lock(folder: Path, *, doing: str = "training") -> Iterator[None]:
+    """Hold a folder for this process; it is made when missing.
+
+    Args:
+        folder: What no other process may write to.
+        doing: What the other process is told that this one does.
 
     Raises:
         ValueError: Another process holds it; the message says which and what to do.
@@ -52,7 +56,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             if _try_lock(descriptor, folder, shared=False):
                 break
             if attempt + 1 == ATTEMPTS:
-                raise ValueError(_refusal(folder, _read(descriptor)))
+                raise ValueError(_refusal(folder, doing, _read(descriptor)))
             time.sleep(0.1)
         os.ftruncate(descriptor, 0)
         holder = Holder(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
@@ -79,7 +83,7 @@ def _try_lock(descriptor: int, folder: Path, *, shared: bool) -> bool:
     try:
         import fcntl
     except ImportError:
-        log.warning("%s: this system has no flock; do not train in this folder twice at once.", folder)
+        log.warning("%s: this system has no flock; do not work in this folder twice at once.", folder)
         return True
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -89,7 +93,7 @@ def _try_lock(descriptor: int, folder: Path, *, shared: bool) -> bool:
         if error.errno not in UNSUPPORTED:
             raise
         reason = error.strerror
-        log.warning("%s: no locks here (%s); do not train in this folder twice at once.", folder, reason)
+        log.warning("%s: no locks here (%s); do not work in this folder twice at once.", folder, reason)
     return True
 
 
@@ -100,9 +104,9 @@ def _read(descriptor: int) -> Holder:
         return Holder(0, "unknown", "just now")
 
 
-def _refusal(folder: Path, holder: Holder) -> str:
+def _refusal(folder: Path, doing: str, holder: Holder) -> str:
     who = f"process {holder.pid} on {holder.host}" if holder.pid else "another process"
     return (
-        f"{folder}: {who} has been training here since {holder.since}; wait for it, stop it "
+        f"{folder}: {who} has been {doing} here since {holder.since}; wait for it, stop it "
         f"(kill {holder.pid or 'PID'}), or choose another folder."
     )
