@@ -2,13 +2,22 @@
 
 import ast
 import json
+import shutil
 import subprocess
 
-import pytest
 import yaml
 
+from scratchlm.train import recipes
+
 WORDS = ["gpt2-small", "train.steps=100", "corpus.name=tinystories", "--nodes", "2", "--gpus", "4"]
-COMMAND = ["train", "gpt2-small", "train.steps=100", "corpus.name=tinystories", "--folder", "runs/gpt2-small"]
+COMMAND = [
+    "train",
+    "gpt2-small",
+    "train.steps=100",
+    "corpus.name=tinystories",
+    "--folder",
+    "/runs/gpt2-small",
+]
 COMMAND += ["--restartable"]
 TINY = ["corpus.num_train=40", "corpus.num_valid=4", "model.num_layers=1", "model.d_model=16"]
 TINY += ["model.num_heads=2", "train.steps=4", "train.batch_tokens=512", "tokenizer.vocab_size=300"]
@@ -20,14 +29,15 @@ def test_the_slurm_file_is_a_shell_script_that_starts_one_torchrun_a_machine(cli
     script.write_text(found.out, encoding="utf-8")
     subprocess.run(["bash", "-n", script], check=True)
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=4" in found.out
-    assert f"-m scratchlm {' '.join(COMMAND)} &" in found.out
+    assert f"-m scratchlm {' '.join(COMMAND).replace('/runs', 'runs')} &" in found.out
+    assert "srun --cpus-per-task 32 torchrun" in found.out
 
 
 def test_words_are_quoted_for_the_shell(cli, tmp_path):
     found = cli("launch", "slurm", "demo", 'prompt=it\'s "here"; rm -rf $HOME')
     script = tmp_path / "job.sh"
-    echo = found.out[found.out.index("srun torchrun") :].replace("srun torchrun", "printf '%s\\n'")
-    script.write_text("SLURM_JOB_ID=1 first=a\n" + echo, encoding="utf-8")
+    echo = "printf '%s\\n'" + found.out[found.out.rindex(" torchrun ") :]
+    script.write_text("SLURM_JOB_ID=1 first=a port=2\n" + echo, encoding="utf-8")
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
     assert 'prompt=it\'s "here"; rm -rf $HOME' in done.stdout.splitlines()
 
@@ -36,6 +46,7 @@ def test_the_skypilot_file_names_machines_and_command(cli):
     found = yaml.safe_load(cli("launch", "skypilot", *WORDS, "--gpu", "h200").out)
     assert (found["num_nodes"], found["resources"]["accelerators"]) == (2, "H200:4")
     assert " ".join(COMMAND) in found["run"]
+    assert found["file_mounts"]["/runs"]["mode"] == "MOUNT"
 
 
 def test_the_kubernetes_file_is_a_job_of_workers_with_gpus(cli):
@@ -60,14 +71,24 @@ def test_an_unknown_engine_and_recipe_are_refused(cli):
     assert "unknown recipe 'nothing-like-it'" in cli("launch", "slurm", "nothing-like-it").err
 
 
-@pytest.mark.parametrize("stop_at", [2])
-def test_a_restartable_run_begins_goes_on_and_is_done_with_the_same_words(cli, tmp_path, stop_at):
+def test_what_other_machines_cannot_see_is_refused(cli, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    text = recipes.find("demo").read_text(encoding="utf-8").replace('name = "demo"', 'name = "2 nights"')
+    recipe.write_text(text, encoding="utf-8")
+    assert "is no file in the container" in cli("launch", "kubernetes", str(recipe)).err
+    assert "must begin with /" in cli("launch", "ray", "demo", "--folder", "runs/a").err
+    assert "#SBATCH --job-name=run-2-nights" in cli("launch", "slurm", str(recipe)).out
+
+
+def test_a_restartable_run_begins_goes_on_and_is_done_with_the_same_words(cli, tmp_path):
     words = ["train", "demo", *TINY, "--folder", str(tmp_path / "run"), "--restartable"]
     assert cli(*words, "train.save_every=2").code == 0
     rows = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     assert cli(*words, "train.save_every=2").code == 0, "a finished run is left alone"
     assert (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8") == rows
-    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed before the end
+    # as if it had been killed between steps 2 and 4
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").iterdir()))
     assert cli(*words, "train.save_every=2").code == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["steps"] == 4
     assert not (tmp_path / "run-2").exists()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from scratchlm.cli.run import Settings, read_recipe
+from scratchlm.cli.sources import Plugin, load_plugins
 
 FILES = {
     "slurm": "slurm.sh.j2",
@@ -17,14 +18,14 @@ FILES = {
 }
 """Engine -> its template in recipes/launch."""
 Engine = Literal["slurm", "skypilot", "kubernetes", "ray"]
+SHARED = {"slurm": Path("runs"), "skypilot": Path("/runs"), "kubernetes": Path("/runs"), "ray": Path("/runs")}
+"""Where runs lie if nothing is said; the files mount it, but for Ray, whose cluster must have it."""
 PORT = 29500
 """Where the processes meet; torchrun's own choice."""
 
 
 def launch(
-    engine: Annotated[
-        Literal["slurm", "skypilot", "kubernetes", "ray"], typer.Argument(help="What starts it.")
-    ],
+    engine: Annotated[Engine, typer.Argument(help="What starts the processes.")],
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a .toml or .json file.")],
     settings: Settings = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
@@ -37,8 +38,9 @@ def launch(
         str, typer.Option(help="Container with scratchlm, for Kubernetes.")
     ] = "scratchlm:latest",
     folder: Annotated[
-        Path | None, typer.Option("--folder", "-o", help="Run folder; all machines see it.")
+        Path | None, typer.Option("--folder", "-o", help="Run folder that all machines see.")
     ] = None,
+    plugin: Plugin = None,
 ) -> None:
     """Print the file that starts a run on a cluster: scratchlm launch slurm gpt2-small --nodes 4 > job.sh.
 
@@ -48,10 +50,21 @@ def launch(
 
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from scratchlm.train import recipes
+
+    load_plugins(plugin)
     config = read_recipe(recipe, settings)
-    place = folder or Path("runs") / config.name
+    if engine == "kubernetes" and recipe not in recipes.names():
+        raise ValueError(
+            f"{recipe}: is no file in the container; name a shipped recipe and give settings as key=value."
+        )
+    place = folder or SHARED[engine] / config.name
+    if engine != "slurm" and not place.is_absolute():
+        raise ValueError(f"--folder {place}: must begin with /, as its processes start in other folders.")
     words = ["train", recipe, *(settings or []), "--folder", str(place), "--restartable"]
+    words += [word for path in plugin or [] for word in ("--plugin", str(path))]
     name = re.sub(r"[^a-z0-9-]+", "-", config.name.lower()).strip("-") or "run"
+    name = name if name[0].isalpha() else f"run-{name}"
     templates = Environment(
         loader=PackageLoader("scratchlm", "recipes/launch"),
         undefined=StrictUndefined,
