@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import pickle
 
 import pytest
 import torch
@@ -64,6 +65,13 @@ def test_where_both_are_there_each_tensor_decides(a_gpu):
     a_gpu((9, 0))
     q = torch.randn(1, 2, 5, 16)
     torch.testing.assert_close(choose("attention").function(q, q, q), load("attention", "blocks")(q, q, q))
+
+
+def test_what_a_model_holds_can_be_pickled_on_a_machine_with_a_gpu(a_gpu):
+    a_gpu((9, 0))
+    for op in KERNELS:
+        again = pickle.loads(pickle.dumps(choose(op).function))
+        assert (again.fast, again.plain) == (load(op, "triton"), load(op, PLAIN[op][0]))
 
 
 def test_an_old_gpu_falls_back_with_one_warning_that_says_why(a_gpu, warnings):

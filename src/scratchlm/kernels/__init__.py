@@ -170,10 +170,17 @@ def _choose_by_machine(op: str) -> Choice:
     fast = _choose_by_device(op, torch.device("cuda"))
     if fast.name == plain.name:
         return fast
+    reason = f"on a GPU: {fast.reason}; elsewhere: {plain.reason}"
+    return Choice(_ByDevice(fast.function, plain.function), reason, fast.name)
 
-    def by_device(first: Any, *arguments: Any, **settings: Any) -> Any:
+
+class _ByDevice:
+    """An operation that looks where its first tensor is; a class, so that what holds it can be pickled."""
+
+    def __init__(self, fast: Callable[..., Any], plain: Callable[..., Any]) -> None:
+        self.fast, self.plain = fast, plain
+
+    def __call__(self, first: Any, *arguments: Any, **settings: Any) -> Any:
         tensor = first if isinstance(first, torch.Tensor) else first[0]
-        function = fast.function if tensor.is_cuda else plain.function
+        function = self.fast if tensor.is_cuda else self.plain
         return function(first, *arguments, **settings)
-
-    return Choice(by_device, f"on a GPU: {fast.reason}; elsewhere: {plain.reason}", fast.name)
