@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile and not interpret" --jaxtyping-packages=$(CHECKED)
-	$(BIN)/python -m pytest -q -m "compile and not slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 -m "compile and not slow and not gpu"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "interpret and not slow" tests/kernels
 
 test-slow: $(VENV)/.development

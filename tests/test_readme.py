@@ -37,10 +37,11 @@ def commands() -> list[list[str]]:
     return [line for line in lines if line]
 
 
-def scratchlm(words: list[str], folder: Path) -> subprocess.Popen[str]:
+def scratchlm(words: list[str], folder: Path, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Start a command; `before` stands in front of `-m scratchlm`, as torchrun's own words do."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "scratchlm", *words],
+        [sys.executable, *before, "-m", "scratchlm", *words],
         cwd=folder,
         env=environment,
         text=True,
@@ -87,16 +88,24 @@ def test_every_command_of_the_readme_works(folder):
     for program, *words in commands():
         if program == "make":
             continue  # `make test` is what runs this
-        assert program == "scratchlm", program
+        before: tuple[str, ...] = ()
+        if program == "torchrun":
+            place = words.index("scratchlm")
+            before, words = ("-m", "torch.distributed.run", *words[: place - 1]), words[place + 1 :]
+        else:
+            assert program == "scratchlm", program
+        words, written = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
         if "--resume" in words:
             plain = [word for word in words if word != "--resume"]
             interrupt(plain, folder)
             words = [*words, "train.steps=30"]
-        process = scratchlm(tiny(words) if "--resume" not in words else words, folder)
+        process = scratchlm(tiny(words) if "--resume" not in words else words, folder, before)
         output, _ = process.communicate(timeout=240)
+        if written is not None:
+            assert output.startswith("#!/bin/bash\n"), written
         assert process.returncode == 0, f"scratchlm {shlex.join(words)}\n{output}"
         done.append(words[0])
-    assert {"run", "generate", "evaluate", "plan", "train", "help", "doctor"} <= set(done)
+    assert {"run", "generate", "evaluate", "plan", "train", "help", "doctor", "bench", "launch"} <= set(done)
 
 
 def test_every_file_that_the_readme_names_is_there():
