@@ -6,6 +6,7 @@ import torch
 from scratchlm.bench import attention
 from scratchlm.bench.attention import AttentionCase, AttentionResult, Settings, grid, run_case, run_grid
 from scratchlm.bench.attention_tables import tables
+from scratchlm.kernels import KERNELS
 
 CPU = torch.device("cpu")
 QUICK = Settings(warmup=1, steps=2, limit=0.2)
@@ -66,6 +67,14 @@ def test_nobody_compares_ways_that_this_machine_lacks():
     assert "sdpa-flash" in usual
     assert not {"triton", "sdpa-cudnn", "sdpa-efficient", attention.COMPILED} & set(usual)
     assert len(set(attention.ways())) == len(attention.ways())
+
+
+def test_nobody_waits_for_tuning_who_did_not_ask_for_it(monkeypatch):
+    monkeypatch.setattr(attention, "_runnable", lambda device: set(KERNELS["attention"]))
+    usual = attention.usual_ways(torch.device("cuda"))
+    assert {"triton", "triton_one_pass"} <= set(usual)
+    assert "triton_tuned" not in usual
+    assert "triton_tuned" in attention.ways()
 
 
 def test_the_memory_of_a_large_case_is_foretold_from_small_ones():

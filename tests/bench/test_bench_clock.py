@@ -56,6 +56,37 @@ def test_a_slow_first_call_leaves_the_others_their_time():
     assert len(measure(work, CPU, warmup=1, steps=10, limit=0.15).seconds) == 10
 
 
+def test_a_gpu_sleeps_until_python_has_handed_over_the_work(monkeypatch):
+    """The cache is emptied, the GPU sleeps, then the time begins."""
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("event")
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 1.0
+
+    def work():
+        told.append("work")
+        time.sleep(0.004)
+
+    monkeypatch.setattr(clock, "_is_cuda", lambda device: True)
+    monkeypatch.setattr(clock, "CACHE_BYTES", 8)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append(cycles / clock.CYCLES_PER_SECOND))
+    measure(work, CPU, warmup=2, steps=1, cold=True)
+    assert told[:2] == ["work", "work"]
+    assert told[3:] == ["event", "work", "event"]
+    assert 0.008 <= told[2] <= clock.LONGEST_SLEEP
+
+
 def test_peak_counts_what_was_there_and_what_is_alive_together():
     held = torch.zeros(1000)
     found = weigh(lambda: (held + held) * held, CPU, held=(held, held.view(10, 100)))

@@ -1,6 +1,9 @@
 """`bench` and `profile` on the command line: tables, files that grow, mistakes in one line."""
 
+import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +56,17 @@ def test_attention_is_measured_by_name_and_written_as_latex(cli):
     assert "tokens & reference & sdpa-math & triton" in found.out
     assert found.out.index("  16 &") < found.out.index("  32 &")  # shorter ones foretell the longer
     assert "not here" in found.out
+
+
+def test_every_way_is_named_in_the_help_and_in_the_docs():
+    from scratchlm.bench.attention import ways
+    from scratchlm.cli import bench
+
+    (option,) = inspect.signature(bench.attention).parameters["ways"].annotation.__metadata__
+    assert set(ways()) <= set(re.split(r"[,;] ", option.help))
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "benchmarks.md"
+    text = page.read_text(encoding="utf-8")
+    assert [way for way in ways() if f"`{way}`" not in text] == []
 
 
 def test_a_way_that_is_not_here_says_why(cli):

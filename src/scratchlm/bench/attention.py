@@ -55,6 +55,9 @@ BACKENDS = {
 COMPILED = "compiled"
 """The reference through torch.compile."""
 
+TUNED = "triton_tuned"
+"""Its first call of each shape compiles and times some seventy tiles: minutes a shape, so only by name."""
+
 COMPILING = {COMPILED, "flex"}
 """Ways that torch.compile writes for each shape anew."""
 
@@ -138,10 +141,10 @@ def ways() -> list[str]:
 
 
 def usual_ways(device: torch.device) -> list[str]:
-    """Return what is compared when nobody chooses: on a CPU without compiling, which takes long there."""
+    """Return what is compared when nobody chooses: without tuning, on a CPU without compiling."""
     absent = {"sdpa-math"} if device.type == "cuda" else {COMPILED, "flex", "sdpa-efficient", "sdpa-cudnn"}
     absent |= {name for name in ways() if name.startswith("triton")} - _runnable(device)
-    return [name for name in ways() if name not in absent]
+    return [name for name in ways() if name not in absent | {TUNED}]
 
 
 def grid(

@@ -4,9 +4,10 @@ r"""A piece of work comes in; how long it takes and how much memory its tensors 
                                          ^^^^            ^^^^   timed: events on a GPU, the clock on a CPU
 
 A GPU works behind the program's back, so its time is taken between two events that it meets itself. For short
-kernels (`cold=True`) a large block is zeroed before each: it empties the L2 cache, as the rest of a model
-would, and gives the program time to hand over the work before the first event is met. The median of the calls
-is the figure to compare; mean and standard deviation stand beside it because courses ask for them.
+kernels (`cold=True`) a large block is zeroed before each, which empties the L2 cache, as the rest of a model
+would. Zeroing takes less than 0.1 ms, and Python may need longer to hand over the work; so the GPU then
+sleeps for twice as long as handing over a warm-up call took, before it meets the first event. The median of
+the calls is the figure to compare; mean and standard deviation stand beside it because courses ask for them.
 
 Memory is that of tensors alone: torch's own count on a GPU; on a CPU every allocation and every release that
 torch's profiler reports during one more call, added up.
@@ -25,6 +26,10 @@ from scratchlm.hardware import synchronize
 
 CACHE_BYTES = 2**28
 """What is zeroed between cold calls, 256 MiB: several times the L2 cache of any GPU (60 MB on an H200)."""
+CYCLES_PER_SECOND = 2e9
+"""A GPU sleeps in cycles of its clock: 1.98 GHz on an H200 under load; a slower one sleeps longer."""
+SHORTEST_SLEEP, LONGEST_SLEEP = 2e-4, 5e-2
+"""Seconds asleep before a cold call: more than a few launches take, and less than would make a run long."""
 
 
 class Timing(NamedTuple):
@@ -68,14 +73,18 @@ def measure(
         limit: Seconds for all calls but the first, of which warming up may take half; one call counts at
             least.
         prepare: Makes the arguments of each call.
-        cold: Empty a GPU's L2 cache before each call.
+        cold: Empty a GPU's L2 cache before each call, and let it sleep until the work is handed over.
     """
-    started, seconds = time.perf_counter(), []
+    started, seconds, handing_over = time.perf_counter(), [], LONGEST_SLEEP
     flush = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device) if cold and _is_cuda(device) else None
     for number in range(warmup):
         if number > 0 and time.perf_counter() - started > limit / 2:
             break
-        work(*prepare())
+        arguments = prepare()
+        handed = time.perf_counter()
+        work(*arguments)
+        handing_over = min(handing_over, time.perf_counter() - handed)
+        del arguments
         synchronize(device)
         if number == 0:
             started = time.perf_counter()  # compiling is no reason to measure less
@@ -83,6 +92,8 @@ def measure(
         arguments = prepare()
         if flush is not None:
             flush.zero_()
+            sleep = min(max(2 * handing_over, SHORTEST_SLEEP), LONGEST_SLEEP)
+            torch.cuda._sleep(round(sleep * CYCLES_PER_SECOND))
         seconds.append(_time_once(work, arguments, device))
         del arguments  # what is prepared next may need its memory
     return Timing(tuple(seconds))

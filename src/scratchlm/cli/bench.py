@@ -109,8 +109,9 @@ def attention(
         str,
         typer.Option(
             "--ways",
-            help="reference, compiled, blocks, tiled, triton, flex, sdpa-flash, sdpa-cudnn, sdpa-efficient, "
-            "sdpa-math; auto: those that make sense here.",
+            help="reference, compiled, blocks, tiled, triton, triton_one_pass, triton_tuned, flex, "
+            "sdpa-flash, sdpa-cudnn, sdpa-efficient, sdpa-math; auto: those that make sense here, "
+            "never triton_tuned.",
         ),
     ] = "auto",
     tokens: Annotated[
