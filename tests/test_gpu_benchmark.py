@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is a folder of scripts, not a part of the package
 
-from benchmarks.gpu import goals, stand_ins, tiles, worker  # noqa: E402
+from benchmarks.gpu import goals, stand_ins, worker  # noqa: E402
 from benchmarks.gpu.cases import Bench, Case, MissedError  # noqa: E402
 from benchmarks.gpu.measure import compare, milliseconds  # noqa: E402
 
@@ -100,7 +100,7 @@ def test_torch_and_triton_are_enough(tmp_path):
         "PYTHONPATH": f"{ROOT}/src:{ROOT}",
     }
     rows = tmp_path / "rows.jsonl"
-    words = ["training", "correctness", "--share", "3/16", "--tiny", "--rows", str(rows)]
+    words = ["training", "correctness", "--share", "0/16", "--tiny", "--rows", str(rows)]
     done = subprocess.run(
         [sys.executable, "-c", TORCH_AND_TRITON_ALONE, *words],
         cwd=ROOT,
@@ -114,6 +114,49 @@ def test_torch_and_triton_are_enough(tmp_path):
     found = rows_of(tmp_path)
     assert {row["part"] for row in found} == {"training", "correctness"}, done.stdout
     assert [row for row in found if row["status"] not in ("ok", "not there")] == [], done.stderr
+    # the trainer's settings cannot be imported there, but its loss is: head and loss in one kernel
+    (ours,) = (row for row in found if row["part"] == "training")
+    assert ours["candidate"] == "scratchlm"
+    assert ours["objective"] == "chunked_cross_entropy=triton"
+
+
+def test_the_loss_of_parts_is_that_of_the_trainer():
+    """Value and gradients; here both take plain kernels, the trainer all logits at once."""
+    from benchmarks.gpu import training
+
+    from scratchlm.model import ModelSettings
+    from scratchlm.model.transformer import TransformerLM
+
+    torch.manual_seed(0)
+    model = TransformerLM(ModelSettings(**training.TINY_MODEL, tied=True).with_vocabulary(64))
+    inputs, targets = torch.randint(0, 64, (2, 2, 16))
+    trainers, name = training.trainers_loss(bench(), model, 32, compiled=True)
+    parts, other = training.loss_of_parts(bench(), model)
+    assert (name, other) == ("train/objective.py", "chunked_cross_entropy=plain")
+    found = []
+    for compute in (trainers, parts):
+        loss = compute(inputs, targets)
+        found.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_the_plain_model_runs_with_the_backend_that_its_name_says():
+    from benchmarks.gpu import training
+    from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
+
+    inside = []
+
+    def compute(inputs, targets):
+        inside.append(_cur_sdpa_kernel_backends())
+        return inputs
+
+    one = torch.ones(1)
+    training._pinned(bench(), "torch, flash", compute)(one, one)
+    assert inside == [[SDPBackend.FLASH_ATTENTION]]
+    assert training._pinned(bench(), "scratchlm", compute) is compute
+    with pytest.raises(LookupError, match="cuDNN's attention needs a GPU"):
+        training._pinned(bench(), "torch, cudnn", compute)
 
 
 @pytest.mark.parametrize("tiny", [False, True])
@@ -134,7 +177,7 @@ def test_every_kernel_of_ours_is_checked(monkeypatch):
     asked = set()
 
     def note(op, name, bench):
-        asked.add(op)
+        asked.add((op, name))
         raise LookupError(op)
 
     for module in (correctness, correctness_attention, correctness_optimizers):
@@ -143,7 +186,50 @@ def test_every_kernel_of_ours_is_checked(monkeypatch):
         for case in worker.cases_of(part, bench()):
             if not case.name.startswith(("decode", "FlashAttention2")):
                 worker.run_case(case)
-    assert {op for op, names in KERNELS.items() if "triton" in names} <= asked
+    ours = {(op, name) for op, names in KERNELS.items() for name in names if name.startswith("triton")}
+    assert ours <= asked
+
+
+def test_a_check_that_was_not_made_is_broken():
+    from benchmarks.gpu import __main__ as proof
+
+    def row(part, status):
+        return {"part": part, "case": f"{part} {status}", "status": status}
+
+    rows = [
+        row(part, status) for part in ("correctness-large", "sweep") for status in ("ok", "cut", "not there")
+    ]
+    assert [one["case"] for one in goals.broken(rows)] == [
+        "correctness-large cut",
+        "correctness-large not there",
+    ]
+    # a worker that was stopped has not even begun what came next
+    checks = [("correctness", "one"), ("correctness", "two")]
+    rows = [{"started": "correctness: one"}, {"part": "correctness", "case": "one", "status": "ok"}]
+    (missing,) = proof.rows_of_missing(checks, rows)
+    assert (missing["case"], missing["status"]) == ("two", "missing")
+    assert goals.broken([missing]) == [missing]
+
+
+def test_the_stages_make_every_check_once():
+    from benchmarks.gpu import __main__ as proof
+
+    parts = [part for part in worker.PARTS if part.startswith("correctness")]
+    checks = proof.checks_of(proof.STAGES, set(worker.PARTS), tiny=False)
+    names = [
+        (part, case.name)
+        for part in parts
+        for case in worker.cases_of(part, Bench(torch.device("cpu"), False))
+    ]
+    assert sorted(checks) == sorted(names)
+    assert proof.checks_of(proof.STAGES, {"speed"}, tiny=False) == []
+
+
+def test_measured_tiles_are_left_out_when_little_time_is_left():
+    from benchmarks.gpu.correctness_attention import _tuned
+
+    row = _tuned(Bench(torch.device("cpu"), tiny=True, until=0.0))
+    assert (row["status"], row["why"]) == ("cut", "less than 30 s were left to compile its tiles")
 
 
 def test_a_worker_that_dies_costs_one_row(tmp_path, monkeypatch):
@@ -209,48 +295,6 @@ def test_a_time_has_its_spread():
     assert 0 < row["lowest_ms"] <= row["ms"]
 
 
-def test_the_table_judges_ours_and_shows_the_others():
-    def row(candidate, **fields):
-        return {"part": "speed", "case": candidate, "status": "ok", "candidate": candidate} | fields
-
-    rows = [
-        row("copy", ceiling="copy", rate=4000.0, ms=1.0, unit="GB/s"),
-        row("triton", goal="leaderboard", ms=5.0),
-        row("flash", goal="leaderboard", ms=7.0),
-        row("triton", goal="rmsnorm-forward", ms=0.1, rate=3000.0),
-        row("scratchlm", goal="training", ms=1.0, rate=600_000.0),
-        row("torch", goal="training", ms=1.0, rate=500_000.0),
-    ]
-    found = {line.words: line for line in goals.lines(rows)}
-    first = found["attention forward+backward, 16 heads, T 16,384, d 64"]
-    assert (first.ours, first.verdict, first.others) == ("5", "goal", "flash 7")
-    assert found["RMSNorm forward, share of a copy's rate"][1::3] == ("75", "missed")
-    assert found["training gpt2-small, compiled, bfloat16"].verdict == "stretch"
-    assert goals.training_ratio(rows) == 1.2
-    setting = {"device": "NVIDIA H200", "torch": "2.11", "triton": "3.6.0", "date": "2026-11-21"}
-    assert "goal     flash 7" in goals.report(setting, rows)
-    written = goals.tables([setting | {"cuda": "13.0", "commit": "abc"}, *rows])
-    assert "| **5** | 5.36 ms | 4.9 | flash 7 |" in written
-    assert "1.20x" in written
-
-
-def test_the_best_tile_is_the_fastest_for_short_and_long_texts_together():
-    def row(tile, ms):
-        return {"kernel": "forward", "width": 64, "tile": tile, "table": tile == [1], "ms": ms}
-
-    best = tiles.best_tiles([row([1], 2.0), row([2], 1.0), row([3], 3.0)])
-    assert best["forward, d 64"]["tile"] == [2]
-    assert best["forward, d 64"]["gain"] == 2.0
-
-
-def test_the_best_constants_are_told_with_their_gain():
-    def row(constants, ms):
-        return {"constants_of": "AdamW", "constants": constants, "before": {"PIECE": 2048}, "ms": ms}
-
-    best = tiles.best_constants([row({}, 2.0), row({"PIECE": 4096}, 1.6), row({"PIECE": 1024}, 3.0)])
-    assert (best["AdamW"]["constants"], best["AdamW"]["gain"]) == ({"PIECE": 4096}, 1.25)
-
-
 def test_constants_are_replaced_where_they_are_used_and_put_back():
     from benchmarks.gpu.sweep_constants import TRIED, replaced
 
@@ -284,12 +328,6 @@ def test_stand_ins_reshape_as_einops():
 
 def test_packages_that_are_there_are_not_replaced():
     assert stand_ins.install() == []
-
-
-def test_the_table_of_the_readme_is_made_from_the_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text[text.index(goals.BEGIN) + len(goals.BEGIN) : text.index(goals.END)]
-    assert shown.strip() == goals.tables().strip()
 
 
 def test_a_results_file_says_what_it_was_made_with(tmp_path):

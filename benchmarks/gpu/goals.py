@@ -19,8 +19,10 @@ Row = dict[str, Any]
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- GPU table: made by benchmarks/gpu/goals.py -->", "<!-- end of GPU table -->"
-OURS = ("triton", "scratchlm")
-"""Candidates that are judged; the others stand beside them."""
+OURS = ("triton", "triton_one_pass", "scratchlm")
+"""Candidates that are judged, by the best of them; the others stand beside it."""
+DEFAULTS = ("triton", "scratchlm")
+"""Those of ours that the library takes by itself; another is named in the table."""
 
 
 class Goal(NamedTuple):
@@ -58,7 +60,9 @@ GOALS = (
 )
 """Attention is causal, in bfloat16; 16,384 tokens a batch but in the first row."""
 FASTER_THAN_TORCH = 1.1
-"""Training against the plain model of the same run."""
+"""Training against the plain model of the same run, with the fastest of torch's attention backends."""
+MOST_SHOWN = 30
+"""Broken rows in the report; the file has all."""
 
 
 def value_of(goal: Goal, row: Row, rows: Sequence[Row]) -> float | None:
@@ -95,8 +99,18 @@ def lines(rows: Sequence[Row]) -> list[Line]:
     return found
 
 
+def _best_of_ours(goal: Goal, group: Sequence[Row], rows: Sequence[Row]) -> Row | None:
+    """The row that is judged; without a figure the first of ours, None without any."""
+    ours = [row for row in group if row["candidate"] in OURS]
+    figures = [(value, row) for row in ours if (value := value_of(goal, row, rows)) is not None]
+    if not figures:
+        return ours[0] if ours else None
+    pick = min if goal.figure == "ms" else max
+    return pick(figures, key=lambda pair: pair[0])[1]
+
+
 def _line(goal: Goal, words: str, group: Sequence[Row], rows: Sequence[Row]) -> Line:
-    ours = next((row for row in group if row["candidate"] in OURS), None)
+    ours = _best_of_ours(goal, group, rows)
     value = value_of(goal, ours, rows) if ours else None
     others = [
         f"{row['candidate']} {_number(other)}"
@@ -115,7 +129,8 @@ def _line(goal: Goal, words: str, group: Sequence[Row], rows: Sequence[Row]) -> 
         ),
         "missed",
     )
-    return Line(words, _number(value), *bounds, verdict, "; ".join(others))
+    named = "" if ours["candidate"] in DEFAULTS else f" ({ours['candidate']})"
+    return Line(words, _number(value) + named, *bounds, verdict, "; ".join(others))
 
 
 def _number(value: float) -> str:
@@ -128,11 +143,31 @@ def _number(value: float) -> str:
     )
 
 
-def training_ratio(rows: Sequence[Row]) -> float | None:
-    """Tokens a second of ours over those of the plain model."""
-    rates = {row.get("candidate"): row.get("rate") for row in rows if row.get("goal") == "training"}
-    ours, plain = rates.get("scratchlm"), rates.get("torch")
-    return ours / plain if ours and plain else None
+class Ratio(NamedTuple):
+    """How many times as fast as what."""
+
+    value: float
+    over: str
+
+
+def training_ratio(rows: Sequence[Row]) -> Ratio | None:
+    """Tokens a second of ours over those of the plain model with the fastest of torch's backends."""
+    rates = {row["candidate"]: row["rate"] for row in rows if row.get("goal") == "training" and "rate" in row}
+    plain = {name: rate for name, rate in rates.items() if name.startswith("torch")}
+    if "scratchlm" not in rates or not plain:
+        return None
+    fastest = max(plain, key=lambda name: plain[name])
+    return Ratio(rates["scratchlm"] / plain[fastest], fastest)
+
+
+def broken(rows: Sequence[Row]) -> list[Row]:
+    """What went wrong; a check that was cut, is not there or has no row proves nothing, so it counts too."""
+    return [
+        row
+        for row in rows
+        if row["status"] in ("failed", "error", "crashed")
+        or (row["part"].startswith("correctness") and row["status"] != "ok")
+    ]
 
 
 def memory_lines(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
@@ -163,20 +198,22 @@ def report(setting: Row, rows: Sequence[Row]) -> str:
     out += [
         f"{part:22s} " + ", ".join(f"{n} {status}" for status, n in c.items()) for part, c in counts.items()
     ]
-    broken = [row for row in rows if row["status"] in ("failed", "error", "crashed")]
-    out += [f"  {row['status']}: {row['case']}: {row.get('why', '')}"[:200] for row in broken[:30]]
+    wrong = broken(rows)
+    out += [f"  {row['status']}: {row['case']}: {row.get('why', '')}"[:200] for row in wrong[:MOST_SHOWN]]
+    out += [f"  and {len(wrong) - MOST_SHOWN} more"] if len(wrong) > MOST_SHOWN else []
     out += [_measured(row) for row in rows if "ceiling" in row and row["status"] == "ok"]
     if setting["device"] == "cpu":
         out.append("A rehearsal on a CPU: its figures mean nothing, and on a GPU nothing was measured.")
         rows = []
-    out += ["", f"{'':58s} {'ours':>12s} {'goal':>16s} {'stretch':>8s}"]
+    out += ["", f"{'':58s} {'ours':>24s} {'goal':>16s} {'stretch':>8s}"]
     for line in lines(rows):
         out.append(
-            f"{line.words[:58]:58s} {line.ours:>12s} {line.goal:>16s} {line.stretch:>8s} {line.verdict:8s} "
+            f"{line.words[:58]:58s} {line.ours:>24s} {line.goal:>16s} {line.stretch:>8s} {line.verdict:8s} "
             + line.others
         )
     if ratio := training_ratio(rows):
-        out.append(f"{'training, ours over torch':58s} {ratio:9.2f}x {FASTER_THAN_TORCH:>15}x")
+        words = f"training, ours over {ratio.over}"
+        out.append(f"{words:58s} {ratio.value:23.2f}x {FASTER_THAN_TORCH:>15}x")
     out += [
         _measured(row)
         for row in rows
@@ -218,15 +255,12 @@ def tables(found: Sequence[Row] | None = None) -> str:
         ours = f"**{line.ours}**" if line.verdict in ("goal", "stretch") else line.ours
         out.append(f"| {line.words} | {ours} | {line.goal} | {line.stretch} | {line.others} |")
     ratio = training_ratio(rows)
-    said = f"{ratio:.2f}x" if ratio else "not measured"
-    out.append(
-        f"| training, ours over torch's layers and attention, compiled | {said} | {FASTER_THAN_TORCH}x | | |"
-    )
+    said, over = (f"{ratio.value:.2f}x", ratio.over) if ratio else ("not measured", "")
+    words = "training, ours over torch's layers and its faster attention, compiled"
+    out.append(f"| {words} | {said} | {FASTER_THAN_TORCH}x | | {over} |")
     out.append("")
     if not rows:
-        return "\n".join(
-            [*out, "Not measured: there was no GPU. `python -m benchmarks.gpu --out DIR` fills the table."]
-        )
+        return "\n".join([*out, "Not measured yet; `python -m benchmarks.gpu --out DIR` fills the table."])
     memory = memory_lines(rows)
     if memory:
         out += ["| attention's peak memory, tokens | ours | reference |", "| ---: | ---: | ---: |"]
@@ -236,12 +270,11 @@ def tables(found: Sequence[Row] | None = None) -> str:
 
 
 def _footnote(setting: Row, rows: Sequence[Row]) -> str:
-    checks = [row for row in rows if row["part"].startswith("correctness")]
-    right = sum(row["status"] == "ok" for row in checks)
+    right = sum(row["status"] == "ok" for row in rows if row["part"].startswith("correctness"))
     return (
         f"{setting['device']}, torch {setting['torch']}, triton {setting['triton']}, CUDA {setting['cuda']}, "
         f"{setting['date']}, commit {setting['commit']}. Medians on random numbers, the cache emptied. "
-        f"{right} of {len(checks)} checks against float64 passed."
+        f"{right} of {setting['checks']} checks against float64 passed."
     )
 
 

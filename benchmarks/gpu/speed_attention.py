@@ -99,18 +99,30 @@ def _others(bench: Bench) -> Iterator[Case]:
         )
 
 
+def backend_called(word: str) -> Any:
+    """Return torch's constant for one of PEERS.
+
+    Raises:
+        MissingError: This torch has no such backend.
+    """
+    from torch.nn.attention import SDPBackend
+
+    names = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
+    chosen = getattr(SDPBackend, names[word], None)
+    if chosen is None:
+        raise MissingError(f"this torch has no {names[word]}")
+    return chosen
+
+
 def pinned(backend: str) -> Callable[..., Tensor]:
     """Return torch's attention with one backend, causal, of our signature.
 
     Raises:
         MissingError: This torch has no such backend.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention import sdpa_kernel
 
-    names = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
-    chosen = getattr(SDPBackend, names[backend], None)
-    if chosen is None:
-        raise MissingError(f"this torch has no {names[backend]}")
+    chosen = backend_called(backend)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
         with sdpa_kernel([chosen]):

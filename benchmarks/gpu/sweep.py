@@ -5,6 +5,13 @@ by one candidate after the other, short and long texts are timed with it, and it
 those of the table: a tile that is fast and wrong is no candidate. `sweep_warm` compiles the candidates
 beforehand, beside other parts. The best of each kernel and width stand at the end of the report and in
 DIR/tiles.json.
+
+In the whole proof the sweep has about half a minute for some ninety candidates: kernels take turns, and the
+last candidates of each are cut. A call of its own, to a folder of its own, measures all:
+
+    python -m benchmarks.gpu --out SWEEP --parts sweep-warm,sweep,sweep-constants --seconds 600
+
+What is swept is a causal mask and 16-bit numbers; tiles for other masks (CROWDED) and float32 are not.
 """
 
 import math
@@ -17,7 +24,7 @@ import torch
 from benchmarks.gpu.cases import Bench, Case, MissedError, MissingError, Row
 from benchmarks.gpu.measure import kernel, milliseconds
 from benchmarks.gpu.speed_attention import LONG_64, LONG_128, SHORT_64, SHORT_128, TINY, Shape
-from benchmarks.gpu.tiles import CANDIDATES, Candidate
+from benchmarks.gpu.tiles import CANDIDATES, Candidate, in_turn
 from torch import Tensor
 
 SHAPES = {64: (SHORT_64, LONG_64), 128: (SHORT_128, LONG_128)}
@@ -26,7 +33,7 @@ MOST_APART = 1e-2
 
 
 def sweep(bench: Bench) -> list[Case]:
-    """The table's tile of each kernel first, then the candidates, most important kernels first."""
+    """The table's tile of each kernel first, then the candidates, kernels in turn (tiles.py)."""
     return list(_cases(bench, warm=False))
 
 
@@ -36,12 +43,10 @@ def sweep_warm(bench: Bench) -> list[Case]:
 
 
 def _cases(bench: Bench, *, warm: bool) -> Iterator[Case]:
-    known = list(CANDIDATES.items()) if not bench.tiny else [(("forward", 64), ((16, 16, 4, 1),))]
-    for (name, width), candidates in known:
-        for candidate in (None, *candidates):
-            words = "the table's" if candidate is None else " x ".join(map(str, candidate))
-            run = partial(_measure, bench, name, width, candidate, warm=warm)
-            yield Case(f"{name}, d {width}, {words}", run)
+    for name, width, candidate in in_turn(bench.pick(CANDIDATES, {("forward", 64): ((16, 16, 4, 1),)})):
+        words = "the table's" if candidate is None else " x ".join(map(str, candidate))
+        run = partial(_measure, bench, name, width, candidate, warm=warm)
+        yield Case(f"{name}, d {width}, {words}", run)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.gpu import speed
 from benchmarks.gpu.cases import Bench, Case, MissingError, Row
 
-Constants = dict[str, int]
+Constants = dict[str, Any]
 
 
 class Tried(NamedTuple):
