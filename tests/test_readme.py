@@ -56,7 +56,8 @@ def tiny(words: list[str]) -> list[str]:
     sizes = {"demo": stories, "train": stories, "plan": stories, "run": TINY}.get(words[0], [])
     typed = [word for word in words if "=" in word]
     kept = [size for size in sizes if size.split("=")[0] not in {word.split("=")[0] for word in typed}]
-    return [*words, *kept]
+    short = ["--steps", "1", "--warmup", "1", "--context", "64"] if words[0] == "bench" else []
+    return [*words, *kept, *short]
 
 
 def interrupt(words: list[str], folder: Path) -> None:
