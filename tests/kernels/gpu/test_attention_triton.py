@@ -119,6 +119,16 @@ def test_half_precision_with_every_mask():
     assert_as_good_as_plain(TWO_PASS, inputs(queries=150, keys=170, width=32, dtype=torch.float16), **masks)
 
 
+@pytest.mark.parametrize("name", [TWO_PASS, ONE_PASS])
+def test_keys_that_do_not_exist_add_nothing_where_all_scores_are_very_low(name):
+    """All scores are near -1,000; the score 0 of a key past the last one would have an infinite weight."""
+    q, k, v = inputs(queries=20)
+    tensors = (q + 16, k - 16, v)
+    ours = results(choose("attention", name).function, tensors, torch.float32, {"causal": False})
+    for mine, true in zip(ours, results(reference, tensors, torch.float64, {"causal": False}), strict=True):
+        assert (mine - true).norm() <= 1e-3 * true.norm() + 1e-3
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_large_scores_do_not_overflow(sign):
     """Scores of some 10,000: float32 leaves three digits of their differences."""

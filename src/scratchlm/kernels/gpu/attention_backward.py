@@ -86,7 +86,8 @@ def backward(
             _delta(saved.out, dout, delta)
             sums = torch.zeros(saved.q.shape, dtype=torch.float32, device=saved.q.device)
             dk, dv = _keys(saved, dout, delta, sums, masks, documents, tiles[0])
-            dq = _empty_like(saved.q).copy_(sums.mul_(saved.q.shape[3] ** -0.5))
+            # scaled and rounded in one pass
+            dq = torch.mul(sums, saved.q.shape[3] ** -0.5, out=_empty_like(saved.q))
     return dq, dk, dv
 
 

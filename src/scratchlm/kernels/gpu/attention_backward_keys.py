@@ -44,7 +44,7 @@ def configurations() -> list[Configuration]:
     return two + attention_configurations("backward_one_pass", keys_kernel)
 
 
-@triton.jit(do_not_specialize=["num_heads", "num_groups", "num_queries", "num_keys", "window"])
+@triton.jit(do_not_specialize=["num_groups", "num_queries", "num_keys", "window"])
 def keys_kernel(
     q, k, v, dout, lse, delta, dk, dv, dq, slopes, documents, lowest, highest,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,

@@ -77,6 +77,9 @@ def query_stretches(
         if window is not None:
             end = tl.minimum(end, first_key + KEYS - 1 + window - past)
             clear_end = first_key + window - past - BLOCK + 1  # its last row must see the first key
+    else:
+        # keys that do not exist have the score 0, and 2^(0 - lse) has no bound: dq would become inf * 0
+        clear_end = tl.where(first_key + KEYS > num_keys, begin, clear_end)
     return begin, clear_begin, clear_end, end
 
 
