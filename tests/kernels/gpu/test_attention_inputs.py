@@ -121,10 +121,10 @@ def test_empty_inputs_give_what_the_reference_gives(batch, queries, keys):
 
 def test_wrong_inputs_are_refused_by_name():
     q, k, v = inputs()
-    with pytest.raises(ValueError, match="must be of one dtype: bfloat16, float16 or float32"):
+    with pytest.raises(ValueError, match="must be of one dtype: bfloat16, float16, float32 or float64"):
         attend(q, k.half(), v)
     with pytest.raises(ValueError, match="must be of one dtype"):
-        attend(q.double(), k.double(), v.double())
+        attend(q, k, v.double())
     with pytest.raises(ValueError, match="heads of width 264; the kernels take up to 256"):
         attend(*inputs(width=264))
     with pytest.raises(ValueError, match=r"k \(1, 2, 40, 16\)"):
@@ -141,6 +141,20 @@ def test_wrong_inputs_are_refused_by_name():
         attend(
             q, k[:, :, :20], v[:, :, :20], causal=False, documents_BS=torch.zeros(1, 20, dtype=torch.int64)
         )
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [{}, {"causal": False}, {"window": 7, "softcap": 2.0, "slopes_H": torch.tensor([0.5, 0.1]).double()}],
+    ids=lambda masks: "+".join(masks) or "causal",
+)
+def test_float64_is_computed_in_float64(masks):
+    tensors = inputs(dtype=torch.float64)
+    upstream = torch.randn(tensors[0].shape, dtype=torch.float64)
+    ours = gradients(attend, tensors, upstream, **masks)
+    for mine, true in zip(ours, gradients(reference, tensors, upstream, **masks), strict=True):
+        assert mine.dtype == torch.float64
+        torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-12)
 
 
 def test_a_tensor_elsewhere_is_refused():

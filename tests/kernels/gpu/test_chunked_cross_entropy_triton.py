@@ -93,6 +93,14 @@ def test_autocast_decides_the_products_dtype_and_gradients_keep_theirs():
     torch.testing.assert_close(mine, exact, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_float64_is_left_to_plain_code(settings):
+    hidden, weight, targets = random_case(torch.float64)
+    mine = results(kernel(), hidden, weight, targets, chunk_rows=5, **settings)
+    expected = results(chunked_cross_entropy, hidden, weight, targets, chunk_rows=5, **settings)
+    torch.testing.assert_close(mine, expected, rtol=0, atol=0)
+
+
 def test_a_second_backward_pass_gives_the_same_again():
     hidden, weight, targets = random_case()
     loss = kernel()(hidden, weight, targets, chunk_rows=4)

@@ -214,6 +214,19 @@ def test_columns_that_do_not_lie_side_by_side_are_not_overwritten():
         losses_and_gradient_(torch.zeros(2, 6)[:, ::2], torch.zeros(2, dtype=torch.long))
 
 
+def test_float64_is_left_to_plain_code_and_never_overwritten():
+    from scratchlm.kernels.gpu.cross_entropy import losses_and_gradient_
+
+    logits, targets = random_case(70, dtype=torch.float64)
+    upstream = torch.randn(2, 3)
+    mine = gradients(lambda z, y: kernel()(z * 1, y, overwrite=True), logits, targets, upstream)
+    expected = gradients(token_losses, logits, targets, upstream)
+    torch.testing.assert_close(mine, expected, rtol=0, atol=0)
+    assert mine[1].dtype == torch.float64
+    with pytest.raises(ValueError, match=r"logits torch.float64: the kernel computes in float32"):
+        losses_and_gradient_(logits[0], targets[0])
+
+
 def test_the_operations_are_registered_right():
     logits, targets = random_case(70)
     terms = (targets, torch.randn(2, 3), torch.rand(2, 3), torch.randn(2, 3), 0.01, 0.1)

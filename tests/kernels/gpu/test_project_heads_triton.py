@@ -12,7 +12,7 @@ from scratchlm.kernels.rotate import rotate_reference
 
 pytestmark = pytest.mark.interpret
 
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.float64: 1e-14}
 EPS = 1e-3
 
 
@@ -103,6 +103,15 @@ def test_equals_the_steps_with_and_without_each(bias, norm, turn):
 @pytest.mark.parametrize(("norm", "turn"), [(False, True), (True, True), (True, False)])
 def test_float16_goes_in_and_out(norm, turn):
     compare(made(2, 7, 12, 16, 4, 2, norm=norm, turn=turn, dtype=torch.float16), 4, 2)
+
+
+@pytest.mark.parametrize(("norm", "turn"), [(False, True), (True, True), (True, False)])
+def test_float64_is_computed_in_float64(norm, turn):
+    inputs = made(2, 7, 12, 16, 4, 2, norm=norm, turn=turn)
+    doubles = [
+        None if each is None else each.detach().double().requires_grad_(each.requires_grad) for each in inputs
+    ]
+    compare(doubles, 4, 2)
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (6, 2), (5, 5), (9, 1)])

@@ -217,6 +217,16 @@ def test_compiles_without_a_break():
         torch.testing.assert_close(mine, expected)
 
 
+def test_float64_is_computed_in_float64():
+    add = choose("add_rms_norm", "triton", "cpu").function
+    x, branch, weight = (torch.randn(shape).double().requires_grad_() for shape in ((3, 8), (3, 8), (8,)))
+    assert torch.autograd.gradcheck(ours, (x, weight))
+    assert torch.autograd.gradcheck(add, (x, branch, weight))
+    narrow = branch.detach().float().requires_grad_()
+    assert add(x, narrow, weight).total.dtype == torch.float64
+    torch.testing.assert_close(add(x, narrow, weight), add_rms_norm_reference(x, narrow, weight))
+
+
 def test_wrong_gains_are_told():
     with pytest.raises(ValueError, match=r"x \(3, 8\), gain \(7,\); the gain has a number for each column"):
         ours(torch.randn(3, 8), torch.randn(7))

@@ -81,6 +81,12 @@ def test_in_place_the_first_heads_are_turned_and_the_others_left():
     assert torch.equal(packed[:, :, 4:], before[:, :, 4:])
 
 
+def test_float64_is_computed_in_float64():
+    x, angles = torch.randn(1, 2, 3, 8).double().requires_grad_(), table(3, 8)
+    assert torch.autograd.gradcheck(lambda x: ours(x, *angles), x)
+    assert torch.equal(ours(x, *angles), rotate_reference(x, *angles))
+
+
 def test_a_nan_stays_in_its_pair():
     x = torch.randn(1, 2, 3, 8)
     x[0, 1, 2, 5] = torch.nan

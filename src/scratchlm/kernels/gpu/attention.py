@@ -9,7 +9,8 @@ The kernels are registered as operations of torch ("scratchlm::attention_forward
 torch.compile passes them on as they are and autograd knows their gradient.
 
 Inputs are read by their strides: slices of a packed projection need no copy. Only a tensor whose last
-dimension is not contiguous is copied first.
+dimension is not contiguous is copied first. float64, in which the kernels do not compute, is left to
+attention_blocks.py.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scratchlm.kernels import attention_reference
+from scratchlm.kernels import attention_blocks, attention_reference
 from scratchlm.kernels.attention_reference import check_attention
 from scratchlm.kernels.gpu.attention_backward import Saved, backward
 from scratchlm.kernels.gpu.attention_decode import decode
@@ -94,11 +95,16 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, masks: Masks, way: str) -> Tenso
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    _check(q, k, v, masks)
     tensors = (q, k, v)
-    if any(x.numel() == 0 for x in tensors):
+    empty = any(x.numel() == 0 for x in tensors)
+    in_double = all(x.dtype == torch.float64 for x in tensors)
+    if not in_double:
+        _check(*tensors, masks)
+    if empty or in_double:
+        require("attention", *tensors, masks.slopes, masks.documents)
+        plain = attention_reference if empty else attention_blocks
         names = ("causal", "window", "softcap", "slopes_H", "documents_BS")
-        return attention_reference.attention(*tensors, **dict(zip(names, masks, strict=True)))
+        return plain.attention(*tensors, **dict(zip(names, masks, strict=True)))
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if q.shape[2] == 1 and not learns and masks.documents is None:
         # one query is the last in causal attention, and without a mask the same
@@ -115,7 +121,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> None:
     if len(dtypes) > 1 or q.dtype not in DTYPES:
         names = ", ".join(sorted(map(str, dtypes)))
         raise ValueError(
-            f"attention=triton: inputs of {names}; all must be of one dtype: bfloat16, float16 or float32."
+            f"attention: inputs of {names}; all must be of one dtype: bfloat16, float16, float32 or float64."
         )
     width = max(q.shape[-1], v.shape[-1])
     if width > MAX_WIDTH:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scratchlm.kernels import cross_entropy as plain
 from scratchlm.kernels.cross_entropy import IGNORE, check_chunks, check_weights
 from scratchlm.kernels.gpu.cross_entropy import launch_losses
 from scratchlm.kernels.gpu.support import require
@@ -51,6 +52,8 @@ def chunked_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the mean of token_losses(hidden head_weight^T, targets), a chunk of the logits at a time.
 
+    float64 is left to the plain way (kernels/cross_entropy.py): its products are float64, its losses float32.
+
     Args:
         hidden: What the head turns into logits.
         head_weight: The head's matrix. Under autocast products take its dtype, and gradients keep theirs.
@@ -69,6 +72,10 @@ def chunked_cross_entropy(
     _check_shapes(hidden, head_weight, targets)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    if dtype == torch.float64:
+        settings = {"softcap": softcap, "num_targets": num_targets, "chunk_rows": chunk_rows}
+        terms = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+        return plain.chunked_cross_entropy(hidden, head_weight.to(dtype), targets, **terms, **settings)
     rows, ids = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     wanted = [tensor.requires_grad and torch.is_grad_enabled() for tensor in (rows, head_weight)]
     total, _, _ = _chunked_cross_entropy(

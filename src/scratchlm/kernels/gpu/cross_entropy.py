@@ -18,6 +18,7 @@ import triton
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scratchlm.kernels import cross_entropy as plain
 from scratchlm.kernels.cross_entropy import check_weights
 from scratchlm.kernels.gpu.ahead import Configuration
 from scratchlm.kernels.gpu.cross_entropy_kernels import gradient_kernel, losses_kernel
@@ -53,6 +54,8 @@ def token_losses(
 ) -> Float[Tensor, "*batch"]:
     """Return each target's loss in nats, 0 where it is IGNORE, NaN where there is no such token.
 
+    float64 is left to the plain way (kernels/cross_entropy.py), whose losses are float32 as everywhere.
+
     Args:
         logits: One row of numbers per target.
         targets: The ids that came; IGNORE leaves one out.
@@ -66,6 +69,8 @@ def token_losses(
     """
     check_weights(z_loss, label_smoothing)
     check_logits(logits, targets)
+    if logits.dtype == torch.float64:
+        return plain.token_losses(logits, targets, z_loss=z_loss, label_smoothing=label_smoothing)
     return _token_losses(logits, targets, z_loss, label_smoothing, overwrite and _may_overwrite(logits))[0]
 
 
@@ -87,10 +92,12 @@ def losses_and_gradient_(
         softcap: Bound of the logits, softcap * tanh(logits / softcap); the gradient is that of the unbounded.
 
     Raises:
-        ValueError: As in `token_losses`, or the columns of `logits` do not lie side by side.
+        ValueError: As in `token_losses`, or the columns of `logits` do not lie side by side, or are float64.
     """
     check_weights(z_loss, label_smoothing)
     check_logits(logits, targets)
+    if logits.dtype == torch.float64:
+        raise ValueError("logits torch.float64: the kernel computes in float32; give float32, or 16 bits.")
     if logits.stride(-1) != 1:
         raise ValueError(
             f"logits with stride {logits.stride(-1)} between columns: they are overwritten in place and must "

@@ -42,6 +42,8 @@ from scratchlm.kernels.gpu.rotate import (
 )
 from scratchlm.kernels.gpu.support import require
 from scratchlm.kernels.project_heads import Angles, Gains, Heads
+from scratchlm.kernels.rms_norm import rms_norm_reference
+from scratchlm.kernels.rotate import rotate_reference
 
 
 @triton.jit
@@ -181,6 +183,8 @@ def project_heads(
 ) -> Heads:
     """Return queries, keys and values as views of one block; arguments as in kernels/project_heads.py.
 
+    The kernels compute in float32: float64 is left to tensor operations.
+
     Raises:
         ValueError: Shapes do not fit together, or the kernels cannot run where x is.
     """
@@ -190,6 +194,8 @@ def project_heads(
         check_angles("project_heads", cos, sin, num_tokens=x_BTD.shape[1], d_head=d_head)
     if not torch.compiler.is_compiling():
         require("project_heads", x_BTD, weight_ED, bias_E, cos, sin, *(gains[:2] if gains else ()))
+    if x_BTD.dtype == weight_ED.dtype == torch.float64:
+        return _by_steps(x_BTD, weight_ED, bias_E, num_heads, num_kv_heads, gains, angles)
     gains_2K, eps = (None, 0.0) if gains is None else (torch.stack(gains[:2]), gains.eps)
     product = (tensor if tensor is None else _for_product(tensor) for tensor in (x_BTD, weight_ED, bias_E))
     return Heads(*_ProjectHeads.apply(*product, gains_2K, cos, sin, num_heads, num_kv_heads, eps))
@@ -209,6 +215,26 @@ def _check(x: Tensor, weight: Tensor, num_heads: int, num_kv_heads: int, gains: 
         if gain.shape != (d_head,):
             raise ValueError(f"project_heads: a gain of shape {tuple(gain.shape)} for d_head={d_head}.")
     return d_head
+
+
+def _by_steps(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    num_heads: int,
+    num_kv_heads: int,
+    gains: Gains | None,
+    angles: Angles | None,
+) -> Heads:
+    """The same in the inputs' own number format: each step by its formula."""
+    product = x @ weight.T if bias is None else x @ weight.T + bias
+    heads_BNTK = product.unflatten(-1, (num_heads + 2 * num_kv_heads, -1)).transpose(1, 2)
+    q, k, v = heads_BNTK.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    if gains is not None:
+        q, k = (rms_norm_reference(x, gain, eps=gains.eps) for x, gain in zip((q, k), gains[:2], strict=True))
+    if angles is not None:
+        q, k = (rotate_reference(x, *angles) for x in (q, k))
+    return Heads(q, k, v)
 
 
 def _for_product(tensor: Tensor) -> Tensor:
@@ -283,20 +309,21 @@ def _gather(
     token_blocks = triton.cdiv(batch * num_tokens, tile.tokens)
     shares = (token_blocks, 0 if gains_2K is None else q_blocks + kv_blocks, d_head)
     partial = torch.empty(shares, dtype=torch.float32, device=dq.device)
-    gather_kernel[(token_blocks * (q_blocks + 2 * kv_blocks),)](
-        *(dq, dk, dv, product_BTNK, target),
-        *(None if each is None else each.contiguous() for each in (cos, sin, gains_2K)),
-        *(partial, batch * num_tokens, num_tokens, num_q, num_kv),
-        *(stride for each in (dq, dk, dv) for stride in each.stride()[:3]),
-        *(target.stride(1), eps),
-        HALF=d_head // 2,
-        BLOCK=tile.pairs,
-        TOKENS=tile.tokens,
-        HEADS=tile.heads,
-        TURN=cos is not None,
-        NORM=gains_2K is not None,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(dq):
+        gather_kernel[(token_blocks * (q_blocks + 2 * kv_blocks),)](
+            *(dq, dk, dv, product_BTNK, target),
+            *(None if each is None else each.contiguous() for each in (cos, sin, gains_2K)),
+            *(partial, batch * num_tokens, num_tokens, num_q, num_kv),
+            *(stride for each in (dq, dk, dv) for stride in each.stride()[:3]),
+            *(target.stride(1), eps),
+            HALF=d_head // 2,
+            BLOCK=tile.pairs,
+            TOKENS=tile.tokens,
+            HEADS=tile.heads,
+            TURN=cos is not None,
+            NORM=gains_2K is not None,
+            num_warps=WARPS,
+        )
     by_block = partial.sum(dim=0)
     d_gains = [part.sum(dim=0) for part in by_block.split([q_blocks, kv_blocks])] if len(by_block) else []
     return target, torch.stack(d_gains) if d_gains else by_block

@@ -32,7 +32,7 @@ from scratchlm.kernels.gpu.rms_norm_kernels import (
     wide_forward_kernel,
 )
 from scratchlm.kernels.gpu.support import require
-from scratchlm.kernels.rms_norm import Normed
+from scratchlm.kernels.rms_norm import Normed, add_rms_norm_reference, rms_norm_reference
 
 
 def rms_norm(
@@ -44,12 +44,15 @@ def rms_norm(
 ) -> Float[Tensor, "*batch d_model"]:
     """Return x / sqrt(mean(x^2) + eps) * weight; arguments as in kernels/rms_norm.py.
 
-    Rows may stand apart in memory (a slice of a wider tensor); others than those are copied first.
+    Rows may stand apart in memory (a slice of a wider tensor); others than those are copied first. The
+    kernels compute in float32: float64 is left to tensor operations.
 
     Raises:
         ValueError: The gain has another length than the rows, or the kernel cannot run where x is.
     """
     _check("rms_norm", x, weight)
+    if torch.float64 in (x.dtype, dtype):
+        return rms_norm_reference(x, weight, eps=eps, dtype=dtype)
     return _rms_norm(x, weight, eps, dtype)[0]
 
 
@@ -66,6 +69,8 @@ def add_rms_norm(
     The sum has the wider number format of the two. Rows wider than WHOLE are added in a pass of their own.
     """
     _check("add_rms_norm", x, weight, branch)
+    if torch.float64 in (x.dtype, branch.dtype, dtype):
+        return add_rms_norm_reference(x, branch, weight, eps=eps, dtype=dtype)
     if x.shape[-1] > WHOLE:
         total = x + branch
         return Normed(total, _rms_norm(total, weight, eps, dtype)[0])
@@ -172,18 +177,19 @@ def _forward(
     tile = tile_of(width, FORWARD_WARP)
     settings = {"WIDTH": width, "COLUMNS": tile.columns, "HAS_WEIGHT": weight is not None}
     settings["num_warps"] = tile.warps
-    if width > WHOLE:
-        wide_forward_kernel[(num_rows,)](rows, weight, y, r, rows.stride(0), eps, **settings)
-        return
     strides = (rows.stride(0), 0 if branch_rows is None else branch_rows.stride(0))
-    forward_kernel[(triton.cdiv(num_rows, tile.rows),)](
-        *(rows, branch_rows, weight, total, y, r, num_rows),
-        *strides,
-        eps,
-        ROWS=tile.rows,
-        HAS_BRANCH=branch is not None,
-        **settings,
-    )
+    with torch.cuda.device_of(x):
+        if width > WHOLE:
+            wide_forward_kernel[(num_rows,)](rows, weight, y, r, rows.stride(0), eps, **settings)
+            return
+        forward_kernel[(triton.cdiv(num_rows, tile.rows),)](
+            *(rows, branch_rows, weight, total, y, r, num_rows),
+            *strides,
+            eps,
+            ROWS=tile.rows,
+            HAS_BRANCH=branch is not None,
+            **settings,
+        )
 
 
 @torch.library.custom_op("scratchlm::rms_norm_backward", mutates_args=())
@@ -218,20 +224,22 @@ def _rms_norm_backward(
     settings = {"WIDTH": width, "COLUMNS": tile.columns, "HAS_WEIGHT": weight is not None}
     settings["num_warps"] = tile.warps
     strides, grid = (rows.stride(0), dy_rows.stride(0)), (num_programs,)
-    if width > WHOLE:
-        assert other is None, width
-        wide_backward_kernel[grid](rows, weight, dy_rows, r, dx, partial, num_rows, *strides, **settings)
-        return dx, partial.sum(dim=0), d_branch
-    backward_kernel[grid](
-        *(rows, weight, dy_rows, r, other_rows, dx, d_branch if branch_dtype else None, partial, num_rows),
-        *strides,
-        0 if other_rows is None else other_rows.stride(0),
-        ROWS=tile.rows,
-        STAGES=stages_of(tile),
-        HAS_OTHER=other is not None,
-        HAS_BRANCH=branch_dtype is not None,
-        **settings,
-    )
+    with torch.cuda.device_of(x):
+        if width > WHOLE:
+            assert other is None, width
+            wide_backward_kernel[grid](rows, weight, dy_rows, r, dx, partial, num_rows, *strides, **settings)
+            return dx, partial.sum(dim=0), d_branch
+        narrow = d_branch if branch_dtype else None
+        backward_kernel[grid](
+            *(rows, weight, dy_rows, r, other_rows, dx, narrow, partial, num_rows),
+            *strides,
+            0 if other_rows is None else other_rows.stride(0),
+            ROWS=tile.rows,
+            STAGES=stages_of(tile),
+            HAS_OTHER=other is not None,
+            HAS_BRANCH=branch_dtype is not None,
+            **settings,
+        )
     return dx, partial.sum(dim=0), d_branch
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from scratchlm.kernels.gpu.ahead import Configuration
 from scratchlm.kernels.gpu.support import require
+from scratchlm.kernels.rotate import rotate_reference
 
 HEADS = 4
 """Heads of a program: divides most models' numbers of heads, so that no lane is idle (12, 16, 20, 32)."""
@@ -89,7 +90,7 @@ def turn_kernel(
     seen = rows < num_rows
     inside = seen[:, None, None] & (heads < num_heads)[None, :, None] & (pairs < HALF)[None, None, :]
     source = (batch * stride_source_b + tokens.to(tl.int64) * stride_source_t)[:, None, None]
-    source += heads[None, :, None] * stride_source_n + pairs[None, None, :]
+    source += heads.to(tl.int64)[None, :, None] * stride_source_n + pairs[None, None, :]
     a = tl.load(source_ptr + source, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(source_ptr + source + HALF, mask=inside, other=0.0).to(tl.float32)
     if NORM:
@@ -102,7 +103,7 @@ def turn_kernel(
         cos, sin = load_angles(cos_ptr, sin_ptr, tokens, seen, HALF, BLOCK, TURN)
         a, b = a * cos - b * sin, a * sin + b * cos
     target = (batch * stride_target_b + tokens.to(tl.int64) * stride_target_t)[:, None, None]
-    target += heads[None, :, None] * stride_target_n + pairs[None, None, :]
+    target += heads.to(tl.int64)[None, :, None] * stride_target_n + pairs[None, None, :]
     tl.store(target_ptr + target, a.to(target_ptr.dtype.element_ty), mask=inside)
     tl.store(target_ptr + target + HALF, b.to(target_ptr.dtype.element_ty), mask=inside)
 
@@ -114,7 +115,8 @@ def rotate(
 ) -> Float[Tensor, "batch heads time d_head"]:
     """Return x with pair k of each vector turned by its position's angle; as kernels/rotate.py.
 
-    Vectors are read where they are; only if a vector's numbers are not neighbours is x copied first.
+    Vectors are read where they are; only if a vector's numbers are not neighbours is x copied first. The
+    kernel computes in float32: float64 is left to tensor operations.
 
     Raises:
         ValueError: The angles do not fit x, or the kernel cannot run where x is.
@@ -124,7 +126,7 @@ def rotate(
     if not torch.compiler.is_compiling():
         require("rotate", x, cos, sin)
     check_angles("rotate", cos, sin, num_tokens=x.shape[2], d_head=x.shape[3])
-    return _rotate(x, cos, sin, False)
+    return rotate_reference(x, cos, sin) if x.dtype == torch.float64 else _rotate(x, cos, sin, False)
 
 
 def check_angles(operation: str, cos: Tensor, sin: Tensor, *, num_tokens: int, d_head: int) -> None:
@@ -251,27 +253,28 @@ def _turn(
         return
     tile = tile_of(d_head, PAIRS if gains_2K is None else PAIRS_NORMED)
     grid = (triton.cdiv(batch * num_tokens, tile.tokens) * triton.cdiv(num_heads, tile.heads),)
-    turn_kernel[grid](
-        source_BTNK,
-        target_BTNK,
-        None if cos is None else cos.contiguous(),
-        None if sin is None else sin.contiguous(),
-        gains_2K,
-        batch * num_tokens,
-        num_tokens,
-        num_heads,
-        num_q_heads,
-        *source_BTNK.stride()[:3],
-        *target_BTNK.stride()[:3],
-        eps,
-        HALF=d_head // 2,
-        BLOCK=tile.pairs,
-        TOKENS=tile.tokens,
-        HEADS=tile.heads,
-        TURN=0 if cos is None else -1 if back else 1,
-        NORM=gains_2K is not None,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(source_BTNK):
+        turn_kernel[grid](
+            source_BTNK,
+            target_BTNK,
+            None if cos is None else cos.contiguous(),
+            None if sin is None else sin.contiguous(),
+            gains_2K,
+            batch * num_tokens,
+            num_tokens,
+            num_heads,
+            num_q_heads,
+            *source_BTNK.stride()[:3],
+            *target_BTNK.stride()[:3],
+            eps,
+            HALF=d_head // 2,
+            BLOCK=tile.pairs,
+            TOKENS=tile.tokens,
+            HEADS=tile.heads,
+            TURN=0 if cos is None else -1 if back else 1,
+            NORM=gains_2K is not None,
+            num_warps=WARPS,
+        )
 
 
 def configurations() -> list[Configuration]:
