@@ -45,12 +45,12 @@ class Compiled:
     shared_bytes: int
     """Shared memory of one block."""
     matrix_instructions: int
-    """wgmma.mma_async (sm_90) and mma.sync (before) in the PTX."""
+    """wgmma.mma_async (sm_90), tcgen05.mma (sm_100) and mma.sync (others) in the PTX."""
     ptx: str
 
 
 def compile_ahead(configuration: Configuration, capability: int = 90) -> Compiled:
-    """Compile for compute capability 9.0 (sm_90a) or another one, such as 80.
+    """Compile for compute capability 9.0 (sm_90a) or another one, such as 80 or 100.
 
     Pointers and integers named stride_... count as divisible by 16, as they are for aligned tensors.
 
@@ -74,21 +74,23 @@ def compile_ahead(configuration: Configuration, capability: int = 90) -> Compile
     source = ASTSource(kernel, signature, dict(configuration.constants), aligned)
     options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spilled = _assemble(made.asm["ptx"])
-    matrix = len(re.findall(r"wgmma\.mma_async|\bmma\.sync", made.asm["ptx"]))
+    registers, spilled = _assemble(made.asm["ptx"], capability)
+    matrix = len(re.findall(r"wgmma\.mma_async|tcgen05\.mma|\bmma\.sync", made.asm["ptx"]))
     return Compiled(registers, spilled, made.metadata.shared, matrix, made.asm["ptx"])
 
 
-def _assemble(ptx: str) -> tuple[int, int]:
+def _assemble(ptx: str, capability: int) -> tuple[int, int]:
     """Registers and spilled bytes of one thread, as NVIDIA's assembler states them."""
     from triton import knobs
 
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     assert target is not None, ptx[:200]
+    # from compute capability 10.0 on Triton takes an assembler of its own
+    assembler = knobs.nvidia.ptxas_blackwell if capability >= 100 else knobs.nvidia.ptxas
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
-        command = [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{path}.cubin"]
+        command = [assembler.path, "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{path}.cubin"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
     return max(map(int, re.findall(r"Used (\d+) registers", said))), spilled

@@ -7,7 +7,7 @@ that), fits the GPU's shared memory, and follows these reasons:
     num_warps           4: two programs share a multiprocessor and one computes exponentials while the other
                         multiplies; 8: where the sums that a program keeps need twice the registers
     num_stages          how many blocks are on their way from memory while one is computed
-    loads               descriptors from compute capability 9.0 on: they save the registers of the addresses
+    loads               descriptors on Hopper (9.0): they save the registers of the addresses
 """
 
 from collections.abc import Mapping
@@ -83,7 +83,8 @@ CROWDED: Mapping[str, Mapping[int, Mapping[int, Tile]]] = {
     },
     "backward_queries": {
         90: {64: Tile(64, 64, 4, 3, "descriptors"), 256: Tile(64, 32, 8, 2, "descriptors")},
-        80: {64: Tile(64, 64, 8, 2)},
+        80: {64: Tile(64, 32, 4, 2)},
+        0: {64: Tile(64, 32, 4, 2)},
     },
     "backward_keys": {90: {128: Tile(32, 128, 8, 2, "descriptors")}},
     "backward_one_pass": {90: {128: Tile(32, 64, 8, 2, "descriptors")}},
@@ -138,9 +139,10 @@ def is_crowded(masks: Masks, group: int = 1) -> bool:
 def table_of(capability: int) -> int:
     """Return which part of the table a compute capability uses; 0 is right for every GPU.
 
-    8.0 (A100), 9.0 (H100, H200) and 10.0 (B200) have 164 KB of shared memory and more, others 99 KB.
+    8.0 (A100) and 9.0 (H100, H200) have 164 KB of shared memory and more, others 99 KB. 10.0 (B200) and later
+    have more, too, but other matrix instructions: Hopper's tiles are unproven there.
     """
-    return {80: 80, 90: 90, 100: 90, 103: 90}.get(capability, 0)
+    return capability if capability in (80, 90) else 0
 
 
 def _at_least(tiles: Mapping[int, Tile], width: int) -> Tile:
@@ -148,7 +150,11 @@ def _at_least(tiles: Mapping[int, Tile], width: int) -> Tile:
 
 
 def attention_configurations(name: str, kernel: Any) -> list[Configuration]:
-    """Return a kernel with every tile of the table for Hopper: a causal mask, none, every mask at once."""
+    """Return a kernel with every tile of the table for Hopper.
+
+    Each with a causal mask, with none, and with every mask at once; the commonest width also with each mask
+    alone and in float16; and heads that are narrower than a tile or padded to it.
+    """
     some = torch.empty(0)
     every = Masks(True, 1, 1.0, some, some)
     groups = (1, 4) if name in ("backward_keys", "backward_one_pass") else (1,)
@@ -165,6 +171,11 @@ def attention_configurations(name: str, kernel: Any) -> list[Configuration]:
         if width <= 128:
             tile = FLOAT32_TILES[name][width]
             made.append(configuration(name, kernel, tile, width=width, masks=Masks(), dtype="fp32"))
+    alone = (Masks(window=1), Masks(softcap=1.0), Masks(slopes=some), Masks(documents=some))
+    cases = [(64, masks, "bf16") for masks in alone] + [(64, Masks(), "fp16")]
+    for width, masks, dtype in [*cases, *((width, Masks(), "bf16") for width in (16, 32, 80))]:
+        tile = tile_of(name, 90, padded(width), crowded=is_crowded(masks))
+        made.append(configuration(name, kernel, tile, width=width, masks=masks, dtype=dtype))
     unique = {one.name: one for one in made}
     return list(unique.values())
 
@@ -177,7 +188,8 @@ def configuration(
     walks_over_keys = name in ("forward", "backward_queries")
     types = dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), f"*{dtype}")
     types |= dict.fromkeys(("lse", "delta", "slopes"), "*fp32")
-    types |= dict.fromkeys(("documents", "lowest", "highest"), "*i32") | {"softcap": "fp32"}
+    # int64 as data/packing.py numbers them
+    types |= dict.fromkeys(("documents", "lowest", "highest"), "*i64") | {"softcap": "fp32"}
     if name == "backward_one_pass":
         types["dq"] = "*fp32"
     if described:

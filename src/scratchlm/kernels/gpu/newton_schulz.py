@@ -54,7 +54,7 @@ TILES = {
     # 164 kB of shared memory: half of the columns at a time
     80: (Tile(64, 32, 4, 4), Tile(128, 32, 8, 4)),
 }
-"""Compute capability -> the tiles for matrices of up to 64 rows and for larger ones."""
+"""Compute capability -> the tiles for matrices of up to 64 rows and for larger ones; 80: all but Hopper."""
 
 PRODUCTS = (torch.bfloat16, torch.float16)
 """What matrix instructions multiply without loss; float32 they would round, so torch multiplies it."""
@@ -151,8 +151,8 @@ def multiply_by_own_transpose(
 
 def choose_tile(rows: int, device: torch.device) -> Tile:
     """The tile for matrices of `rows` rows on a device."""
-    newest = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
-    small, large = TILES[90 if newest else 80]
+    hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
+    small, large = TILES[90 if hopper else 80]
     return small if rows <= small.rows else large
 
 
