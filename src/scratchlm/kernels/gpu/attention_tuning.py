@@ -1,9 +1,11 @@
 """Attention's arguments come in, the tiles that were fastest for them on this GPU go out.
 
 The table in attention_tiles.py holds for every GPU of its kind; which tile is fastest also depends on the
-lengths, the number of heads and the driver. Here the first call with new arguments tries all candidates, each
-kernel by itself, and remembers the best: some two dozen compilations a kernel, and nothing from then on.
-Choosing attention=triton_tuned asks for it; nothing else does.
+lengths, the number of heads and the driver. Here the first call with new arguments tries all candidates, one
+kernel after the other, and remembers the best: some two dozen compilations a kernel, and nothing from then
+on. The forward kernel is timed by itself. The two of the backward pass need each other's memory, so the whole
+pass is timed, while one kernel's tile changes and the other's stays. Choosing attention=triton_tuned asks for
+it; nothing else does.
 
 Arguments count as the same when widths, dtype and masks are the same and the lengths are equal rounded up to
 a power of two, so that a text that grows does not measure at every step.
