@@ -22,6 +22,17 @@ def test_rms_norm_and_its_gradients_equal_the_twin(gain, dtype):
         torch.testing.assert_close(mine, expected)
 
 
+@pytest.mark.parametrize("kinds", [(torch.float64, torch.float64), (torch.bfloat16, torch.bfloat16)])
+def test_gain_and_vectors_may_be_of_any_one_format(kinds):
+    """float64 keeps its precision: gradients are checked against differences."""
+    x = torch.randn(3, 8, dtype=kinds[0], requires_grad=True)
+    weight = torch.randn(8, dtype=kinds[1], requires_grad=True)
+    if kinds[0] == torch.float64:
+        torch.autograd.gradcheck(rms_norm, (x, weight))
+    gradients = torch.autograd.grad(rms_norm(x, weight).sum(), (x, weight))
+    assert [gradient.dtype for gradient in gradients] == list(kinds)
+
+
 @pytest.mark.parametrize("name", ["plain", "reference"])
 def test_rms_norm_equals_torch(name):
     x, weight = torch.randn(3, 4, 16), torch.randn(16)

@@ -92,21 +92,21 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype | None) -> Tensor:
-        x_f32 = x.float()
+        x_wide = x.to(torch.promote_types(x.dtype, torch.float32))
         # the norm reads x once and keeps no table of squares
-        length = torch.linalg.vector_norm(x_f32, dim=-1, keepdim=True)
+        length = torch.linalg.vector_norm(x_wide, dim=-1, keepdim=True)
         r = torch.rsqrt(length.square() / x.shape[-1] + eps)
         ctx.save_for_backward(x, r, weight)
-        y = x_f32 * r
+        y = x_wide * r
         return (y if weight is None else y.mul_(weight)).to(dtype or x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, r, weight = ctx.saved_tensors
-        dy, x_f32 = gradients[0].float(), x.float()
-        product = dy * x_f32
+        dy, x_wide = gradients[0].to(r.dtype), x.to(r.dtype)
+        product = dy * x_wide
         dw = None if weight is None else (product.flatten(0, -2).T @ r.flatten()).to(weight.dtype)
-        along = product.sum(dim=-1) if weight is None else product @ weight
+        along = product.sum(dim=-1) if weight is None else product @ weight.to(r.dtype)
         dx = dy * r if weight is None else (dy * weight).mul_(r)
-        dx.addcmul_(x_f32, r.pow(3) * along.unsqueeze(-1), value=-1 / x.shape[-1])
+        dx.addcmul_(x_wide, r.pow(3) * along.unsqueeze(-1), value=-1 / x.shape[-1])
         return dx.to(x.dtype), dw, None, None
