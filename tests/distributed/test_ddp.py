@@ -84,8 +84,50 @@ for name in DATA_PARALLEL.names():
     results[name] = model.module.seldom_used.grad.tolist()
 total = torch.tensor([float(processes.rank)])
 distributed.all_reduce(total)
+
+def attempt(model, *numbers, last=contextlib.nullcontext):
+    model.zero_grad()
+    try:
+        for number in numbers[:-1]:
+            model(torch.full((1, 2), number)).sum().backward()
+        with last():
+            model(torch.full((1, 2), numbers[-1])).sum().backward()
+        model.finish_gradient_synchronization()
+    except ValueError as error:
+        model.start_batch()
+        return str(error)
+    return model.module.weight.grad.tolist()
+
+late = {}
+for name in DATA_PARALLEL.names():
+    model = DATA_PARALLEL.build(name, Linear(2, 1, bias=False))
+    late[name] = [attempt(model, 1.0, 10.0), attempt(model, 1.0, 10.0, last=model.no_synchronization)]
+    model(torch.full((1, 2), 7.0)).sum().backward()  # no step follows
+    late[name].append(attempt(model, 1.0))
+    model.zero_grad()
+    model(torch.full((1, 2), 7.0)).sum().backward()
+    model.zero_grad()
+    model.start_batch()
+    late[name].append(attempt(model, 1.0))
+    model = DATA_PARALLEL.build(name, Model())
+    for used in (processes.rank == 1, False):  # one process sends buckets that the other one holds back
+        model.zero_grad()
+        model.start_batch()
+        model(torch.ones(2, 8), used).sum().backward()
+    model.finish_gradient_synchronization()
+    late[name].append([p.grad is None for p in (model.module.seldom_used, model.module.first.weight)])
+    mine = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")).item()
+    norms = [mine, model.clip_gradients(0.5).item(), model.gradient_norm().item()]
+    large = DATA_PARALLEL.build(name, Linear(2, 1, bias=False).half())
+    (large.module.weight * 40000).sum().backward()
+    large.finish_gradient_synchronization()
+    late[name] += [norms, large.module.weight.grad.tolist()]
+transposed = Linear(2, 3)
+transposed.weight = Parameter(torch.full((2, 3), float(processes.rank)).t())
+transposed = DATA_PARALLEL.build("flat", transposed).module.weight.tolist()
 processes.close()
-print(json.dumps({"results": results, "alone": alone, "sum": total.item()}))
+print(json.dumps({"results": results, "alone": alone, "sum": total.item(), "late": late,
+                  "transposed": transposed}))
 """
 )
 
@@ -93,15 +135,25 @@ DIFFERENT = (
     MODEL
     + """
 processes = Processes.from_environment(timeout_seconds=60)
-model = Model()
-if processes.rank == 1:
-    model.extra = Parameter(torch.zeros(3))
-try:
-    DATA_PARALLEL.build("flat", model)
-except ValueError as error:
-    processes.barrier()
-    processes.close()
-    print(json.dumps(str(error)))
+messages = []
+for difference in ("more", "order", "frozen", "buffer"):
+    model = Model()
+    if processes.rank == 1:
+        if difference == "more":
+            model.extra = Parameter(torch.zeros(3))
+        if difference == "order":
+            model._parameters["frozen"] = model._parameters.pop("frozen")
+        if difference == "frozen":
+            model.wide.requires_grad_(False)
+        if difference == "buffer":
+            model.register_buffer("shift", torch.zeros(9))
+    try:
+        DATA_PARALLEL.build("flat", model)
+    except ValueError as error:
+        messages.append(str(error))
+processes.barrier()
+processes.close()
+print(json.dumps(messages))
 """
 )
 
@@ -156,8 +208,58 @@ def test_a_gradient_of_one_process_counts_as_zero_on_the_others_and_none_stays_n
 
 
 def test_another_model_on_one_process_is_refused_by_name():
-    messages = run(DIFFERENT)
-    assert all("process 1 has other parameters than process 0 (extra)" in message for message in messages)
+    for messages in run(DIFFERENT):
+        more, order, frozen, buffer = (
+            message.removeprefix("process 1 has another model than process 0: ") for message in messages
+        )
+        assert more.startswith("parameter extra (3,) torch.float32 requires_grad=True where process 0 has ")
+        assert order.startswith("parameter wide (8,) torch.float64 ")
+        assert "where process 0 has parameter frozen (8,) torch.float32 requires_grad=False;" in order
+        assert frozen.startswith("parameter wide (8,) torch.float64 requires_grad=False where process 0 has ")
+        assert buffer.startswith("buffer shift (9,) torch.float32 where process 0 has buffer shift (8,)")
+        assert all("build the same model, with the same settings" in message for message in messages)
+
+
+AT_ONCE = {"per_parameter": True, "flat": True, "bucketed": False, "overlapped": False}
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_a_gradient_that_comes_after_it_was_sent_counts_or_is_an_error(everyone, name):
+    for result in everyone:
+        two, quiet, unfinished, *_ = result["late"][name]
+        if AT_ONCE[name]:
+            assert two == quiet == [[11.0, 11.0]]
+            assert unfinished == [[1.0, 1.0]]
+            continue
+        for message in (two, quiet, unfinished):
+            assert message.startswith("weight: a gradient came after this batch's was sent.")
+            assert "no_synchronization()" in message
+            assert "call model.start_batch() on every process" in message
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_a_skipped_step_leaves_nothing_after_start_batch(everyone, name):
+    for result in everyone:
+        assert result["late"][name][3] == [[1.0, 1.0]]
+        assert result["late"][name][4] == [True, False], "the batch that was dropped is still there"
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_norms_and_clipping_agree_with_torch(everyone, name):
+    for result in everyone:
+        expected, before, after = result["late"][name][5]
+        assert before == pytest.approx(expected, rel=1e-6)
+        assert before > 0.5
+        assert after == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_the_mean_of_large_float16_gradients_is_finite(everyone, name):
+    assert all(result["late"][name][6] == [[40000.0, 40000.0]] for result in everyone)
+
+
+def test_a_transposed_weight_begins_as_on_process_0(everyone):
+    assert all(result["transposed"] == [[0.0] * 2] * 3 for result in everyone)
 
 
 def test_buckets_are_filled_from_the_last_parameter_on():

@@ -47,8 +47,13 @@ def step(model, optimizer, rows, number, synchronize, parts=1):
         logits = model(piece)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), piece.roll(-1, 1).flatten())
         (losses / parts).backward()
+    before_synchronizing.append(whole_weights(model))
     synchronize()
     optimizer.step()
+
+def whole_weights(model):
+    """Bytes of whole weights that a process holds now."""
+    return sum(e._buffer.untyped_storage().nbytes() for e in getattr(model, "_sharded", {}).values())
 
 def adamw(model):
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
@@ -60,7 +65,7 @@ processes = Processes.from_environment(timeout_seconds=60)
 size = 8 // processes.world_size
 mine = slice(processes.rank * size, (processes.rank + 1) * size)
 SELECT = {"tied": (Linear, Embedding), "transformer": lambda part: isinstance(part, Block)}
-results = {}
+results, before_synchronizing = {}, []
 for name, select in SELECT.items():
     torch.manual_seed(0)
     alone = make(name)
@@ -74,10 +79,11 @@ for name, select in SELECT.items():
         optimizer = adamw(model)
         for number in range(3):
             step(model, optimizer, mine, number, model.finish_gradient_synchronization, parts)
+        held = [before_synchronizing[-1], whole_weights(model)]
         with torch.no_grad():
             model(torch.zeros(1, 6, dtype=torch.int64))
         result[kind] = weights(model.full_parameters())
-        result["buffers " + kind] = sum(e._buffer.untyped_storage().nbytes() for e in model._sharded.values())
+        result["buffers " + kind] = [*held, whole_weights(model)]
     result["own"] = sum(p.numel() for p in model.parameters())
     result["shapes"] = all(p.grad.shape == p.shape and p.grad.dtype == p.dtype
                            for p in model.module.parameters() if p.requires_grad)
@@ -96,12 +102,16 @@ for name, select in SELECT.items():
     result["bit for bit"] = all(torch.equal(full[key], value) for key, value in expected.items())
     results[name] = result
 
-torch.manual_seed(0)
-half = FullySharded(Tied(), (Linear, Embedding), compute_dtype=torch.bfloat16)
-optimizer = adamw(half)
-for number in range(3):
-    step(half, optimizer, mine, number, half.finish_gradient_synchronization)
-results["bfloat16"] = weights(half.full_parameters())
+# plain gradient descent: a change of the weights is a sum of gradients, whatever their size
+changes = {}
+for dtype in (None, torch.bfloat16):
+    torch.manual_seed(0)
+    half = FullySharded(Tied(), (Linear, Embedding), compute_dtype=dtype)
+    start = half.full_parameters()
+    optimizer = torch.optim.SGD(half.parameters(), lr=0.1)
+    for number in range(3):
+        step(half, optimizer, mine, number, half.finish_gradient_synchronization)
+    changes[str(dtype)] = {k: (v - start[k]).tolist() for k, v in half.full_parameters().items()}
 formats = sorted({str(p.dtype) for p in half.parameters()} | {str(p.grad.dtype) for p in half.parameters()
                                                              if p.grad is not None})
 
@@ -125,7 +135,8 @@ for select, settings in (((LayerNorm,), {}), ((Linear,), {"prefetch": -1})):
         messages.append(str(error))
 processes.barrier()
 processes.close()
-print(json.dumps({"results": results, "formats": formats, "held": held, "messages": messages}))
+print(json.dumps({"results": results, "formats": formats, "changes": changes, "held": held,
+                  "messages": messages}))
 '''
 
 
@@ -150,6 +161,7 @@ def test_equals_one_process_with_all_rows(everyone, model, kind):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_equal_rows_give_the_bits_of_one_process(everyone, model):
+    assert len(everyone) in (2, 4), "the mean of equal numbers is exact for powers of two only"
     assert all(result["results"][model]["bit for bit"] for result in everyone)
 
 
@@ -166,7 +178,8 @@ def test_each_process_keeps_its_share_and_gives_back_what_it_borrowed(everyone, 
         everything = sum(torch.tensor(w).numel() for name, w in found["alone"].items() if "head" not in name)
         assert found["own"] < everything * (0.75 if len(everyone) == 2 else 0.55)
         assert found["shapes"]
-        assert [found[f"buffers {kind}"] for kind in ("sharded", "no prefetch", "accumulated")] == [0, 0, 0]
+        for kind in ("sharded", "no prefetch", "accumulated"):
+            assert found[f"buffers {kind}"] == [0, 0, 0], "after backward, after the step, after evaluation"
 
 
 def test_whole_weights_exist_for_the_layer_that_computes_and_two_more(everyone):
@@ -178,10 +191,14 @@ def test_whole_weights_exist_for_the_layer_that_computes_and_two_more(everyone):
 def test_a_compute_dtype_changes_the_products_but_not_the_master_weights(everyone):
     for result in everyone:
         assert result["formats"] == ["torch.float32"]
-        for name, expected in result["results"]["tied"]["sharded"].items():
-            found = torch.tensor(result["results"]["bfloat16"][name])
-            assert not torch.equal(found, torch.tensor(expected)) or name.startswith("frozen")
-            torch.testing.assert_close(found, torch.tensor(expected), rtol=0.2, atol=0.1, msg=name)
+        for name, expected in result["changes"]["None"].items():
+            expected, found = torch.tensor(expected), torch.tensor(result["changes"]["torch.bfloat16"][name])
+            if name.startswith("frozen"):
+                assert found.abs().max() == expected.abs().max() == 0
+                continue
+            assert not torch.equal(found, expected), name
+            # bfloat16 keeps 8 bits: single numbers are off by up to 1/256, three layers by some percent
+            assert (found - expected).norm() < 0.1 * expected.norm(), name
 
 
 def test_nothing_to_shard_and_a_negative_prefetch_are_refused(everyone):

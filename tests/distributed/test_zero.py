@@ -10,11 +10,12 @@ from scratchlm.distributed.zero import deal, shared_bytes
 pytestmark = pytest.mark.distributed
 
 SCRIPT = '''
-import json
+import contextlib, json, time, weakref
 import torch
 from torch.nn import Linear, Module, Parameter
 from scratchlm.distributed import Processes
 from scratchlm.distributed.ddp import DATA_PARALLEL
+from scratchlm.distributed import zero
 from scratchlm.distributed.zero import ShardedGradients, ShardedOptimizer
 from scratchlm.optim import OPTIMIZERS
 
@@ -44,7 +45,6 @@ def train(model, optimizer, rows, synchronize, first, last):
             group["lr"] = 0.02 / (1 + step)
         optimizer.zero_grad(set_to_none=True)
         model(x[rows]).square().mean().backward()
-        held.append(sum(p.grad is not None for p in model.parameters()))
         synchronize()
         grads.append(sum(p.grad.numel() for p in model.parameters() if p.grad is not None))
         optimizer.step()
@@ -60,7 +60,7 @@ processes = Processes.from_environment(timeout_seconds=60)
 size = 8 // processes.world_size
 mine = slice(processes.rank * size, (processes.rank + 1) * size)
 nothing = lambda: None
-results, held, grads = {}, [], []
+results, grads = {}, []
 for name, make in {
     "torch": (lambda params, **settings: torch.optim.AdamW(params, **settings)),
     "sgd": (lambda params, **settings: torch.optim.SGD(params, momentum=0.9, **settings)),
@@ -110,12 +110,81 @@ try:
     again.load_state_dict({"state": {}, "param_groups": [{"params": [0]}]})
 except ValueError as error:
     misfit = str(error)
-loads = [sum(p.numel() for p, owner in again.owners.items() if owner == rank)
+loads = [sum(p.numel() for p, owner in again.owners.items() if owner == rank and p.requires_grad)
          for rank in range(processes.world_size)]
+
+def deep():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(*[Linear(50, 50, bias=False) for _ in range(12)])
+    for parameter in layers.parameters():
+        parameter.data *= 3**0.5  # activations keep their size
+    return layers
+x = torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
+alone = deep()
+alone(x).square().mean().backward()
+norms = [torch.nn.utils.clip_grad_norm_(alone.parameters(), 0.01).item()]
+layers = deep()
+share = ShardedOptimizer(layers.parameters(), torch.optim.SGD, lr=0.1)
+wrapped = ShardedGradients(layers, share, bucket_mb=0.01)
+def backward(rows=mine):
+    wrapped(x[rows]).square().mean().backward()
+attempts = []
+for last in (contextlib.nullcontext, wrapped.no_synchronization):
+    try:
+        backward()
+        with last():
+            backward()
+    except ValueError as error:
+        attempts.append(str(error))
+    wrapped.start_batch()
+    wrapped.zero_grad()
+backward(slice(0, 1))  # no step follows
+wrapped.zero_grad()
+wrapped.start_batch()
+
+copies, held, concatenate = [], [], torch.cat
+def watched(*arguments):
+    copies.append(weakref.ref(found := concatenate(*arguments)))
+    held.append(sum(copy().numel() for copy in copies if copy() is not None))
+    return found
+torch.cat, zero.BUCKET_MB = watched, 0.01
+backward()
+def num_copied():
+    time.sleep(0.02)  # gloo's own thread lets go of a message a moment after it has arrived
+    return sum(copy().numel() for copy in copies if copy() is not None)
+held_after = min(num_copied() for _ in range(50))
+held_after += sum(p.grad.numel() for p in layers.parameters() if p.grad is not None)
+wrapped.finish_gradient_synchronization()
+most = [max(held)]
+norms += [wrapped.clip_gradients(0.01).item(), wrapped.gradient_norm().item()]
+close = [torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-8)
+         for p, q in zip(layers.parameters(), alone.parameters()) if p.grad is not None]
+held.clear()
+share.step()
+most.append(max(held))
+torch.cat = concatenate
+torch.optim.SGD(alone.parameters(), lr=0.1).step()
+moved = all(torch.allclose(p, q, atol=1e-6) for p, q in zip(layers.parameters(), alone.parameters()))
+
+class Counting(torch.optim.SGD):
+    """Changes its groups itself."""
+
+    def step(self):
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+        super().step()
+
+frozen = Parameter(torch.full((3,), float(processes.rank)), requires_grad=False)
+counting = ShardedOptimizer([{"params": [frozen, Parameter(torch.zeros(3))], "steps": 0}], Counting, lr=0.1)
+for _ in range(3):
+    counting.step()
+steps = [counting.param_groups[0]["steps"], counting.state_dict()["param_groups"][0]["steps"]]
 processes.barrier()
 processes.close()
 print(json.dumps({"results": results, "calls": len(calls), "returned": returned, "refused": refused,
-                  "misfit": misfit, "loads": loads, "added": added.tolist()}))
+                  "misfit": misfit, "loads": loads, "added": added.tolist(), "attempts": attempts,
+                  "norms": norms, "close": close, "moved": moved, "held after": held_after, "most": most,
+                  "steps": steps, "frozen": frozen.tolist()}))
 '''
 
 
@@ -173,6 +242,42 @@ def test_closures_groups_that_come_later_and_errors(everyone):
         assert "does not have weight, bias; give it every parameter that is trained" in result["refused"]
         assert "the saved optimizer has groups of [1] parameters, this one of" in result["misfit"]
         assert max(result["loads"]) - min(result["loads"]) <= 64
+
+
+def test_in_stage_2_copies_of_gradients_do_not_outlive_their_journey(everyone):
+    layer, layers = 50 * 50, 12
+    for result in everyone:
+        own = layers // len(everyone) * layer
+        assert result["held after"] <= own + 2 * (layer + 1)
+        # two on their way, one that is being made, one that gloo's own thread still holds
+        assert result["most"][0] <= 4 * (layer + 1)
+
+
+def test_parameters_travel_two_buckets_at_a_time(everyone):
+    assert all(result["most"][1] <= 4 * 50 * 50 for result in everyone), "as above"
+
+
+def test_a_second_backward_pass_is_refused_and_a_skipped_one_forgotten(everyone):
+    for result in everyone:
+        assert len(result["attempts"]) == 2
+        assert all("a gradient came after this batch's was sent" in message for message in result["attempts"])
+        assert result["moved"]
+
+
+def test_clipping_sees_the_gradients_of_all_owners(everyone):
+    for result in everyone:
+        expected, before, after = result["norms"]
+        assert before == pytest.approx(expected, rel=1e-5)
+        assert before > 0.011
+        assert after == pytest.approx(0.01, rel=1e-3)
+        assert len(result["close"]) == 12 // len(everyone)
+        assert all(result["close"])
+
+
+def test_settings_that_the_optimizer_changes_hold_and_frozen_parameters_stay(everyone):
+    for rank, result in enumerate(everyone):
+        assert result["steps"] == [3, 3]
+        assert result["frozen"] == [float(rank)] * 3
 
 
 def test_parameters_go_to_the_process_that_has_the_least():

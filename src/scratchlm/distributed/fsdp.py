@@ -12,24 +12,33 @@ N processes with AdamW, instead of 16 P. The price is traffic: parameters travel
 of what data parallelism sends, hidden behind the computation of other layers.
 
 A sharded parameter is a vector: the whole tensor's numbers in order, cut in N equal pieces, the last one
-filled up with zeros. The optimizer sees these shards, in float32; whole weights may be in another format (the
-compute dtype), gradients are added up in the shards'. Autograd keeps a reference to the whole weight for the
-backward pass; its memory is given back in between and filled again just in time. Parameters outside the
-selected modules stay whole on every process, and their gradients are averaged as in ddp.py. Every process
-must run the same modules in the same order.
+filled up with zeros, in the number format of the module that came in (float32, unless it was converted).
+Whole weights may be in another format, the compute dtype; gradients are added up in the shards'. The
+optimizer sees vectors: decide by name, before wrapping, which parameters are matrices that decay, and build
+the groups from `model.module.named_parameters()` afterwards. Muon and others that look at whole matrices do
+not work on shards: take zero.py. Clip with `clip_gradients`; torch's clip_grad_norm_ sees one shard of each.
+
+Autograd keeps a reference to the whole weight for the backward pass; its memory is given back in between and
+filled again when the gradient of the module's output is there. Parameters outside the selected modules stay
+whole on every process, and their gradients are averaged as in ddp.py. Every process must run the same modules
+in the same order. A weight is whole only while its selected module runs: others read the vector.
 
 Source: Zhao et al. 2023, "PyTorch FSDP", https://arxiv.org/abs/2304.11277; Rajbhandari et al. 2020 (ZeRO
 stage 3), https://arxiv.org/abs/1910.02054. One shard for each parameter, not one for a whole layer.
 """
 
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.graph import register_multi_grad_hook
 from torch.nn import Module, Parameter
+from torch.utils._pytree import tree_leaves
 
-from scratchlm.distributed.ddp import DataParallel, fill_buckets, finish, start
+from scratchlm.distributed.ddp import DataParallel, average_gradients
 
 PREFETCH = 2
 """Layers whose weights travel ahead of the one that computes; the course asks for two."""
@@ -56,9 +65,11 @@ class FullySharded(DataParallel):
         Args:
             module: The same architecture on every process.
             shard: Types of modules, or a predicate; all parameters inside such a module are cut, and are
-                whole while it computes. In nested ones, the innermost selected module counts.
-            compute_dtype: Number format of whole weights and of the inputs of sharded modules; None for the
-                parameters' own.
+                whole while it computes. In nested ones, the innermost selected module counts. A selected
+                module returns tensors, or lists, tuples and dicts of them, and takes as arguments what needs
+                a gradient.
+            compute_dtype: Number format of whole weights and of the floating-point tensors that sharded
+                modules take as arguments; None for the parameters' own.
             prefetch: Layers whose weights are fetched ahead, at least 0.
 
         Raises:
@@ -68,124 +79,236 @@ class FullySharded(DataParallel):
         if prefetch < 0:
             raise ValueError(f"prefetch={prefetch}: must be at least 0; 0 fetches weights when needed.")
         self.compute_dtype, self.prefetch = compute_dtype, prefetch
-        self._order: list[_Unit] = []
-        """Sharded modules in the order of this forward pass."""
-        self._previous: list[_Unit] = []
-        """The same of the pass before: what follows which."""
-        parts = [part for part in module.modules() if _is_selected(part, shard)]
+        # selected modules: as this forward pass came to them, as the one before did, as this one left them
+        self._order, self._previous, self._returned = [], [], []
+        # parameters whose gradients travel: of the module that backward is in, and of the one before
+        self._newest, self._older = [], []
+        is_selected = (lambda part: isinstance(part, shard)) if isinstance(shard, tuple) else shard
+        parts = {part: name for name, part in module.named_modules() if is_selected(part)}
         cut: dict[Parameter, _Sharded] = {}
-        for part in parts:
-            self._shard(part, set(parts) - {part}, cut)
+        self._units = [self._shard(part, parts.keys() - {part}, cut) for part in parts]
         if not cut:
             raise ValueError("no parameter was selected to be sharded; name the types of the big layers.")
         self._sharded = {entry.shard: entry for entry in cut.values()}
         self._trained = [p for p in module.parameters() if p.requires_grad and p not in self._sharded]
+        for unit, (part, name) in zip(self._units, parts.items(), strict=True):
+            unit.name = f"{name or 'the whole module'} ({type(part).__name__})"
+            unit.watched = [self._sharded[p].whole for p in part.parameters() if p.requires_grad]
 
     def forward(self, *arguments: Any, **settings: Any) -> Any:
         """Return what the module returns."""
+        if _backward_pass() is None:  # otherwise a checkpoint computes this pass once more
+            self._give_back()
+            self._previous, self._order, self._returned = self._order, [], []
+        try:
+            return self.module(*arguments, **settings)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            error.add_note(
+                "FullySharded: if a weight's shape is wrong here, a module reads the weight of another one "
+                "whose forward does not run, and sees this process's shard; select the module that reads."
+            )
+            raise
+
+    def start_batch(self) -> None:
+        """Forget gradients on their way; on every process, after a backward pass that no step follows."""
         for entry in self._sharded.values():
-            entry.free()  # what an interrupted pass left is out of date
-        self._previous, self._order = self._order, []
-        return self.module(*arguments, **settings)
+            entry.forget_gradient()
+        self._give_back()
 
     def finish_gradient_synchronization(self) -> None:
         """Wait for the shards' gradients; average those of the parameters that are whole everywhere."""
         for entry in self._sharded.values():
-            entry.finish_gradient(self.world_size)
-            entry.free()
-        finish([start(bucket) for bucket in fill_buckets(self._trained, None)], self.world_size)
+            if entry.kept is not None:  # no backward pass came to it outside no_synchronization
+                entry.send_gradient()
+        for entry in self._sharded.values():
+            entry.receive_gradient()
+        self._give_back()
+        average_gradients(self._trained)
+
+    def gradient_norm(self) -> Tensor:
+        """Return the length of all mean gradients, the shards of all processes; as `DataParallel`."""
+        return self._norm_of_shares(whole=self._trained, shares=self._sharded)
 
     @torch.no_grad()
     def full_parameters(self) -> dict[str, Tensor]:
         """Return every parameter whole, by its name in the module; every process must call it."""
-        found: dict[str, Tensor] = {}
-        for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            entry = self._sharded.get(parameter)
-            found[name] = parameter.detach().clone() if entry is None else entry.values()
-        return found
+        self._give_back()
+        named, cut = self.module.named_parameters(remove_duplicate=False), self._sharded
+        return {name: cut[p].gather_whole() if p in cut else p.clone() for name, p in named}
 
-    def _shard(self, part: Module, others: set[Module], cut: dict[Parameter, "_Sharded"]) -> None:
+    def _shard(self, part: Module, others: set[Module], cut: dict[Parameter, "_Sharded"]) -> "_Unit":
         """Cut a module's parameters; borrow them whole around its forward and before its backward."""
-        unit = _Unit()
+        entries: dict[_Sharded, None] = {}
         for holder in _inside(part, others):
-            for name, whole in holder._parameters.items():
-                if whole is None:
+            for key, whole in holder._parameters.items():
+                if whole is None:  # a bias that is left out
                     continue
-                if whole not in cut:  # a tied parameter is cut once
-                    cut[whole] = _Sharded(whole, self.compute_dtype)
-                unit.places.append((holder, name, cut[whole]))
-        for holder, name, entry in unit.places:
-            holder._parameters[name] = entry.shard
-        if unit.places:
-            part.register_forward_pre_hook(lambda module, inputs: self._before(unit, inputs))
-            part.register_forward_hook(lambda module, inputs, output: self._after(unit, output))
+                if whole not in cut:  # one that is tied, or inside two selected modules, is cut once
+                    entry = _Sharded(whole, self.compute_dtype)
+                    cut[whole] = cut[entry.shard] = entry
+                    if whole.requires_grad:
+                        is_ready = partial(self._gradient_is_ready, entry)
+                        entry.whole.register_post_accumulate_grad_hook(is_ready)
+                entries[cut[whole]] = None
+                cut[whole].places.add((holder, key))
+        for entry in entries:
+            entry.put(entry.shard)
+        unit = _Unit(list(entries))
+        if entries:
+            before, after = (lambda _, *a: self._before(unit, *a)), (lambda _, *a: self._after(unit, *a))
+            part.register_forward_pre_hook(before, with_kwargs=True)
+            part.register_forward_hook(after, with_kwargs=True, always_call=True)
+        return unit
 
-    def _before(self, unit: "_Unit", inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        self._order.append(unit)
+    def _before(
+        self, unit: "_Unit", inputs: tuple[Any, ...], settings: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         unit.fetch()
-        self._fetch_ahead(unit, self._previous)
-        for holder, name, entry in unit.places:
-            holder._parameters[name] = entry.wait()  # a plain tensor: past Module's check on purpose
-        if self.compute_dtype is None:
-            return inputs
-        return tuple(
-            x.to(self.compute_dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
-        )
+        if _backward_pass() is None:  # otherwise a checkpoint computes this module once more
+            self._order.append(unit)
+            self._fetch_ahead(unit, self._previous)
+        unit.open()
+        convert = partial(_converted, dtype=self.compute_dtype)
+        return tuple(map(convert, inputs)), {key: convert(value) for key, value in settings.items()}
 
-    def _after(self, unit: "_Unit", output: Any) -> None:
-        for holder, name, entry in unit.places:
-            holder._parameters[name] = entry.shard
-            entry.free()
-        for tensor in output if isinstance(output, tuple) else (output,):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(lambda gradient: self._before_backward(unit))
+    def _after(self, unit: "_Unit", inputs: tuple[Any, ...], settings: dict[str, Any], output: Any) -> None:
+        """Also after an exception: one ends every forward that a checkpoint runs a second time."""
+        recomputes = _backward_pass() is not None
+        unit.close(free=not recomputes)  # what is computed again is needed right away
+        returned = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+        done = not recomputes and sys.exc_info()[0] is None
+        if done and not returned and torch.is_grad_enabled() and unit.watched:
+            raise ValueError(
+                f"{unit.name} returned {type(output).__name__} without tensors: it is unknown when backward "
+                "needs its weights; return tensors or lists, tuples, dicts of them, or select modules inside."
+            )
+        call = object()
+        for tensor in (waiting := [tensor for tensor in returned if tensor.requires_grad]):
+            tensor.register_hook(lambda gradient: self._before_backward(unit, call))
+        if waiting:
+            unit.free_frozen_after(call, tree_leaves((inputs, settings)))
+            self._returned += [] if recomputes else [unit]
 
-    def _before_backward(self, unit: "_Unit") -> None:
+    def _before_backward(self, unit: "_Unit", call: object) -> None:
+        for entry in self._older if self._newest else ():  # two modules' gradients travel, not all
+            entry.receive_gradient()
+        self._older, self._newest = self._newest or self._older, []
         unit.fetch()
-        self._fetch_ahead(unit, self._order[::-1])
-        for _, _, entry in unit.places:
-            entry.wait()
+        self._fetch_ahead(unit, self._returned[::-1])
+        unit.begin_backward(call)
+
+    def _gradient_is_ready(self, entry: "_Sharded", whole: Tensor) -> None:
+        entry.keep_gradient()
+        if self._synchronizes:
+            entry.send_gradient()
+            self._newest.append(entry)
+        entry.free()
 
     def _fetch_ahead(self, unit: "_Unit", order: list["_Unit"]) -> None:
         """Begin to fetch the weights of the modules that follow."""
-        if unit in order:
-            place = order.index(unit) + 1
-            for following in order[place : place + self.prefetch]:
-                following.fetch()
+        place = order.index(unit) + 1 if unit in order else len(order)
+        for following in order[place : place + self.prefetch]:
+            following.fetch()
+
+    def _give_back(self) -> None:
+        """Put the shards back in their places, also where a pass was interrupted; free all whole weights."""
+        self._newest, self._older = [], []
+        for entry in self._sharded.values():
+            entry.users = 0
+            entry.calls.clear()
+            entry.put(entry.shard)
+            entry.free()
+        for unit in self._units:
+            unit.forget()
 
 
 class _Unit:
-    """A selected module's sharded parameters, each with the module that holds it and its name there."""
+    """A selected module's sharded parameters."""
 
-    def __init__(self) -> None:
-        self.places: list[tuple[Module, str, _Sharded]] = []
+    def __init__(self, entries: list["_Sharded"]) -> None:
+        self.name, self.entries = "", entries
+        self.watched: list[Tensor] = []  # trained whole weights, also those of selected modules inside
+        self.frozen = [entry for entry in entries if not entry.whole.requires_grad]
+        self._runs = 0
+        self._handles: list[Any] = []
 
     def fetch(self) -> None:
-        for _, _, entry in self.places:
+        for entry in self.entries:
             entry.fetch()
+
+    def open(self) -> None:
+        """Put the whole weights in their places."""
+        for entry in self.entries:
+            entry.users += 1
+            entry.put(entry.wait())  # a plain tensor: past Module's check on purpose
+        self._runs += 1
+
+    def close(self, *, free: bool) -> None:
+        """Put the shards back, where no other module that is running uses the weight."""
+        if self._runs == 0:  # interrupted before the weights came
+            return
+        self._runs -= 1
+        for entry in self.entries:
+            entry.users -= 1
+            if entry.users == 0:
+                entry.put(entry.shard)
+                if free:
+                    entry.free()
+
+    def begin_backward(self, call: object) -> None:
+        for entry in self.entries:
+            entry.wait()
+            if entry in self.frozen:
+                entry.calls[call] = _backward_pass()
+
+    def free_frozen_after(self, call: object, inputs: list[Any]) -> None:
+        """Give frozen weights back when backward has left; trained ones go with their gradients."""
+        given = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+        if self.frozen and (watched := given + self.watched):
+            self._handles.append(register_multi_grad_hook(watched, lambda gradients: self._leave(call)))
+
+    def _leave(self, call: object) -> None:
+        for entry in self.frozen:
+            if entry.calls.get(call) == _backward_pass():  # not the pass of a checkpoint inside
+                del entry.calls[call]
+                entry.free()
+
+    def forget(self) -> None:
+        """Expect no backward pass any more."""
+        self._runs = 0
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 class _Sharded:
     """One parameter: the shard that the optimizer sees, and the whole weight while somebody needs it."""
 
     def __init__(self, whole: Parameter, compute_dtype: torch.dtype | None) -> None:
-        size, rank = distributed.get_world_size(), distributed.get_rank()
+        self.world_size, rank = distributed.get_world_size(), distributed.get_rank()
         self.numel, self.shape = whole.numel(), whole.shape
-        length = -(-self.numel // size)
-        padded = torch.zeros(length * size, dtype=whole.dtype, device=whole.device)
+        length = -(-self.numel // self.world_size)
+        padded = torch.zeros(length * self.world_size, dtype=whole.dtype, device=whole.device)
         padded[: self.numel] = whole.detach().reshape(-1)
         piece = padded[rank * length : (rank + 1) * length].clone()
         self.shard = Parameter(piece, requires_grad=whole.requires_grad)
+        self.places: set[tuple[Module, str]] = set()  # the modules that hold it, and its name there
         self._buffer = padded.to(compute_dtype or whole.dtype)
         self._num_bytes = self._buffer.untyped_storage().nbytes()
         # .data: refilling the buffer must not look to autograd like a change of the weight that it saved
         self.whole = self._buffer[: self.numel].view(self.shape).data.requires_grad_(whole.requires_grad)
-        if whole.requires_grad:
-            self.whole.register_post_accumulate_grad_hook(self._send_gradient)
+        self.users = 0  # selected modules that run and need it whole
+        self.calls: dict[object, int | None] = {}  # of frozen ones: runs that a backward pass is in
+        self.kept: Tensor | None = None  # the whole gradient, until it is sent
+        self._travelling: list[tuple[Any, Tensor]] = []
         self._fetching: Any = None
         self._here = True
-        self._sent: list[tuple[Any, Tensor]] = []
         self.free()
+
+    def put(self, tensor: Tensor) -> None:
+        """Let the modules that hold the parameter see this tensor."""
+        for holder, name in self.places:
+            holder._parameters[name] = tensor
 
     @torch.no_grad()
     def fetch(self) -> None:
@@ -204,41 +327,47 @@ class _Sharded:
         return self.whole
 
     def free(self) -> None:
-        """Give the whole weight's memory back; autograd may keep the tensor."""
+        """Give the whole weight's memory back unless it is in use; autograd may keep the tensor."""
+        if self.users or self.calls:
+            return
         self.wait()
         self._buffer.untyped_storage().resize_(0)
         self._here = False
 
     @torch.no_grad()
-    def _send_gradient(self, whole: Tensor) -> None:
-        """Add the gradient up over the processes, each piece where its shard is; free weight and gradient."""
-        gradient = torch.zeros(
-            self.shard.numel() * distributed.get_world_size(), dtype=self.shard.dtype, device=whole.device
-        )
-        gradient[: self.numel] = whole.grad.reshape(-1)
-        whole.grad = None
-        piece = torch.empty_like(self.shard)
-        self._sent.append((_reduce_scatter(piece, gradient), piece))
-        self.free()
+    def keep_gradient(self) -> None:
+        """Take the whole weight's gradient from autograd, in the shard's number format."""
+        gradient = self.shard.new_zeros(self.shard.numel() * self.world_size)
+        gradient[: self.numel] = self.whole.grad.reshape(-1)
+        self.whole.grad = None
+        self.kept = gradient if self.kept is None else self.kept.add_(gradient)
 
     @torch.no_grad()
-    def finish_gradient(self, world_size: int) -> None:
-        """Put the mean over the processes into the shard's gradient."""
-        for work, piece in self._sent:
-            work.wait()
-            piece /= world_size
-            self.shard.grad = piece if self.shard.grad is None else self.shard.grad + piece
-        self._sent = []
+    def send_gradient(self) -> None:
+        """Begin to add what was kept up over the processes, each piece where its shard is."""
+        gradient, self.kept = self.kept.div_(self.world_size), None
+        piece = torch.empty_like(self.shard)
+        self._travelling.append((_reduce_scatter(piece, gradient), piece))
 
-    def values(self) -> Tensor:
-        """Gather the parameter in its own format."""
-        everything = self.shard.new_empty(self.shard.numel() * distributed.get_world_size())
+    @torch.no_grad()
+    def receive_gradient(self) -> None:
+        """Add the mean over the processes to the shard's gradient."""
+        for work, piece in self._travelling:
+            work.wait()
+            self.shard.grad = piece if self.shard.grad is None else self.shard.grad.add_(piece)
+        self._travelling = []
+
+    def forget_gradient(self) -> None:
+        """Drop what was kept or is on its way."""
+        while self._travelling:
+            self._travelling.pop()[0].wait()
+        self.kept = None
+
+    def gather_whole(self) -> Tensor:
+        """Return the whole parameter in its own number format."""
+        everything = self.shard.new_empty(self.shard.numel() * self.world_size)
         _all_gather(everything, self.shard.detach()).wait()
         return everything[: self.numel].view(self.shape)
-
-
-def _is_selected(part: Module, shard: Selection) -> bool:
-    return isinstance(part, shard) if isinstance(shard, tuple) else shard(part)
 
 
 def _inside(part: Module, others: set[Module]) -> Iterator[Module]:
@@ -247,6 +376,17 @@ def _inside(part: Module, others: set[Module]) -> Iterator[Module]:
     for child in part.children():
         if child not in others:
             yield from _inside(child, others)
+
+
+def _backward_pass() -> int | None:
+    """The number of the backward pass that runs now; None where none does."""
+    number = torch._C._current_graph_task_id()  # torch's own checkpointing asks so, too
+    return None if number == -1 else number
+
+
+def _converted(value: Any, dtype: torch.dtype | None) -> Any:
+    matters = dtype is not None and isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if matters else value
 
 
 def _all_gather(everything: Tensor, piece: Tensor) -> Any:

@@ -13,16 +13,23 @@ owner, who keeps its state, computes its step and sends the result around. Bytes
 
     data parallel   4 + 4 + 8        stage 1   4 + 4 + 8 / N        stage 2   4 + 4 / N + 8 / N
 
+Beside that come a few buckets: two on their way, and in stage 2 one for each owner that is being filled.
 Parameters are dealt out whole, each to the process that has the least so far, so the shares differ by at most
 the size of one parameter. Stage 1 sends as much as data parallelism (an all-reduce of the gradients) and the
 parameters once more; stage 2 reduces each gradient to its owner only, which halves that part.
 
+Which optimizers work: those that move a parameter by its own gradient, its own state and settings of its
+group: SGD, AdamW, Lion, Adafactor, and, because parameters stay whole, those that look at whole matrices, as
+Muon does. Settings that they change themselves, such as a counter in the group, are taken over. Those that
+look at all parameters together do not work, since a process sees its share only: no norm over all of them
+inside the step (clip before it: `ShardedGradients.clip_gradients`), no learning rate estimated from all of
+them (Prodigy), no line search that evaluates the closure several times (LBFGS).
+
 Source: Rajbhandari et al. 2020, "ZeRO", https://arxiv.org/abs/1910.02054, sections 3 and 5. As there, but
-whole parameters instead of equal slices of one long vector: any optimizer works, also one that looks at whole
-matrices, such as Muon.
+whole parameters instead of equal slices of one long vector.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,18 +40,22 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from scratchlm.distributed.ddp import BUCKET_MB, Bucketed, Message, fill_buckets, number_format
+from scratchlm.distributed.ddp import BUCKET_MB, Bucketed, GradientMessage, dtype_and_device, fill_buckets
+
+IN_FLIGHT = 2
+"""Buckets on their way at once: one is computed while another travels."""
 
 
 class ShardedOptimizer(Optimizer):
-    """Any optimizer, its state spread over the processes; each step ends with equal parameters everywhere."""
+    """An optimizer, its state spread over the processes; each step ends with equal parameters everywhere."""
 
     def __init__(self, params: ParamsT, optimizer_class: Callable[..., Optimizer], **settings: Any) -> None:
         """Deal the parameters out; build the optimizer over this process's share.
 
         Args:
             params: As for the optimizer: parameters, or groups with settings; the same on every process.
-            optimizer_class: Called with the share's groups and the settings.
+            optimizer_class: Called with the share's groups and the settings; the head of this file says which
+                optimizers work.
             settings: For every group that does not say otherwise.
         """
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
@@ -54,8 +65,7 @@ class ShardedOptimizer(Optimizer):
         self._inner: Optimizer | None = None
         super().__init__(params, {})
         self._inner = optimizer_class([self._share(group) for group in self.param_groups], **settings)
-        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
-            group.update({key: value for key, value in inner.items() if key != "params"})
+        self._take_settings_back()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Deal out one more group."""
@@ -63,6 +73,7 @@ class ShardedOptimizer(Optimizer):
         deal(self.param_groups[-1]["params"], self.owners, self._loads)
         if self._inner is not None:  # not while the first groups are taken in
             self._inner.add_param_group(self._share(self.param_groups[-1]))
+            self._take_settings_back()
 
     def step(self, closure: Callable[[], Any] | None = None, **settings: Any) -> Any:
         """Move this process's share, then exchange the shares; return what `closure` returns.
@@ -78,28 +89,26 @@ class ShardedOptimizer(Optimizer):
         for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
             inner.update({key: value for key, value in group.items() if key != "params"})
         self._inner.step(**settings)
+        self._take_settings_back()
         self.exchange_parameters()
         return loss
 
     @torch.no_grad()
     def exchange_parameters(self) -> None:
-        """Give every process every owner's parameters."""
-        sent = []
-        for bucket in fill_buckets(list(self.owners), BUCKET_MB, kind=self._owner_and_format):
-            flat = torch.cat([parameter.detach().reshape(-1) for parameter in bucket])
-            sent.append((bucket, flat, distributed.broadcast(flat, self.owners[bucket[0]], async_op=True)))
-        for bucket, flat, work in sent:
-            work.wait()
-            if self.owners[bucket[0]] == self.rank:
-                continue
-            parts = flat.split([parameter.numel() for parameter in bucket])
-            for parameter, part in zip(bucket, parts, strict=True):
-                parameter.copy_(part.view_as(parameter))
+        """Give every process every owner's parameters, those that are trained."""
+        travelling: deque[_ParameterMessage] = deque()
+        moved = [parameter for parameter in self.owners if parameter.requires_grad]
+        for bucket in fill_buckets(moved, BUCKET_MB, kind=self._owner_and_format):
+            if len(travelling) == IN_FLIGHT:
+                travelling.popleft().receive()
+            travelling.append(_ParameterMessage(bucket, self.owners[bucket[0]]))
+        while travelling:
+            travelling.popleft().receive()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state, as the optimizer without shards has it; every process must call it.
 
-        It can be loaded with any number of processes.
+        Tensors are in the CPU's memory, on every process. It can be loaded with any number of processes.
         """
         order = [parameter for group in self.param_groups for parameter in group["params"]]
         places = {id(parameter): place for place, parameter in enumerate(order)}
@@ -107,8 +116,17 @@ class ShardedOptimizer(Optimizer):
             {**group, "params": [places[id(parameter)] for parameter in group["params"]]}
             for group in self.param_groups
         ]
-        handed = {place: self._hand_around(parameter) for place, parameter in enumerate(order)}
-        state = {place: found for place, found in handed.items() if found}
+        mine = {
+            place: {key: _described(value) for key, value in self._inner.state[parameter].items()}
+            for place, parameter in enumerate(order)
+            if self.owners[parameter] == self.rank and self._inner.state.get(parameter)
+        }
+        described: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(described, mine)
+        state = {}
+        for place, parameter in enumerate(order):
+            if found := described[self.owners[parameter]].get(place):
+                state[place] = self._hand_around(parameter, found)
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -143,47 +161,69 @@ class ShardedOptimizer(Optimizer):
         return {**group, "params": mine}
 
     def _owner_and_format(self, parameter: Tensor) -> tuple[Any, ...]:
-        return self.owners[parameter], *number_format(parameter)
+        return self.owners[parameter], *dtype_and_device(parameter)
 
-    def _hand_around(self, parameter: Tensor) -> dict[str, Any]:
+    def _take_settings_back(self) -> None:
+        """What the optimizer says of a group, from its defaults or because a step changed it, holds here."""
+        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            group.update({key: value for key, value in inner.items() if key != "params"})
+
+    @torch.no_grad()
+    def _hand_around(self, parameter: Tensor, described: dict[str, Any]) -> dict[str, Any]:
         """One parameter's state, from its owner to all: numbers as they are, tensors one by one."""
         owner = self.owners[parameter]
-        mine = dict(self._inner.state.get(parameter, {})) if owner == self.rank else {}
-        outlines = [{key: outline(value) for key, value in mine.items()}]
-        distributed.broadcast_object_list(outlines, owner)
-        state: dict[str, Any] = {}
-        for key, value in outlines[0].items():
-            state[key] = value
-            if not isinstance(value, Outline):
+        state = dict(described)
+        for key, value in described.items():
+            if not isinstance(value, TensorDescription):
                 continue
-            device = parameter.device if value.beside_parameter else "cpu"
-            tensor = torch.empty(value.shape, dtype=value.dtype, device=device)
-            if mine:
-                tensor.copy_(mine[key])
+            tensor = torch.empty(value.shape, dtype=value.dtype, device=parameter.device)
+            if owner == self.rank:
+                tensor.copy_(self._inner.state[parameter][key])
             distributed.broadcast(tensor, owner)
-            state[key] = tensor
+            state[key] = tensor.cpu()
         return state
 
 
+class _ParameterMessage:
+    """Parameters of one owner on their way to all."""
+
+    def __init__(self, parameters: Sequence[Tensor], owner: int) -> None:
+        self.parameters, self.arrives = parameters, owner != distributed.get_rank()
+        if self.arrives:
+            self.flat = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters))
+        else:
+            self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        self.work = distributed.broadcast(self.flat, owner, async_op=True)
+
+    def receive(self) -> None:
+        self.work.wait()
+        if not self.arrives:
+            return
+        parts = self.flat.split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+
 @dataclass(frozen=True)
-class Outline:
+class TensorDescription:
     """What a process must know of a tensor to receive it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    beside_parameter: bool
-    """Whether it is where the parameter is; torch's AdamW counts steps on the CPU."""
 
 
-def outline(value: Any) -> Any:
-    """Return a tensor's outline, and everything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    return Outline(tuple(value.shape), value.dtype, value.device.type != "cpu")
+def _described(value: Any) -> Any:
+    """A tensor's description, and everything else as it is."""
+    return TensorDescription(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
 
 
 class ShardedGradients(Bucketed):
-    """Data parallelism in which only a parameter's owner receives its gradient; the others drop theirs."""
+    """Data parallelism in which only a parameter's owner receives its gradient; the others drop theirs.
+
+    torch's clip_grad_norm_ would see a share of the gradients: `clip_gradients` sees all.
+    """
+
+    in_flight = IN_FLIGHT
 
     def __init__(
         self, module: Module, optimizer: ShardedOptimizer, *, bucket_mb: float | None = BUCKET_MB
@@ -209,20 +249,18 @@ class ShardedGradients(Bucketed):
                 f"the sharded optimizer does not have {', '.join(names[:5])}; give it every parameter that "
                 "is trained, or set requires_grad=False."
             )
-        return fill_buckets(self._trained, bucket_mb, kind=lambda p: (owners[p], *number_format(p)))
+        return fill_buckets(self._trained, bucket_mb, kind=lambda p: (owners[p], *dtype_and_device(p)))
 
-    def _send(self, bucket: list[Parameter]) -> Message:
-        if len(self._started) >= IN_FLIGHT:
-            self._started[-IN_FLIGHT].work.wait()
-        message = Message(bucket, self._optimizer.owners[bucket[0]])
+    def gradient_norm(self) -> Tensor:
+        """Return the length of all mean gradients, each seen by its owner; as `DataParallel`."""
+        return self._norm_of_shares(whole=(), shares=self._trained)
+
+    def _message(self, bucket: list[Parameter]) -> GradientMessage:
+        message = GradientMessage(bucket, self._optimizer.owners[bucket[0]])
         if not message.arrives:
             for parameter in bucket:
                 parameter.grad = None
         return message
-
-
-IN_FLIGHT = 2
-"""Buckets on their way at once: one is computed while another travels."""
 
 
 def deal(parameters: Iterable[Tensor], owners: dict[Tensor, int], loads: list[int]) -> None:
@@ -231,14 +269,14 @@ def deal(parameters: Iterable[Tensor], owners: dict[Tensor, int], loads: list[in
     Example: sizes 5, 3, 1, 2 for two processes -> owners 0, 1, 1, 1 and loads 5, 6.
 
     Args:
-        parameters: Those without a gradient belong to nobody's step but have an owner, too.
+        parameters: Frozen ones have an owner, too, and count nothing: they have neither gradient nor state.
         owners: Filled in.
         loads: Numbers that each process has; added to.
     """
     for parameter in parameters:
         owner = loads.index(min(loads))
         owners[parameter] = owner
-        loads[owner] += parameter.numel()
+        loads[owner] += parameter.numel() if parameter.requires_grad else 0
 
 
 def shared_bytes(parameters: Sequence[Tensor], world_size: int, state_bytes: int = 8) -> dict[str, int]:
