@@ -87,15 +87,26 @@ for _ in range(10):
         nn.functional.mse_loss(model(x), y).backward()
         one.step()
 equal = all(torch.equal(a, b) for a, b in zip(plain.parameters(), sharded.parameters()))
-half = systems.get_fsdp(Toy(), torch.float16)
-half(x[own]).float().square().mean().backward()
-systems.fsdp_on_after_backward(half, None)
+changes = []
+for dtype in (None, torch.float16):
+    torch.manual_seed(2)
+    half = systems.get_fsdp(Toy(), dtype)
+    start = systems.fsdp_gather_full_params(half)
+    nn.functional.mse_loss(half(x[own]).float(), y[own]).backward()
+    systems.fsdp_on_after_backward(half, None)
+    torch.optim.SGD(half.parameters(), lr=1.0).step()
+    changes.append({k: v - start[k] for k, v in systems.fsdp_gather_full_params(half).items()})
+# float16 keeps 11 bits: this is a hundred times the rounding of one number
+values = all((changes[1][k] - v).norm() <= 0.05 * v.norm() for k, v in changes[0].items())
+plain, rounded = (change["fc1.weight"] for change in changes)
+values = values and plain.norm() > 0 and not torch.equal(plain, rounded)
 formats = all(p.grad.dtype == p.dtype == torch.float32 and p.grad.shape == p.shape
               for p in half.module.parameters() if p.requires_grad)
 names = sorted(systems.fsdp_gather_full_params(half)) == sorted(name for name, _ in Toy().named_parameters())
 distributed.barrier()
 distributed.destroy_process_group()
-print(json.dumps({"differences": differences, "equal": equal, "formats": formats, "names": names}))
+print(json.dumps({"differences": differences, "equal": equal, "formats": formats, "names": names,
+                  "values": bool(values)}))
 """
 
 
@@ -116,3 +127,7 @@ def test_the_sharded_optimizer_equals_the_one_it_is_made_of(two):
 
 def test_shards_and_their_gradients_are_float32_and_names_those_of_the_module(two):
     assert all(result["formats"] and result["names"] for result in two)
+
+
+def test_float16_weights_give_about_the_same_step(two):
+    assert all(result["values"] for result in two)

@@ -27,6 +27,10 @@ from scratchlm.distributed.fsdp import FullySharded
 from scratchlm.distributed.zero import ShardedOptimizer
 from scratchlm.kernels.attention_reference import check_attention
 from scratchlm.kernels.attention_tiled import FlashAttention2
+from scratchlm.model.attention import CausalSelfAttention
+from scratchlm.model.block import Block
+from scratchlm.model.feedforward import FeedForward
+from scratchlm.model.transformer import TransformerLM
 
 
 def get_flashattention_autograd_function_pytorch() -> type:
@@ -82,11 +86,24 @@ def get_sharded_optimizer(params: ParamsT, optimizer_cls: type[Optimizer], **kwa
 def get_fsdp(module: Module, compute_dtype: torch.dtype | None = None) -> Module:
     """Return the module, the parameters of its Linear and Embedding layers spread over the processes.
 
-    The layers are found by the names of their classes: the course's own, this library's and torch's.
+    The layers are found by the names of their classes: the course's own and torch's. This library's models
+    read several layers' weights at once, so they are cut by what reads: each block, and the rest of a model,
+    whose embedding and head are whole for the whole pass.
     """
-    return FullySharded(
-        module, lambda part: type(part).__name__ in ("Linear", "Embedding"), compute_dtype=compute_dtype
-    )
+    readers = (TransformerLM, Block, CausalSelfAttention, FeedForward)
+    read_above = {
+        inner
+        for part in module.modules()
+        if isinstance(part, readers)
+        for inner in part.modules()
+        if inner is not part
+    }
+
+    def is_sharded(part: Module) -> bool:
+        is_layer = isinstance(part, readers) or type(part).__name__ in ("Linear", "Embedding")
+        return isinstance(part, Block) or (is_layer and part not in read_above)
+
+    return FullySharded(module, is_sharded, compute_dtype=compute_dtype)
 
 
 def fsdp_on_after_backward(fsdp_model: FullySharded, optimizer: Optimizer) -> None:
