@@ -125,6 +125,7 @@ for name in DATA_PARALLEL.names():
 transposed = Linear(2, 3)
 transposed.weight = Parameter(torch.full((2, 3), float(processes.rank)).t())
 transposed = DATA_PARALLEL.build("flat", transposed).module.weight.tolist()
+processes.barrier()
 processes.close()
 print(json.dumps({"results": results, "alone": alone, "sum": total.item(), "late": late,
                   "transposed": transposed}))
