@@ -174,7 +174,7 @@ def operations() -> list[Finding]:
         if op == "attention":
             others = ", ".join(name for name in names if name != choice.name)
             meaning += f"; model.attention takes another: {others}"
-        found.append(Finding(op, choice.name, meaning, good=good or "triton" not in names))
+        found.append(Finding(op, choice.name, meaning, good=good))
     return found
 
 

@@ -18,8 +18,8 @@ FILES = {
 }
 """Engine -> its template in recipes/launch."""
 Engine = Literal["slurm", "skypilot", "kubernetes", "ray"]
-SHARED = {"slurm": Path("runs"), "skypilot": Path("/runs"), "kubernetes": Path("/runs"), "ray": Path("/runs")}
-"""Where runs lie if nothing is said; the files mount it, but for Ray, whose cluster must have it."""
+MOUNTED = Path("/runs")
+"""Where runs lie by default, except for SLURM; the files mount it, Ray's cluster must have it."""
 PORT = 29500
 """Where the processes meet; torchrun's own choice."""
 
@@ -58,7 +58,7 @@ def launch(
         raise ValueError(
             f"{recipe}: is no file in the container; name a shipped recipe and give settings as key=value."
         )
-    place = folder or SHARED[engine] / config.name
+    place = folder or (Path("runs") if engine == "slurm" else MOUNTED) / config.name
     if engine != "slurm" and not place.is_absolute():
         raise ValueError(f"--folder {place}: must begin with /, as its processes start in other folders.")
     words = ["train", recipe, *(settings or []), "--folder", str(place), "--restartable"]

@@ -346,17 +346,12 @@ def fill_buckets(
     for parameter in reversed(parameters):
         # taken out and put back: the dictionary's order becomes that of the newest members
         bucket, size = being_filled.pop(kind(parameter), ([], 0))
-        if bucket and size + num_bytes(parameter) > limit:
+        if bucket and size + parameter.nbytes > limit:
             full.append(bucket)
             bucket, size = [], 0
         bucket.append(parameter)
-        being_filled[kind(parameter)] = bucket, size + num_bytes(parameter)
+        being_filled[kind(parameter)] = bucket, size + parameter.nbytes
     return full + [bucket for bucket, _ in being_filled.values()]
-
-
-def num_bytes(tensor: Tensor) -> int:
-    """Size of a tensor in memory."""
-    return tensor.numel() * tensor.element_size()
 
 
 @torch.no_grad()

@@ -151,8 +151,6 @@ def triton_obstacle(device: torch.device | None) -> str | None:
 
 def _choose_by_device(op: str, device: torch.device) -> Choice:
     plain, reason = PLAIN[op]
-    if "triton" not in KERNELS[op]:
-        return Choice(load(op, plain), reason, plain)
     obstacle = triton_obstacle(device)
     if obstacle is None:
         return Choice(load(op, "triton"), "our Triton kernel, on a GPU that runs it", "triton")
