@@ -50,10 +50,10 @@ def finished(tmp_path_factory) -> Path:
     return path
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
+def weights(path: Path, group: str = "model") -> dict[str, torch.Tensor]:
     newest = latest(path / "checkpoints")
     assert newest is not None
-    return load_checkpoint(newest).tensors["model"]
+    return load_checkpoint(newest).tensors[group]
 
 
 def losses(path: Path) -> list[tuple[str, int, float]]:
@@ -92,6 +92,24 @@ def test_a_finished_run_loads_and_generates_what_it_learned(finished):
     assert all(
         torch.equal(tensor, loaded.model.state_dict()[name]) for name, tensor in weights(finished).items()
     )
+
+
+def test_any_kept_checkpoint_can_be_read_and_a_missing_one_is_named(tmp_path):
+    run(tiny("train.save_every=4", "train.keep_checkpoints=2"), tmp_path / "run")
+    steps = {which: load_run(tmp_path / "run", checkpoint=which).step for which in ("newest", "8", "best")}
+    assert steps == {"newest": 12, "8": 8, "best": 12}
+    with pytest.raises(ValueError, match=r"checkpoint of step 3 is not there; those of step 8, 12 are"):
+        load_run(tmp_path / "run", checkpoint="3")
+    with pytest.raises(ValueError, match="newest, best or the number of a step"):
+        load_run(tmp_path / "run", checkpoint="last")
+
+
+def test_averaged_weights_are_what_a_run_with_them_writes_with(tmp_path):
+    run(tiny("train.ema_decay=0.5"), tmp_path / "run")
+    saved = weights(tmp_path / "run", group="ema")
+    loaded = dict(load_run(tmp_path / "run").model.named_parameters())
+    assert all(torch.equal(saved[name], parameter) for name, parameter in loaded.items())
+    assert not all(torch.equal(tensor, loaded[name]) for name, tensor in weights(tmp_path / "run").items())
 
 
 @pytest.mark.parametrize("stop_at", [1, 6, 11])

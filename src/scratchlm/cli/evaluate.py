@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from scratchlm.cli.sources import Plugin, load_plugins, open_corpus, split_settings
+from scratchlm.cli.sources import CheckpointOption, Plugin, load_plugins, open_corpus, split_settings
 
 if TYPE_CHECKING:
     from scratchlm.data.shards import TokenDataset
@@ -28,6 +28,7 @@ def evaluate(
     split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "valid",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after about this many tokens.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows computed at once.")] = 16,
+    checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,
 ) -> None:
@@ -40,7 +41,7 @@ def evaluate(
     from scratchlm.train.folder import load_run
 
     load_plugins(plugin)
-    run = load_run(folder, device=device)
+    run = load_run(folder, device=device, checkpoint=checkpoint)
     where = next(run.model.parameters()).device
     precision = runtime.choose_precision(run.config.train.precision, where)
     runtime.set_threads()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scratchlm.cli.sources import Plugin, load_plugins
+from scratchlm.cli.sources import CheckpointOption, Plugin, load_plugins
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -37,6 +37,7 @@ def generate(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Colour tokens by probability.")
     ] = False,
+    checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,
 ) -> None:
@@ -58,7 +59,7 @@ def generate(
         "stop": tuple(stop or ()),
     }
     configs = [validate(SamplingConfig, {**settings, "seed": seed + index}) for index in range(number)]
-    run = load_run(folder, device=device)
+    run = load_run(folder, device=device, checkpoint=checkpoint)
     console = out()
     for index, config in enumerate(configs):
         if number > 1:

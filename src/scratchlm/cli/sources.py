@@ -19,6 +19,11 @@ Plugin = Annotated[
 ]
 """The option of every command in which a part of somebody's own may be named."""
 
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", help="newest, best (of the best validation) or a step.")
+]
+"""The option of every command that reads a trained model."""
+
 TOKENIZER_HELP = (
     "A saved tokenizer, a run folder, tokenizer.json, ranks.tiktoken, or vocab.json with merges.txt."
 )

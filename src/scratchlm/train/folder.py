@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.checkpoint import Checkpoint, CheckpointError, latest, load_checkpoint
+from scratchlm.checkpoint.manifest import folder_name, step_of
+from scratchlm.checkpoint.retention import checkpoint_folders
 from scratchlm.config import load
 from scratchlm.model.transformer import TransformerLM
 from scratchlm.runtime import choose_device
@@ -91,21 +93,31 @@ class LoadedRun:
     summary: dict[str, Any]
 
 
-def load_run(path: Path, *, device: str = "auto") -> LoadedRun:
-    """Read the newest valid checkpoint of a run.
+def load_run(path: Path, *, device: str = "auto", checkpoint: str = "newest") -> LoadedRun:
+    """Read a checkpoint of a run; where the run averages its weights, the averages, as its validation does.
+
+    Args:
+        path: The run folder.
+        device: Where the model shall be.
+        checkpoint: "newest", "best" (of the best validation) or a step's number.
 
     Raises:
-        ValueError: `path` is no run folder, or it holds no checkpoint that verifies.
+        ValueError: `path` is no run folder, or it does not hold this checkpoint, whole.
     """
     folder = RunFolder(path)
     config = read_config(folder)
     tokenizer = load_tokenizer(folder.tokenizer)
-    checkpoint = read_checkpoint(folder)
+    saved = read_checkpoint(folder, checkpoint)
     model = build_model(config, tokenizer).to(choose_device(device))
-    model.load_state_dict(checkpoint.tensors["model"])
+    model.load_state_dict(saved.tensors["model"])
+    if "ema" in saved.tensors:
+        averages = {
+            name: saved.tensors["ema"][name] for name, p in model.named_parameters() if p.requires_grad
+        }
+        model.load_state_dict(averages, strict=False)
     model.eval()
     summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
-    return LoadedRun(folder, config, model, tokenizer, checkpoint.step, summary)
+    return LoadedRun(folder, config, model, tokenizer, saved.step, summary)
 
 
 def read_config(folder: RunFolder) -> RunConfig:
@@ -121,13 +133,29 @@ def read_config(folder: RunFolder) -> RunConfig:
     return load(RunConfig, folder.config)
 
 
-def read_checkpoint(folder: RunFolder) -> Checkpoint:
-    """The newest checkpoint that verifies.
+def read_checkpoint(folder: RunFolder, which: str = "newest") -> Checkpoint:
+    """A checkpoint that verifies: "newest", "best" (of the best validation) or a step's number.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or not this one.
+        ValueError: `which` is none of these.
     """
     path = latest(folder.checkpoints)
     if path is None:
         raise CheckpointError(f"{folder.checkpoints}: holds no complete checkpoint; train the run first.")
-    return load_checkpoint(path)
+    newest = load_checkpoint(path)
+    if which == "newest":
+        return newest
+    if which != "best" and not which.isdecimal():
+        raise ValueError(f"checkpoint {which!r}: is newest, best or the number of a step.")
+    step = int(newest.state["best_step"] if which == "best" else which)
+    if step == newest.step:
+        return newest
+    wanted = folder.checkpoints / folder_name(step)
+    if not wanted.is_dir():
+        steps = ", ".join(f"{step_of(path):,}" for path in checkpoint_folders(folder.checkpoints))
+        best = " (the best)" if which == "best" else ""
+        raise CheckpointError(
+            f"{folder.path}: the checkpoint of step {step:,}{best} is not there; those of step {steps} are."
+        )
+    return load_checkpoint(wanted)
