@@ -79,6 +79,10 @@ def test_formulas_count_every_combination_of_parts():
         ("smollm-135m", 134_515_008),
         ("tinyllama-1.1b", 1_100_048_384),
         ("cs336-tinystories-17m", 22_696_448),
+        ("llama-1b", 1_235_814_400),
+        ("llama-3b", 3_212_749_824),
+        ("llama-8b", 8_030_261_248),
+        ("llama-70b", 70_553_706_496),
     ],
 )
 def test_named_sizes_have_the_published_number_of_parameters(name, parameters):

@@ -81,3 +81,22 @@ def test_every_model_is_built_from_a_configuration(name):
     steps = torch.cat([model(ids[:, i : i + 1], cache=cache) for i in range(8)], dim=1)
     assert cache.length == 8
     torch.testing.assert_close(steps, logits)
+
+
+def test_a_size_is_taken_by_its_name_and_settings_beside_it_win():
+    from scratchlm.train import recipes
+
+    small = recipes.read("demo", ["model=gpt2-small"]).model
+    assert (small.name, small.num_layers, small.d_model, small.tied) == ("transformer", 12, 768, True)
+    assert small.norm.settings["eps"] == 1e-5
+    assert recipes.read("demo", ["model.name=gpt2-small"]).model == small
+    short = recipes.read("demo", ["model=gpt2-small", "model.context_length=256"]).model
+    assert (short.context_length, short.d_model) == (256, 768)
+    assert short.model_copy(update={"context_length": 1024}) == small
+
+
+def test_an_unknown_size_is_told_with_the_known_ones():
+    from scratchlm.train import recipes
+
+    with pytest.raises(ValueError, match=r"unknown model 'llama-1bb'. Did you mean 'llama-1b'"):
+        recipes.read("demo", ["model=llama-1bb"])

@@ -12,6 +12,7 @@ from scratchlm.config import Config, Part, part_of
 from scratchlm.model.feedforward import FEEDFORWARDS
 from scratchlm.model.norm import NORMS
 from scratchlm.model.position import POSITIONS
+from scratchlm.model.sizes import SIZES, named_size
 from scratchlm.registry import Family, unknown
 
 MODELS: Family["object"] = Family("model", package="scratchlm.model")
@@ -22,7 +23,7 @@ class ModelSettings(Config):
     """Everything about a model but its vocabulary size; the bigram uses the context length only."""
 
     name: str = "transformer"
-    """Which model: transformer, or the bigram baseline."""
+    """Which model: transformer, or the bigram baseline; or a size with a name, such as gpt2-small."""
     context_length: int = Field(256, ge=1)
     """The most tokens that the model sees at once."""
     d_model: int = Field(256, ge=1)
@@ -72,10 +73,21 @@ class ModelSettings(Config):
             return {"attention" if key == "implementation" else key: value for key, value in given.items()}
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_named_size(cls, given: Any) -> Any:
+        """Put the settings of a known model (sizes.py) under those that are given: model=gpt2-small."""
+        if isinstance(given, str):
+            given = {"name": given}
+        if not isinstance(given, dict) or given.get("name") not in SIZES:
+            return given
+        size = {key: value for key, value in named_size(given["name"]).items() if key in cls.model_fields}
+        return size | {key: value for key, value in given.items() if key != "name"}
+
     @model_validator(mode="after")
     def _fits_together(self) -> "ModelSettings":
         if self.name not in MODELS.names():
-            raise ValueError(f"model.name: {unknown('model', self.name, MODELS.names())}")
+            raise ValueError(f"model.name: {unknown('model', self.name, [*MODELS.names(), *SIZES])}")
         if self.d_model % self.num_heads:
             allowed = ", ".join(str(n) for n in divisors(self.d_model, 64))
             raise ValueError(

@@ -3,7 +3,12 @@
 GPT-2: Radford et al. 2019, table 2 (the small one has 124,439,808 parameters; the paper's 117M is a
 miscount). cs336: Stanford CS336, assignment 1, section 7.2 (TinyStories) and assignment 2, section 1.1.
 smollm-135m and tinyllama-1.1b: their published config.json files. llama-125m: LLaMA's parts at GPT-2
-small's width and depth.
+small's width and depth. llama-1b and llama-3b: Llama 3.2; llama-8b and llama-70b: Llama 3 (Grattafiori et al.
+2024, https://arxiv.org/abs/2407.21783, table 3, and their published config.json files), with the rows of 8,192
+tokens that they were mostly trained on.
+
+`model=llama-1b` on the command line, or `name = "llama-1b"` in a recipe's [model], takes all settings of a
+size but the vocabulary, which the tokenizer decides; settings beside it win.
 """
 
 from typing import Any
@@ -43,6 +48,15 @@ def _llama(
     }
 
 
+def _llama3(num_layers: int, num_heads: int, d_model: int, d_ff: int, *, tied: bool) -> dict[str, Any]:
+    return {
+        **_llama(num_layers, num_heads, d_model, d_ff, vocab_size=128256, context_length=8192),
+        "num_kv_heads": 8,
+        "tied": tied,
+        "position": {"name": "rope", "theta": 500000.0},
+    }
+
+
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2-small": _gpt2(12, 12, 768),
     "gpt2-medium": _gpt2(24, 16, 1024),
@@ -63,6 +77,10 @@ SIZES: dict[str, dict[str, Any]] = {
         **_llama(22, 32, 2048, 5632, vocab_size=32000, context_length=2048),
         "num_kv_heads": 4,
     },
+    "llama-1b": _llama3(16, 32, 2048, 8192, tied=True),
+    "llama-3b": _llama3(28, 24, 3072, 8192, tied=True),
+    "llama-8b": _llama3(32, 32, 4096, 14336, tied=False),
+    "llama-70b": _llama3(80, 64, 8192, 28672, tied=False),
 }
 """Name -> settings of `ModelConfig`."""
 
