@@ -66,7 +66,8 @@ def test_a_smaller_chip_of_a_similar_name_has_no_peak(name):
 def test_every_published_peak_names_its_document_and_bfloat16_is_the_faster():
     for row in hardware.ACCELERATORS:
         assert row.source.startswith("https://")
-        assert 1.5 < row.bfloat16 / row.float32 < 20, row  # a figure with sparsity would be twice too large
+        # a figure with sparsity would be twice too large; the B200's matrix units are 30 times its vector units
+        assert 1.5 < row.bfloat16 / row.float32 < (31 if row.words == "B200" else 20), row
 
 
 def test_mfu_is_the_share_of_the_peak():

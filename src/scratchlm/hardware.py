@@ -60,6 +60,7 @@ _GA102 = "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architectu
 _A100 = "https://www.nvidia.com/en-us/data-center/a100/"
 
 ACCELERATORS = (
+    Accelerator("B200", 2250.0, 75.0, "https://www.nvidia.com/en-us/data-center/hgx/"),
     Accelerator("H100 PCIe", 756.0, 51.2, _HOPPER),
     Accelerator("H100 NVL", 835.5, 60.0, _HOPPER),
     Accelerator("H100", 989.4, 66.9, _HOPPER),

@@ -4,8 +4,8 @@ GPT-2: Radford et al. 2019, table 2 (the small one has 124,439,808 parameters; t
 miscount). cs336: Stanford CS336, assignment 1, section 7.2 (TinyStories) and assignment 2, section 1.1.
 smollm-135m and tinyllama-1.1b: their published config.json files. llama-125m: LLaMA's parts at GPT-2
 small's width and depth. llama-1b and llama-3b: Llama 3.2; llama-8b and llama-70b: Llama 3 (Grattafiori et al.
-2024, https://arxiv.org/abs/2407.21783, table 3, and their published config.json files), with the rows of 8,192
-tokens that they were mostly trained on.
+2024, https://arxiv.org/abs/2407.21783, table 3, and their published config.json files), with the rows of
+8,192 tokens that they were mostly trained on.
 
 `model=llama-1b` on the command line, or `name = "llama-1b"` in a recipe's [model], takes all settings of a
 size but the vocabulary, which the tokenizer decides; settings beside it win.
