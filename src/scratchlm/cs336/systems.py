@@ -159,16 +159,8 @@ class FlashAttention2Triton(torch.autograd.Function):
 
 
 def _check_kernels_run(q: Tensor, k: Tensor, v: Tensor) -> None:
-    from scratchlm.kernels.gpu.attention import DTYPES
     from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH
-    from scratchlm.kernels.gpu.support import require
+    from scratchlm.kernels.gpu.support import require, require_heads
 
     require("attention", q, k, v)
-    dtypes = {q.dtype, k.dtype, v.dtype}
-    if len(dtypes) > 1 or q.dtype not in DTYPES:
-        names = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(
-            f"FlashAttention2Triton: inputs of {names}; all must be bfloat16, float16 or float32."
-        )
-    if (width := max(q.shape[-1], v.shape[-1])) > MAX_WIDTH:
-        raise ValueError(f"FlashAttention2Triton: width {width}; the kernels take up to {MAX_WIDTH}.")
+    require_heads("FlashAttention2Triton", (q, k, v), MAX_WIDTH)

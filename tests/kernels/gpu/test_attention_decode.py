@@ -115,7 +115,7 @@ def test_wrong_inputs_are_refused():
         decode(q.half(), k, v)
     with pytest.raises(ValueError, match=r"inputs of torch.float64"):
         decode(q.double(), k.double(), v.double())
-    with pytest.raises(ValueError, match="heads of width 264; the kernel takes up to 256"):
+    with pytest.raises(ValueError, match="heads of width 264; the kernels take up to 256"):
         decode(*inputs(d_head=264))
     with pytest.raises(ValueError, match="4 queries and 2 keys"):
         decode(*inputs(queries=4, keys=2))

@@ -121,9 +121,9 @@ def test_empty_inputs_give_what_the_reference_gives(batch, queries, keys):
 
 def test_wrong_inputs_are_refused_by_name():
     q, k, v = inputs()
-    with pytest.raises(ValueError, match="must be of one dtype: bfloat16, float16, float32 or float64"):
+    with pytest.raises(ValueError, match="all must be bfloat16, or float16, or float32"):
         attend(q, k.half(), v)
-    with pytest.raises(ValueError, match="must be of one dtype"):
+    with pytest.raises(ValueError, match="all must be bfloat16"):
         attend(q, k, v.double())
     with pytest.raises(ValueError, match="heads of width 264; the kernels take up to 256"):
         attend(*inputs(width=264))

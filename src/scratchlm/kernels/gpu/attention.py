@@ -27,9 +27,7 @@ from scratchlm.kernels.gpu.attention_forward import forward
 from scratchlm.kernels.gpu.attention_memory import Masks, contiguous_rows, empty_by_time, empty_numbers
 from scratchlm.kernels.gpu.attention_tiles import MAX_WIDTH
 from scratchlm.kernels.gpu.attention_tuning import tuned_backward, tuned_forward
-from scratchlm.kernels.gpu.support import require
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from scratchlm.kernels.gpu.support import require, require_heads
 
 TUNED = "two_pass_tuned"
 """The way of the backward pass in two passes with measured tiles."""
@@ -117,18 +115,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, masks: Masks, way: str) -> Tenso
 
 def _check(q: Tensor, k: Tensor, v: Tensor, masks: Masks) -> None:
     require("attention", q, k, v, masks.slopes, masks.documents)
-    dtypes = {q.dtype, k.dtype, v.dtype}
-    if len(dtypes) > 1 or q.dtype not in DTYPES:
-        names = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(
-            f"attention: inputs of {names}; all must be of one dtype: bfloat16, float16, float32 or float64."
-        )
-    width = max(q.shape[-1], v.shape[-1])
-    if width > MAX_WIDTH:
-        raise ValueError(
-            f"attention=triton: heads of width {width}; the kernels take up to {MAX_WIDTH}. "
-            "Take more heads, or attention=reference."
-        )
+    require_heads("attention=triton", (q, k, v), MAX_WIDTH)
     if masks.softcap is not None and not masks.softcap > 0:
         raise ValueError(f"attention=triton: softcap={masks.softcap}; it must be above 0, or None.")
     if masks.slopes is not None and masks.slopes.requires_grad:

@@ -33,7 +33,7 @@ from scratchlm.kernels.attention_reference import check_attention
 from scratchlm.kernels.gpu.ahead import Configuration
 from scratchlm.kernels.gpu.attention_memory import padded
 from scratchlm.kernels.gpu.attention_scores import LOG2E, LOWEST, bend, load_rows
-from scratchlm.kernels.gpu.support import require
+from scratchlm.kernels.gpu.support import require, require_heads
 
 MAX_ROWS = 32
 """Rows of one program: query heads of a key head, times queries. More go to further programs, which find the
@@ -97,14 +97,8 @@ def decode(
     """
     check_attention(q_BHTK, k_BGSK, v_BGSK, causal=True, window=window, slopes_H=slopes_H)
     require("attention", q_BHTK, k_BGSK, v_BGSK, slopes_H)
-    dtypes = {q_BHTK.dtype, k_BGSK.dtype, v_BGSK.dtype}
-    if len(dtypes) > 1 or q_BHTK.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        names = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(f"attention decode: inputs of {names}; all must be bfloat16, float16 or float32.")
-    width = max(q_BHTK.shape[-1], v_BGSK.shape[-1])
-    if width > max(TILES):
-        raise ValueError(f"attention decode: heads of width {width}; the kernel takes up to {max(TILES)}.")
     tensors = (q_BHTK, k_BGSK, v_BGSK)
+    require_heads("attention decode", tensors, max(TILES))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise ValueError("attention decode has no gradient; call it under torch.no_grad().")
     return attention_decode(q_BHTK, k_BGSK, v_BGSK, window, softcap, slopes_H)

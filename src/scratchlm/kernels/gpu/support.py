@@ -7,12 +7,15 @@ Triton then executes every program of the grid in Python. The interpreter's bflo
 """
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 
 OLDEST = (8, 0)
 """Compute capability of the oldest GPU that our kernels are written for."""
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""What the matrix kernels compute with."""
 
 
 def interpreted() -> bool:
@@ -57,3 +60,26 @@ def require(operation: str, *tensors: torch.Tensor | None) -> None:
     for device in devices:
         if reason := obstacle(device):
             raise ValueError(f"{operation}=triton cannot run on {device}: {reason} Take {operation}=auto.")
+
+
+def require_heads(operation: str, heads: Sequence[torch.Tensor], widest: int) -> None:
+    """Check that queries, keys and values have one dtype that the kernels know, and heads that fit.
+
+    Args:
+        operation: For the message.
+        heads: Tensors whose last dimension is the width of a head.
+        widest: The widest head that the kernels take.
+
+    Raises:
+        ValueError: They do not.
+    """
+    dtypes = {tensor.dtype for tensor in heads}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"{operation}: inputs of {names}; all must be bfloat16, or float16, or float32.")
+    width = max(tensor.shape[-1] for tensor in heads)
+    if width > widest:
+        raise ValueError(
+            f"{operation}: heads of width {width}; the kernels take up to {widest}. Take more heads, or "
+            "attention=reference."
+        )
