@@ -213,31 +213,39 @@ def test_a_tensor_file_with_the_right_checksum_and_a_lying_header_is_refused(ste
         load_checkpoint(steps[1])
 
 
-def test_mutated_tensor_files_load_or_are_refused(steps):
+def test_mutated_tensor_files_load_or_are_refused(tmp_path):
     draw = random.Random(0)
-    whole = save({"w": torch.arange(6.0), "v": torch.ones(2, 2, dtype=torch.bfloat16)})
+    named = {"w": torch.arange(6.0), "v": torch.ones(2, 2, dtype=torch.bfloat16)}
+    path = save_checkpoint(tmp_path, 1, {"model": named}, {})
+    whole = save(named)
     refused = 0
     for _ in range(300):
         content = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
             content[draw.randrange(len(content) - 24)] = draw.randrange(256)
-        put_in(steps[1], bytes(content))
+        put_in(path, bytes(content))
         try:
-            load_checkpoint(steps[1])
+            load_checkpoint(path)
         except CheckpointError:
             refused += 1
     assert 0 < refused < 300
 
 
-def test_a_name_in_two_files_of_a_group_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "said"), [(2, "a is in another file of model too"), (3, "holds a, but the manifest does not")]
+)
+def test_a_name_in_two_files_of_a_group_is_refused(tmp_path, version, said):
     named = {"a": torch.ones(8), "b": torch.zeros(8)}
     path = save_checkpoint(tmp_path, 1, {"model": named}, {}, shard_bytes=32)
     manifest = read_manifest(path)
     first = (path / "model-00001.safetensors").read_bytes()
     (path / "model-00002.safetensors").write_bytes(first)
     files = {**manifest.files, "model-00002.safetensors": manifest.files["model-00001.safetensors"]}
-    (path / "manifest.json").write_text(manifest._replace(files=files).render())
-    with pytest.raises(CheckpointError, match=r"model-00002\.safetensors: a is in another file of model too"):
+    tensors = manifest.tensors if version == FORMAT else {}
+    (path / "manifest.json").write_text(
+        manifest._replace(format=version, files=files, tensors=tensors).render()
+    )
+    with pytest.raises(CheckpointError, match=rf"model-00002\.safetensors: {said}"):
         load_checkpoint(path)
 
 

@@ -34,7 +34,7 @@ def test_list_shows_each_checkpoint(cli, checkpoints, place):
     assert [(line.split()[0], line.split()[-1]) for line in lines[1:]] == [
         (str(step), "complete") for step in (1, 2, 3)
     ]
-    assert lines[1].split()[-3:-1] == ["2", "2"]
+    assert lines[1].split()[-3:-1] == ["3", "2"]
     assert "4.08 kB" in lines[1]
 
 

@@ -1,4 +1,4 @@
-"""One checkpoint folder: named tensors and a JSON state go in, a verified folder comes out; and back.
+"""One checkpoint is written: named tensors and a JSON state go in, a folder that can be verified comes out.
 
     checkpoints/step-0000100/
         model.safetensors       parameters, float32; beyond 2 GiB model-00001.safetensors, model-00002, ...
@@ -6,8 +6,12 @@
         state.json              everything that is no tensor
         manifest.json           size and sha256 of each file above, written last
 
+    by four processes           model-r00001-of-00004.safetensors, model-r00002-of-00004.safetensors, ...
+
 The order makes it atomic: a temporary folder, its files flushed, the folder flushed, the rename, the parent
-flushed. At any moment of a crash the final name stands for a whole checkpoint or for none.
+flushed. At any moment of a crash the final name stands for a whole checkpoint or for none. Several processes
+write their parts at the same time, into the one temporary folder; the first does the rest when it has heard
+from all that theirs are on the disk.
 """
 
 import contextlib
@@ -17,35 +21,30 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
+from scratchlm.checkpoint.coordinator import Coordinator
 from scratchlm.checkpoint.manifest import (
     FORMAT,
     MANIFEST,
     STATE,
-    CheckpointError,
     FileEntry,
     Manifest,
+    TensorEntry,
     check_names,
     folder_name,
-    read_manifest,
+    join_manifests,
+    parse_manifest,
 )
-from scratchlm.checkpoint.tensor_file import check_file, read_file, read_tensors, write_tensors, write_text
+from scratchlm.checkpoint.piece import Piece, own_pieces
+from scratchlm.checkpoint.tensor_file import DTYPES, check_size, write_tensors, write_text
+from scratchlm.distributed.process import ProcessError
 from scratchlm.runtime import folder_atomically
 
 SHARD_BYTES = 2**31
 """Largest tensor file: reading needs one of them twice in memory, and file systems with 4 GiB files exist."""
-
-
-class Checkpoint(NamedTuple):
-    """What was saved: `tensors[group][name]`, a state of plain values, and what the run was made of."""
-
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    state: dict[str, Any]
-    identity: dict[str, str | int]
 
 
 def save_checkpoint(
@@ -62,7 +61,7 @@ def save_checkpoint(
     Args:
         folder: Where checkpoints lie; made when missing.
         step: Number of finished optimizer steps.
-        tensors: One safetensors file (or several) per group name.
+        tensors: By group and name, whole; one safetensors file (or several) per group.
         state: Plain values for state.json; keys are strings.
         identity: What the run was made of: fingerprints of tokenizer and data, number of processes.
         shard_bytes: A group beyond this is cut into several files, between tensors.
@@ -71,7 +70,8 @@ def save_checkpoint(
         TypeError: The state holds something that JSON has no form for.
         OSError: The disk is full or not writable; nothing is left under the final name.
     """
-    return write_checkpoint(folder, step, tensors, render_state(state), identity or {}, shard_bytes)
+    pieces = own_pieces(tensors)
+    return write_checkpoint(folder, step, pieces, render_state(state), identity or {}, None, shard_bytes)
 
 
 def render_state(state: Mapping[str, Any]) -> str:
@@ -82,62 +82,105 @@ def render_state(state: Mapping[str, Any]) -> str:
 def write_checkpoint(
     folder: Path,
     step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    pieces: Mapping[str, Mapping[str, Piece]],
     state_text: str,
     identity: Mapping[str, str | int],
+    coordinator: Coordinator | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Do what `save_checkpoint` does, with a state that is text already."""
-    check_names(tensors)
+    """Do what `save_checkpoint` does, with pieces and a state that is text already; together, if need be.
+
+    Raises:
+        ProcessError: Another process was lost; nothing is left under the final name.
+    """
+    check_names(pieces)
     target = folder / folder_name(step)
-    with _naming(target, step), _replacing(target) as temporary:
-        files: dict[str, FileEntry] = {}
-        groups: dict[str, tuple[str, ...]] = {}
-        for group, named in tensors.items():
-            shards = _shards(group, named, shard_bytes)
-            files |= {name: write_tensors(temporary / name, part) for name, part in shards.items()}
-            groups[group] = tuple(shards)
-        files[STATE] = write_text(temporary / STATE, state_text)
-        manifest = Manifest(FORMAT, step, dict(identity), groups, files)
-        write_text(temporary / MANIFEST, manifest.render())
+    with _naming(target, step):
+        if coordinator is None:
+            _write_all(target, step, pieces, state_text, identity, shard_bytes)
+            return target
+        coordinator.begin(step)
+        try:
+            if coordinator.first:
+                _write_all(target, step, pieces, state_text, identity, shard_bytes, coordinator)
+            else:
+                _write_for_first(folder, step, pieces, shard_bytes, coordinator)
+        except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+            coordinator.fail(error)
+            raise
+        if coordinator.first:
+            coordinator.finish()
+        else:
+            coordinator.wait_for_end()
     return target
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder, checking every byte against the manifest.
+def _write_all(
+    target: Path,
+    step: int,
+    pieces: Mapping[str, Mapping[str, Piece]],
+    state_text: str,
+    identity: Mapping[str, str | int],
+    shard_bytes: int,
+    coordinator: Coordinator | None = None,
+) -> None:
+    """Write this process's part, wait for the parts of the others, write the manifest, rename."""
+    with _replacing(target) as temporary:
+        if coordinator is not None:
+            coordinator.announce(temporary.name)
+        world_size = 1 if coordinator is None else coordinator.world_size
+        parts = [_write_part(temporary, step, pieces, shard_bytes, 0, world_size)]
+        if coordinator is not None:
+            parts += [parse_manifest(text, target) for text in coordinator.collect()]
+        manifest = join_manifests(parts)
+        for name, entry in manifest.files.items():
+            check_size(temporary / name, entry)
+        files = {**manifest.files, STATE: write_text(temporary / STATE, state_text)}
+        complete = manifest._replace(identity=dict(identity), files=files)
+        write_text(temporary / MANIFEST, complete.render())
 
-    Raises:
-        CheckpointError: A file is missing, has another size or checksum, or the format is newer than this
-            program.
-    """
-    manifest = read_manifest(path)
-    content = read_file(path / STATE, manifest.files[STATE])
-    try:
-        state = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path / STATE}: not readable as JSON ({error}).") from None
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for group, names in manifest.groups.items():
-        tensors[group] = {}
-        for name in names:
-            found = read_tensors(path / name, manifest.files[name])
-            twice = tensors[group].keys() & found.keys()
-            if twice:
-                raise CheckpointError(f"{path / name}: {min(twice)} is in another file of {group} too.")
-            tensors[group] |= found
-    return Checkpoint(manifest.step, tensors, state, manifest.identity)
+
+def _write_for_first(
+    folder: Path,
+    step: int,
+    pieces: Mapping[str, Mapping[str, Piece]],
+    shard_bytes: int,
+    coordinator: Coordinator,
+) -> None:
+    """Write this process's part into the folder of the first, and say that it is on the disk."""
+    temporary = folder / coordinator.folder()
+    if not temporary.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, f"{folder} is not the folder that process 0 sees; all processes must share one"
+        )
+    part = _write_part(temporary, step, pieces, shard_bytes, coordinator.rank, coordinator.world_size)
+    for name in part.files:
+        _flush(temporary / name)  # each machine its own: another's cannot flush what this one has in memory
+    coordinator.deliver(part.render())
 
 
-def verify(path: Path) -> Manifest:
-    """Check every byte of a checkpoint folder against its manifest, and return the manifest.
-
-    Raises:
-        CheckpointError: As `load_checkpoint`; the message names the file.
-    """
-    manifest = read_manifest(path)
-    for name, entry in manifest.files.items():
-        check_file(path / name, entry)
-    return manifest
+def _write_part(
+    folder: Path,
+    step: int,
+    pieces: Mapping[str, Mapping[str, Piece]],
+    shard_bytes: int,
+    rank: int,
+    world_size: int,
+) -> Manifest:
+    """Write what one process has to write, and return the manifest of that."""
+    files: dict[str, FileEntry] = {}
+    groups: dict[str, tuple[str, ...]] = {}
+    tensors: dict[str, dict[str, TensorEntry]] = {}
+    for group, named in pieces.items():
+        stem = group if world_size == 1 else f"{group}-r{rank + 1:05d}-of-{world_size:05d}"
+        shards = _shards(stem, named, shard_bytes)
+        groups[group], tensors[group] = tuple(shards), {}
+        for file, inside in shards.items():
+            files[file] = write_tensors(folder / file, {name: piece.tensor for name, piece in inside.items()})
+            for name, piece in inside.items():
+                rows = {file: (piece.first_row, piece.end_row)}
+                tensors[group][name] = TensorEntry(DTYPES[piece.tensor.dtype], piece.shape, rows)
+    return Manifest(FORMAT, step, {}, groups, files, tensors)
 
 
 def replaced_name(target: Path) -> Path:
@@ -145,20 +188,19 @@ def replaced_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.replaced")
 
 
-def _shards(group: str, tensors: Mapping[str, Tensor], shard_bytes: int) -> dict[str, dict[str, Tensor]]:
-    """File name -> its tensors, filled in order; a tensor is never cut."""
-    parts: list[dict[str, Tensor]] = [{}]
+def _shards(stem: str, pieces: Mapping[str, Piece], shard_bytes: int) -> dict[str, dict[str, Piece]]:
+    """File name -> its pieces, filled in order; a piece is never cut."""
+    parts: list[dict[str, Piece]] = [{}]
     free = shard_bytes
-    for name, tensor in tensors.items():
-        num_bytes = tensor.numel() * tensor.element_size()
-        if num_bytes > free and parts[-1]:
+    for name, piece in pieces.items():
+        if piece.tensor.nbytes > free and parts[-1]:
             parts.append({})
             free = shard_bytes
-        parts[-1][name] = tensor
-        free -= num_bytes
+        parts[-1][name] = piece
+        free -= piece.tensor.nbytes
     if len(parts) == 1:
-        return {f"{group}.safetensors": parts[0]}
-    return {f"{group}-{number:05d}.safetensors": part for number, part in enumerate(parts, 1)}
+        return {f"{stem}.safetensors": parts[0]} if pieces else {}
+    return {f"{stem}-{number:05d}.safetensors": part for number, part in enumerate(parts, 1)}
 
 
 @contextlib.contextmanager
@@ -189,7 +231,11 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):  # a file of that name fails when something is put below it
         folder.mkdir()
-    descriptor = os.open(folder.parent, os.O_RDONLY)
+    _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -201,6 +247,8 @@ def _naming(target: Path, step: int) -> Iterator[None]:
     """Give an error of the disk the checkpoint's name: nobody knows the temporary one."""
     try:
         yield
+    except ProcessError:
+        raise  # says all that
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from scratchlm.checkpoint.folder import verify
 from scratchlm.checkpoint.manifest import CheckpointError, NewerFormatError, read_manifest, step_of
+from scratchlm.checkpoint.reader import verify
 from scratchlm.checkpoint.tensor_file import check_size
 from scratchlm.runtime import log
 

@@ -8,6 +8,10 @@ What a checkpoint holds is decided before `save` returns: tensors are copied and
 later step leaks in. An error of the disk is not lost in the thread: the next `save`, `wait` or `close` raises
 it. `close` (or leaving the `with`) waits for the thread, but a KeyboardInterrupt does not: then the process
 ends in the middle of a write, which costs that checkpoint alone.
+
+Several processes that train together each have a saver and save the same steps; none waits for another's disk
+in the trainer. What all of them hold is shared out among them, so they copy and write a part each. When one
+could not write its part there is no checkpoint: the error, which names that process, is raised on all.
 """
 
 import threading
@@ -18,10 +22,15 @@ from typing import Any
 
 from torch import Tensor
 
+from scratchlm.checkpoint.coordinator import Coordinator
 from scratchlm.checkpoint.folder import render_state, write_checkpoint
 from scratchlm.checkpoint.manifest import folder_name
+from scratchlm.checkpoint.piece import Piece, own_pieces
 from scratchlm.checkpoint.retention import discard_after, keep_only, remove_leftovers
 from scratchlm.runtime import log
+
+JOIN_SECONDS = 1.0
+"""While waiting for a thread: between two looks whether the other processes can be reached at all."""
 
 
 class Saver:
@@ -35,27 +44,33 @@ class Saver:
         every: int | None = None,
         background: bool = True,
         on_saved: Callable[[int, Path], None] | None = None,
+        coordinator: Coordinator | None = None,
     ) -> None:
         """Open the folder; what killed saves left in it is removed.
 
         Args:
-            folder: Where checkpoints lie; made when missing. No other process may write there (`run_lock`).
+            folder: Where checkpoints lie; made when missing. No other run may write there (`run_lock`).
             newest: How many of the newest stay.
             every: Steps that are multiples of it stay too.
             background: Whether a thread writes; otherwise `save` returns when all is on the disk.
             on_saved: Called with step and folder after each checkpoint, by whoever wrote it: in the
-                background by the thread.
+                background by the thread. Of several processes, on the first only.
+            coordinator: Of several processes that save together; None: this is the only one.
         """
         self.folder, self.newest, self.every = folder, newest, every
         self.background, self.on_saved = background, on_saved
         self._thread: threading.Thread | None = None
         self._outcome: list[BaseException | None] = []
-        remove_leftovers(folder)
+        self.coordinator = coordinator
+        if coordinator is None or coordinator.first:
+            remove_leftovers(folder)
+        if coordinator is not None:
+            coordinator.open()
 
     def save(
         self,
         step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
+        tensors: Mapping[str, Mapping[str, Tensor | Piece]],
         state: Mapping[str, Any],
         identity: Mapping[str, str | int] | None = None,
         protect: Iterable[int] = (),
@@ -64,24 +79,31 @@ class Saver:
 
         Args:
             step: Number of finished optimizer steps.
-            tensors: Tensors by group and name; copied before this returns.
-            state: Plain values; made text before this returns.
-            identity: What the run was made of.
+            tensors: By group and name, copied before this returns. A Tensor is the same on all processes,
+                which share the writing; a Piece is what this process alone writes.
+            state: Plain values; made text before this returns. Of several processes the first one's is saved.
+            identity: What the run was made of; the first one's too.
             protect: Steps whose checkpoints stay, such as the best.
 
         Raises:
             OSError: This write (in the foreground) or the one before (in the background) failed; the message
                 names the checkpoint. Checkpoints before it are untouched.
             TypeError: The state holds something that JSON has no form for.
+            ValueError: A piece reaches beyond its tensor.
         """
         self.wait()
         text, names, protected = render_state(state), dict(identity or {}), set(protect)
+        together = self.coordinator
+        pieces = own_pieces(tensors, together.rank, together.world_size) if together else own_pieces(tensors)
         if not self.background:
-            self._write(step, tensors, text, names, protected)
+            self._write(step, pieces, text, names, protected)
             return
         copies = {
-            group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()}
-            for group, named in tensors.items()
+            group: {
+                name: piece._replace(tensor=piece.tensor.detach().to("cpu", copy=True))
+                for name, piece in named.items()
+            }
+            for group, named in pieces.items()
         }
         self._thread = threading.Thread(
             target=self._write_and_report,
@@ -99,7 +121,10 @@ class Saver:
         """
         if self._thread is None:
             return
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(JOIN_SECONDS)
+            if self._thread.is_alive() and self.coordinator is not None and self.coordinator.unreachable:
+                raise self.coordinator.cut_off()
         thread, self._thread = self._thread, None
         if not self._outcome:
             raise RuntimeError(f"{thread.name}: the thread ended with an error that is shown above.")
@@ -108,8 +133,12 @@ class Saver:
             raise error
 
     def close(self) -> None:
-        """Wait for the last checkpoint, as `wait`."""
-        self.wait()
+        """Wait for the last checkpoint, as `wait`, and take part in no other."""
+        try:
+            self.wait()
+        finally:
+            if self.coordinator is not None:
+                self.coordinator.close()
 
     def __enter__(self) -> "Saver":
         return self
@@ -118,13 +147,16 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
+            if self.coordinator is not None:
+                self.coordinator.close()
             return  # the user does not want to wait for the disk
         try:
             self.close()
         except OSError as failed:
             if error is None:
                 raise
-            log.warning("%s: %s", failed.filename, failed.strerror)  # the error that got us here comes first
+            said = f"{failed.filename}: {failed.strerror}" if failed.filename else str(failed)
+            log.warning("%s", said)  # the error that got us here comes first
 
     def _write_and_report(self, *arguments: Any) -> None:
         try:
@@ -137,12 +169,14 @@ class Saver:
     def _write(
         self,
         step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
+        pieces: Mapping[str, Mapping[str, Piece]],
         text: str,
         identity: Mapping[str, str | int],
         protected: set[int],
     ) -> None:
-        path = write_checkpoint(self.folder, step, tensors, text, identity)
+        path = write_checkpoint(self.folder, step, pieces, text, identity, self.coordinator)
+        if self.coordinator is not None and not self.coordinator.first:
+            return
         try:
             discard_after(self.folder, step)
             keep_only(self.folder, self.newest, also=protected, every=self.every)

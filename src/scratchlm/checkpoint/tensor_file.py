@@ -100,9 +100,7 @@ def read_tensors(file: Path, entry: FileEntry) -> dict[str, Tensor]:
     try:
         return load(content)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{file}: not a readable safetensors file ({error}); remove the checkpoint."
-        ) from None
+        raise unreadable(file, error) from None
 
 
 def read_file(file: Path, entry: FileEntry) -> bytes:
@@ -151,6 +149,11 @@ def check_size(file: Path, entry: FileEntry) -> None:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from None
     if num_bytes != entry.num_bytes:
         raise _damaged(file)
+
+
+def unreadable(file: Path, error: BaseException) -> CheckpointError:
+    """The error for a file that has the right checksum and is no safetensors file."""
+    return CheckpointError(f"{file}: not a readable safetensors file ({error}); remove the checkpoint.")
 
 
 def _damaged(file: Path) -> CheckpointError:
