@@ -38,7 +38,7 @@ from scratchlm.optim import OPTIMIZERS
 from scratchlm.optim.clip import clip_gradients_
 from scratchlm.optim.groups import decay_groups
 from scratchlm.train.config import TrainConfig
-from scratchlm.train.objective import make_objective
+from scratchlm.train.objective import Objective
 
 CPU = torch.device("cpu")
 ROUNDS = 5
@@ -73,7 +73,7 @@ def ours(shape: Shape, precision: str, *, compiled: bool) -> Callable[[], None]:
     runtime.set_seed(0)
     model = MODELS.get("transformer")(shape.config)
     optimizer = OPTIMIZERS.build("adamw", decay_groups(model.named_parameters()))
-    compute = make_objective(
+    compute = Objective(
         model,
         TrainConfig(steps=1, batch_tokens=shape.tokens),
         device=CPU,

@@ -51,6 +51,8 @@ BORROWED = {
         f"torch.nn.attention.flex_attention.{name}"
         for name in ("flex_attention", "create_block_mask", "BlockMask")
     },
+    # the engines for real clusters; distributed/ddp.py is what we write ourselves
+    "distributed/engine_ddp.py": {"torch.nn.parallel.DistributedDataParallel"},
     # equals the softmax written out in the same file; one pass over the scores instead of six
     "kernels/attention_reference.py": {"torch.softmax"},
 }

@@ -182,11 +182,11 @@ def _ours(bench: Bench, name: str, shape: dict[str, int], vocabulary: int, rows:
 def trainers_loss(bench: Bench, model: Any, tokens: int, *, compiled: bool) -> tuple[Objective, str]:
     """Return the trainer's own loss, or without the packages that it needs its like of parts; and a name."""
     try:
+        from scratchlm.train import objective
         from scratchlm.train.config import TrainConfig
-        from scratchlm.train.objective import make_objective
     except ImportError:
         return loss_of_parts(bench, model)
-    made = make_objective(
+    made = objective.Objective(
         model,
         TrainConfig(steps=1, batch_tokens=tokens),
         device=bench.device,

@@ -8,7 +8,7 @@ from scratchlm.kernels.cross_entropy import chunked_cross_entropy
 from scratchlm.model import MODELS, ModelSettings
 from scratchlm.train import objective as objectives
 from scratchlm.train.config import TrainConfig
-from scratchlm.train.objective import logit_rows, make_objective
+from scratchlm.train.objective import Objective, logit_rows
 
 CPU = torch.device("cpu")
 ROWS, TIME, VOCABULARY = 4, 32, 97
@@ -20,7 +20,7 @@ def loss_and_gradients(*, compiled: bool, name: str = "transformer", **settings)
         name=name, context_length=TIME, d_model=16, num_layers=1, num_heads=2, logit_softcap=20.0
     ).with_vocabulary(VOCABULARY)
     model = MODELS.get(name)(config)
-    objective = make_objective(
+    objective = Objective(
         model,
         TrainConfig(steps=1, batch_tokens=ROWS * TIME, **settings),
         device=CPU,

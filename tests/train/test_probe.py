@@ -77,7 +77,7 @@ def test_another_error_stays_what_it_is(monkeypatch):
     def broken(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(probe, "make_objective", lambda *_, **__: broken)
+    monkeypatch.setattr(probe, "Objective", lambda *_, **__: broken)
     with pytest.raises(RuntimeError, match="something else"):
         tried()
 

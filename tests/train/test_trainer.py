@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from scratchlm.data.loader import Batch
+from scratchlm.distributed.engine import OneProcess, Work
+from scratchlm.distributed.process import Processes
 from scratchlm.loss import IGNORE, cross_entropy
 from scratchlm.model import MODELS, ModelSettings
 from scratchlm.optim import OPTIMIZERS
@@ -51,12 +53,13 @@ def make(*, micro_rows=ROWS, padded=False, dropout=0.0, poison=None, abandon=Non
         calls["number"] += 1
         return poison(loss, calls["number"]) if poison else loss
 
+    engine = OneProcess()
+    engine.wrap(Work(model, objective), Processes())
     return Trainer(
-        model,
+        engine,
         OPTIMIZERS.build("adamw", list(model.parameters()), lr=1e-2),
         lambda step: 1.0,
         Rows(padded=padded),
-        objective,
         rows_per_step=ROWS,
         grad_clip=1.0,
         execution=Execution(torch.device("cpu"), "float32", compile=False, micro_rows=micro_rows),
@@ -138,8 +141,6 @@ def test_skipped_data_is_the_batch_of_a_later_step():
 
 
 def test_rows_that_cannot_be_shared_by_the_processes_are_refused():
-    from scratchlm.distributed.process import Processes
-
     processes = Processes()
     processes.world_size = 3
     with pytest.raises(ValueError, match="cannot be shared evenly by 3 processes"):

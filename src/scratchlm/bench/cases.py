@@ -25,7 +25,7 @@ from scratchlm.optim import OPTIMIZERS
 from scratchlm.optim.groups import parameter_groups
 from scratchlm.registry import UnknownNameError, unknown
 from scratchlm.train.config import TrainConfig
-from scratchlm.train.objective import make_objective
+from scratchlm.train.objective import Objective
 
 Scope = Literal["forward", "both", "step"]
 """How much of a training step is computed."""
@@ -117,7 +117,7 @@ class Workbench:
             ids = torch.randint(settings.vocab_size, (case.batch, settings.context_length + 1))
         self.batch = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
         self.optimizer = OPTIMIZERS.build(case.optimizer, parameter_groups(self.model.named_parameters()))
-        objective = make_objective(
+        objective = Objective(
             self.model,
             TrainConfig(steps=1, batch_tokens=case.tokens, gradient_checkpointing=case.checkpointing),
             device=device,

@@ -27,12 +27,18 @@ EPS = 1e-6
 
 
 @torch.no_grad()
-def clip_gradients_(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
+def clip_gradients_(
+    parameters: Iterable[Tensor],
+    max_norm: float,
+    *,
+    common_norm: Callable[[Float[Tensor, ""]], Float[Tensor, ""]] | None = None,
+) -> Float[Tensor, ""]:
     """Scale all gradients in place so that their common length is at most `max_norm`.
 
     Args:
         parameters: Those without a gradient are skipped; all gradients are on one device.
         max_norm: The longest length allowed, above 0; `float("inf")` only measures.
+        common_norm: Where these are a part of all gradients: their length -> the length of all.
 
     Returns:
         The length before clipping, as a tensor on the gradients' device (0 when there are none).
@@ -46,6 +52,8 @@ def clip_gradients_(parameters: Iterable[Tensor], max_norm: float) -> Float[Tens
         raise ValueError(f"max_norm={max_norm}: must be above 0; use inf to measure without clipping.")
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = gradient_norm(grads)
+    if common_norm is not None:
+        norm = common_norm(norm)
     if grads and max_norm != float("inf") and not _is_known_short(norm, max_norm):
         # torch.compile fuses its own operations; it cannot look for what a machine has
         scale_ = torch._foreach_mul_ if torch.compiler.is_compiling() else _scale_on(norm.device)

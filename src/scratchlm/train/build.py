@@ -9,6 +9,7 @@ from scratchlm.data import CORPORA, LOADERS
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.loader import Loader
 from scratchlm.data.shards import TokenDataset
+from scratchlm.distributed.engine import Engine, Work, engine_for
 from scratchlm.distributed.process import Processes
 from scratchlm.model import MODELS
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
@@ -17,7 +18,7 @@ from scratchlm.runtime import set_seed
 from scratchlm.tokenizer import TOKENIZERS, Tokenizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.guard import Guard
-from scratchlm.train.objective import make_objective
+from scratchlm.train.objective import Objective
 from scratchlm.train.trainer import Execution, Trainer
 
 
@@ -48,6 +49,15 @@ def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Op
     )
 
 
+def build_sharded_optimizer(config: RunConfig, engine: Engine) -> torch.optim.Optimizer:
+    """The optimizer over what this process moves."""
+
+    def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return OPTIMIZERS.build(config.optimizer.name, groups, **config.optimizer.settings)
+
+    return engine.make_optimizer(build, parameter_groups(engine.named_parameters().items()))
+
+
 def build_schedule(config: RunConfig) -> Callable[[int], float]:
     """The schedule: step -> multiplier of the learning rate."""
     return SCHEDULES.build(config.schedule.name, config.train.steps, **config.schedule.settings)
@@ -69,7 +79,7 @@ def build_trainer(
     abandon: Callable[[], bool],
 ) -> Trainer:
     """The trainer with everything that a step needs."""
-    objective = make_objective(
+    objective = Objective(
         model,
         config.train,
         device=execution.device,
@@ -78,12 +88,13 @@ def build_trainer(
         compiled=execution.compile,
         end_of_text_id=dataset.end_of_text_id,
     )
+    engine = engine_for(config.distributed.name, config.distributed.settings, processes)
+    engine.wrap(Work(model, objective, execution.precision, execution.compile), processes)
     return Trainer(
-        model,
-        build_optimizer(config, model),
+        engine,
+        build_sharded_optimizer(config, engine),
         build_schedule(config),
         build_loader(config, dataset),
-        objective,
         rows_per_step=config.rows_per_step,
         grad_clip=config.train.grad_clip,
         execution=execution,

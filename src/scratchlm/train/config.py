@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from scratchlm.config import Config, Part, part_of
 from scratchlm.data import CORPORA, LOADERS
+from scratchlm.distributed.engine import ENGINES
 from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.model import ModelSettings
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
@@ -107,6 +108,8 @@ class RunConfig(Config):
     """How the learning rate moves."""
     train: TrainConfig
     """How long and how much at once."""
+    distributed: part_of(ENGINES) = Part(name="ddp")  # type: ignore[valid-type]
+    """How several processes share the work: ddp, zero1, fsdp2."""
     sampling: SamplingConfig = SamplingConfig()
     """How sample texts are drawn."""
     prompt: str = ""

@@ -12,6 +12,7 @@ second. What the allocator adds cannot be counted; its share is measured (benchm
 
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from scratchlm.model import MODELS, ModelConfig, accounting
 from scratchlm.runtime import autocast
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
-from scratchlm.train.objective import logit_rows, make_objective
+from scratchlm.train.objective import Objective, logit_rows
 from scratchlm.train.probe import VALIDATION_ROWS
 
 PROCESS_BYTES = 380_000_000
@@ -152,7 +153,7 @@ def traced_peak(
 
     with FakeTensorMode(), _Living() as living:
         model = MODELS.get(settings.name)(settings)
-        objective = make_objective(
+        objective = Objective(
             model,
             config.train,
             device=torch.device("cpu"),
@@ -167,6 +168,15 @@ def traced_peak(
         with torch.no_grad(), autocast(ids.device, precision):  # validation, which may need more
             rows = torch.zeros(VALIDATION_ROWS, settings.context_length, dtype=torch.long)
             token_losses(model.eval()(rows), rows)
+    return living.peak
+
+
+def traced(work: Callable[[], object]) -> int:
+    """Return the most bytes of tensors alive at once while `work` runs on tensors without data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to load
+
+    with FakeTensorMode(), _Living() as living:
+        work()
     return living.peak
 
 

@@ -1,4 +1,4 @@
-r"""What is minimised: a model and settings come in, a function (inputs, targets) -> loss goes out.
+r"""What is minimised: a model and settings come in, a module (inputs, targets) -> loss goes out.
 
     loss = mean cross-entropy  +  z_loss * mean(logsumexp(logits)^2)      label smoothing on the targets
 
@@ -7,13 +7,15 @@ it is better not to make a large one: in chunks of 256 positions that stay in th
 0.46 of the time (one Zen 5 core, d_model 256, vocabulary 4,096); compiled, in chunks of 1,024, the whole step
 takes 0.945. Compiled chunks are few and large, since the compiler writes out each of them. Our kernels for
 GPUs (kernels/gpu/chunked_cross_entropy.py) always take head and loss together and cut as they need.
+
+Model and loss are one module, since what averages or shards gradients (distributed/) hooks a module's forward
+pass: what is computed beside it, such as a head whose matrix is taken from the model, would not be seen.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import Module
 
 from scratchlm import loss as losses
 from scratchlm.data.packing import documents_of
@@ -21,9 +23,6 @@ from scratchlm.kernels import choose
 from scratchlm.model import ModelConfig
 from scratchlm.runtime import autocast
 from scratchlm.train.config import TrainConfig
-
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""Inputs and targets [rows, time] -> the mean loss over the targets that count."""
 
 CHUNK_BYTES = 2**30
 """Logits (in float32) above this many bytes are always computed in chunks."""
@@ -39,53 +38,59 @@ MOST_CHUNKS = 8
 """Chunks of a compiled step."""
 
 
-def make_objective(
-    model: torch.nn.Module,
-    config: TrainConfig,
-    *,
-    device: torch.device,
-    precision: str,
-    micro_tokens: int,
-    compiled: bool,
-    end_of_text_id: int,
-) -> Objective:
-    """Return the loss that training minimises, and let the model checkpoint its blocks if it shall.
+class Objective(Module):
+    """A model and its loss as one module: all of a training step goes through this one's `forward`."""
 
-    Args:
-        model: Ids -> logits.
-        config: Smoothing, z-loss, gradient checkpointing, whether documents are masked from each other.
-        device: Where the model is.
-        precision: Number format of matrix products.
-        micro_tokens: Tokens computed at once.
-        compiled: Whether the function will be compiled.
-        end_of_text_id: Where documents begin, for the mask.
-    """
-    extras = {"z_loss": config.z_loss, "label_smoothing": config.label_smoothing}
-    if hasattr(model, "gradient_checkpointing"):
-        model.gradient_checkpointing = config.gradient_checkpointing
-    chunk_rows: int | None = logit_rows(model, micro_tokens, device=device, compiled=compiled)
-    in_parts = chunk_rows < micro_tokens
-    kernel = choose("chunked_cross_entropy", device=device)
-    if kernel.name == "triton" and model.config.name == "transformer":
-        in_parts, chunk_rows = True, None  # one kernel computes losses and gradient while the logits are near
+    def __init__(
+        self,
+        model: Module,
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        precision: str,
+        micro_tokens: int,
+        compiled: bool,
+        end_of_text_id: int,
+    ) -> None:
+        """Decide how head and loss are computed, and let the model checkpoint its blocks if it shall.
 
-    def objective(inputs: Tensor, targets: Tensor) -> Tensor:
-        masked = {"documents": documents_of(inputs, end_of_text_id)} if config.document_mask else {}
-        if in_parts:
-            with autocast(device, precision):
-                hidden = model.hidden(inputs, **masked)
-            return chunk_loss(hidden, model.head_weight, targets)
-        with autocast(device, precision):
-            logits = model(inputs, **masked)
-        return losses.cross_entropy(logits, targets, **extras)
+        Args:
+            model: Ids -> logits.
+            config: Smoothing, z-loss, gradient checkpointing, whether documents are masked from each other.
+            device: Where the model is.
+            precision: Number format of matrix products.
+            micro_tokens: Tokens computed at once.
+            compiled: Whether this will be compiled.
+            end_of_text_id: Where documents begin, for the mask.
+        """
+        super().__init__()
+        self.model, self.device, self.precision = model, device, precision
+        self.document_mask, self.end_of_text_id = config.document_mask, end_of_text_id
+        self.extras = {"z_loss": config.z_loss, "label_smoothing": config.label_smoothing}
+        if hasattr(model, "gradient_checkpointing"):
+            model.gradient_checkpointing = config.gradient_checkpointing
+        self.chunk_rows: int | None = logit_rows(model, micro_tokens, device=device, compiled=compiled)
+        self.in_parts = self.chunk_rows < micro_tokens
+        kernel = choose("chunked_cross_entropy", device=device)
+        self.chunk_loss = kernel.function
+        if kernel.name == "triton" and model.config.name == "transformer":
+            # one kernel computes losses and gradient while the logits are near
+            self.in_parts, self.chunk_rows = True, None
 
-    def chunk_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
-        softcap = model.config.logit_softcap
-        compute = partial(kernel.function, softcap=softcap, chunk_rows=chunk_rows, **extras)
-        with autocast(device, precision):
-            return compute(hidden, head_weight, targets)
-
-    return objective
+    def forward(
+        self, inputs: Int[Tensor, "rows time"], targets: Int[Tensor, "rows time"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss over the targets that count."""
+        masked = {"documents": documents_of(inputs, self.end_of_text_id)} if self.document_mask else {}
+        if not self.in_parts:
+            with autocast(self.device, self.precision):
+                logits = self.model(inputs, **masked)
+            return losses.cross_entropy(logits, targets, **self.extras)
+        with autocast(self.device, self.precision):
+            hidden = self.model.hidden(inputs, **masked)
+        how = {"softcap": self.model.config.logit_softcap, "chunk_rows": self.chunk_rows}
+        with autocast(self.device, self.precision):
+            return self.chunk_loss(hidden, self.model.head_weight, targets, **how, **self.extras)
 
 
 def logit_rows(

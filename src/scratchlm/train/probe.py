@@ -33,7 +33,7 @@ from scratchlm.optim.clip import clip_gradients_
 from scratchlm.runtime import autocast, log
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
-from scratchlm.train.objective import Objective, make_objective
+from scratchlm.train.objective import Objective
 from scratchlm.train.trainer import Execution
 
 STEPS = 5
@@ -115,7 +115,7 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
     device = execution.device
     _reset_peak(device)
     model = MODELS.get(settings.name)(settings).to(device)
-    eager = make_objective(
+    eager = Objective(
         model,
         config.train,
         device=device,

@@ -26,13 +26,13 @@ from torch import Tensor
 from scratchlm.data.loader import Batch, Loader
 from scratchlm.data.permutation import mix
 from scratchlm.data.prefetch import Prefetcher, Request
+from scratchlm.distributed.engine import Engine
 from scratchlm.distributed.process import Processes
 from scratchlm.loss import IGNORE
 from scratchlm.optim.clip import clip_gradients_
 from scratchlm.optim.schedule import set_learning_rate
 from scratchlm.runtime import log
 from scratchlm.train.guard import Guard, Judgement
-from scratchlm.train.objective import Objective
 
 
 class StepResult(NamedTuple):
@@ -74,11 +74,10 @@ class Trainer:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        engine: Engine,
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float],
         loader: Loader,
-        objective: Objective,
         *,
         rows_per_step: int,
         grad_clip: float,
@@ -91,11 +90,10 @@ class Trainer:
         """Keep the parts.
 
         Args:
-            model: Its parameters are trained.
-            optimizer: Built over the model's parameters; its groups' "lr" at this moment is the peak.
+            engine: Has the model and its loss, and knows how processes share them.
+            optimizer: Built over the engine's parameters; its groups' "lr" at this moment is the peak.
             schedule: Step -> multiplier of the peak learning rate, in [0, 1].
             loader: Gives row `row` of step `step`.
-            objective: (inputs, targets) -> mean loss over the targets that count.
             rows_per_step: Rows in one optimizer step, over all processes and micro-batches.
             grad_clip: Largest global gradient norm; 0 does not clip.
             execution: Device, number format, compilation, rows at once.
@@ -107,7 +105,7 @@ class Trainer:
         Raises:
             ValueError: The rows cannot be shared out equally.
         """
-        self.model, self.optimizer, self.schedule, self.objective = model, optimizer, schedule, objective
+        self.engine, self.model, self.optimizer, self.schedule = engine, engine.model, optimizer, schedule
         self.rows_per_step, self.grad_clip, self.execution = rows_per_step, grad_clip, execution
         self.guard, self.seed, self.abandon = guard, seed, abandon
         self.processes = processes or Processes()
@@ -117,8 +115,7 @@ class Trainer:
         self.data_offset = 0
         """Step `s` reads the batch of step s + data_offset: a rollback skips data with it."""
         self.batches = Prefetcher(loader, pin_memory=execution.device.type == "cuda")
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._loss = torch.compile(objective, dynamic=False) if execution.compile else objective
+        self._parameters = [p for p in engine.named_parameters().values() if p.requires_grad]
 
     def step(self, step: int) -> StepResult:
         """Run optimizer step number `step` (the first is 0).
@@ -138,21 +135,29 @@ class Trainer:
     def _gradients(self, step: int) -> tuple[float, float]:
         """Leave the clipped gradient in the parameters; return the loss and the norm before clipping."""
         loss = self._accumulate_within_memory(step)
+        self.engine.finish()
         if self.processes.world_size > 1:
-            self.processes.average_gradients_(self._parameters)
             loss = self.processes.sum(loss) / self.processes.world_size
-        norm = clip_gradients_(self._parameters, self.grad_clip or math.inf)
+        norm = clip_gradients_(
+            self._parameters, self.grad_clip or math.inf, common_norm=self.engine.common_norm
+        )
         both = torch.stack([loss, norm.to(loss)]).tolist()  # one wait for the device, not two
         return both[0], both[1]
 
     def _accumulate_within_memory(self, step: int) -> Tensor:
-        """As `_accumulate`; out of memory halves the rows computed at once."""
+        """As `_accumulate`; out of memory halves the rows computed at once.
+
+        Raises:
+            ValueError: Out of memory among several processes, which have to make the same calls.
+        """
         while True:
             try:
                 return self._accumulate(step)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if self.micro_rows == 1:
                     raise
+                if self.processes.world_size > 1:
+                    raise ValueError(self._too_large()) from error
                 self.micro_rows = largest_divisor(len(self.rows_here), self.micro_rows // 2)
                 log.warning(
                     "Out of memory: micro-batches of %d rows from now on; same results.", self.micro_rows
@@ -162,16 +167,27 @@ class Trainer:
     def _accumulate(self, step: int) -> Tensor:
         """Add up this process's gradient, scaled so that the mean over the processes is the batch's."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.engine.begin()
         total = torch.zeros((), device=self.execution.device)
         for batch, first_row, share in self._shares(step):
             if self.abandon():
                 raise StepAbandonedError
             torch.manual_seed(mix(self.seed, step, first_row))
             on_device = self._to_device(batch)
-            loss = self._loss(on_device.inputs, on_device.targets) * share
-            loss.backward()
+            last = first_row + self.micro_rows == self.rows_here.stop
+            with self.engine.accumulating(last=last):
+                loss = self.engine.loss(on_device.inputs, on_device.targets) * share
+                loss.backward()
             total += loss.detach()
         return total
+
+    def _too_large(self) -> str:
+        smaller = largest_divisor(len(self.rows_here), self.micro_rows // 2)
+        return (
+            f"process {self.processes.rank} of {self.processes.world_size} is out of memory with "
+            f"micro-batches of {self.micro_rows} rows; resume with train.micro_batch_tokens={smaller} times the context "
+            "length, train.gradient_checkpointing=true or distributed=fsdp2."
+        )
 
     def _shares(self, step: int) -> Iterator[tuple[Batch, int, float]]:
         """This process's micro-batches, the row each begins at, and the weight of its mean loss."""
