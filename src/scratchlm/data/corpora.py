@@ -6,14 +6,17 @@ A document of up to `reading.MAX_CHUNK` characters is one chunk; a longer one ar
 tokenizer would have joined the two sides, so that memory stays bounded whatever the corpus is. The
 end-of-text token is not part of the text: whoever writes the ids adds it after a chunk that ends a document.
 
+The same chunks come in portions, which any process reads by itself, in any order.
+
 This file holds the base class and the embedded corpus; files.py reads your own text, remote.py the known
 downloads.
 """
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from scratchlm.data import CORPORA
@@ -22,6 +25,8 @@ Split = Literal["train", "valid"]
 
 FIRST_VALID = 2**40
 """Index of the first validation story: no training set grows so large that it would reach it."""
+STORY_CHARACTERS = 697
+"""Mean length of a story: of the first 3,000 with seed 0."""
 
 
 class Chunk(NamedTuple):
@@ -29,6 +34,15 @@ class Chunk(NamedTuple):
 
     text: str
     ends_document: bool
+
+
+class Portion(NamedTuple):
+    """Some chunks in a row that any process can read by itself."""
+
+    num_chunks: int
+    """Chunks in it, at least 1: so the place of each in the corpus is known before it is read."""
+    read: Callable[[], Iterable[Chunk]]
+    """Gives them; what a process can send to another, so no lambda and nothing that is open."""
 
 
 class Corpus(ABC):
@@ -44,6 +58,17 @@ class Corpus(ABC):
         Raises:
             ValueError: The text is missing, empty, or no text; the message names the file and the place.
         """
+
+    def portions(self, split: Split, num_characters: int) -> Iterator[Portion]:
+        """Yield the chunks of `split` in portions of about `num_characters`.
+
+        Portions come in the order of the text. Here each carries its text, so one process reads and others
+        encode; a corpus that knows where a document stands lets the others read as well.
+
+        Raises:
+            ValueError: As `chunks`.
+        """
+        return carried_portions(self.chunks(split), num_characters)
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -87,11 +112,18 @@ class StoriesCorpus(Corpus):
 
     def chunks(self, split: Split) -> Iterator[Chunk]:
         """Yield one chunk per story."""
-        from scratchlm.data.stories import generate_story
+        return _stories(self.seed, self._indices(split))
 
-        first, count = (0, self.num_train) if split == "train" else (FIRST_VALID, self.num_valid)
-        for index in range(first, first + count):
-            yield Chunk(generate_story(self.seed, index), ends_document=True)
+    def portions(self, split: Split, num_characters: int) -> Iterator[Portion]:
+        """Yield which stories each portion has: whoever reads one writes them."""
+        indices = self._indices(split)
+        size = -(-num_characters // STORY_CHARACTERS)
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            yield Portion(len(part), functools.partial(_stories, self.seed, part))
+
+    def _indices(self, split: Split) -> range:
+        return range(self.num_train) if split == "train" else range(FIRST_VALID, FIRST_VALID + self.num_valid)
 
     def fingerprint(self) -> str:
         """Hash the settings and a few stories, so that a changed grammar is another corpus."""
@@ -118,6 +150,27 @@ class StoriesCorpus(Corpus):
 
         found = check_consistency(text)
         return found.num_facts, found.num_consistent
+
+
+def _stories(seed: int, indices: range) -> Iterator[Chunk]:
+    from scratchlm.data.stories import generate_story
+
+    for index in indices:
+        yield Chunk(generate_story(seed, index), ends_document=True)
+
+
+def carried_portions(chunks: Iterable[Chunk], num_characters: int) -> Iterator[Portion]:
+    """Yield portions that carry their text: at least `num_characters` each, but for the last."""
+    held: list[Chunk] = []
+    length = 0
+    for chunk in chunks:
+        held.append(chunk)
+        length += len(chunk.text)
+        if length >= num_characters:
+            yield Portion(len(held), functools.partial(list, held))
+            held, length = [], 0
+    if held:
+        yield Portion(len(held), functools.partial(list, held))
 
 
 def hash_of(*values: object) -> str:

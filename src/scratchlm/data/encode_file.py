@@ -94,7 +94,7 @@ def encode_file(
                 vocab_size=tokenizer.vocab_size,
                 tokenizer_fingerprint=tokenizer.fingerprint,
                 tokens_per_shard=tokens_per_shard,
-                source=_identity(files, separator, errors),
+                source=functools.partial(_identity, files, separator, errors),
             )
         )
         encode = functools.partial(

@@ -4,6 +4,9 @@
     at least k documents       every k-th document is validation, k = round(1 / valid_fraction)
     fewer documents            the last `valid_fraction` of all characters is: one book is enough
 
+Where a document stands in a plain text file can be found without reading it, so such files come in portions
+that many processes read at once; not so by the third rule.
+
 The third rule cuts a document in two, at the end of a paragraph, a line or at least a word. The first scan,
 which counts documents, stops at k; only the third rule needs to see everything once before reading begins.
 """
@@ -15,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scratchlm.data import CORPORA
-from scratchlm.data.corpora import Chunk, Corpus, Split, hash_of
+from scratchlm.data.corpora import Chunk, Corpus, Portion, Split, hash_of
+from scratchlm.data.portions import Format, choose, chosen_portion, file_portions
 from scratchlm.data.reading import COMPRESSED, SUFFIXES, Errors, kind_of, read_documents, safe_end
 from scratchlm.data.shards import hash_file
 from scratchlm.runtime import log
@@ -81,7 +85,7 @@ class FilesCorpus(Corpus):
             return self._not_empty(self._read(self._files(split)), split)
         extent = self._extent
         if extent.num_documents >= self._period:
-            return _every(self._read(self._files("train")), self._period, split)
+            return choose(self._read(self._files("train")), self._period, split)
         target = int(extent.num_characters * (1 - self.valid_fraction))
         if not 0 < target < extent.num_characters:
             raise ValueError(
@@ -90,6 +94,27 @@ class FilesCorpus(Corpus):
             )
         window = min(TAIL_WINDOW, (extent.num_characters - target) // 2)
         return _cut_at(self._read(self._files("train")), target, window, split)
+
+    def portions(self, split: Split, num_characters: int) -> Iterator[Portion]:
+        """Yield where to read, as far as the files are such that one can (see portions.py)."""
+        if self.valid_paths:
+            period = 0
+        elif self._extent.num_documents >= self._period:
+            period = self._period
+        else:  # where to cut depends on all characters before it
+            yield from super().portions(split, num_characters)
+            return
+        form = Format(self.separator, self.text_key, self.errors)
+        first = found = 0
+        for path in self._files(split):
+            for part in file_portions(path, form, num_characters):
+                portion = chosen_portion(part, period, split, first) if period else part.portion
+                first += part.num_documents
+                if portion.num_chunks:
+                    yield portion
+                    found += 1
+        if not found:
+            raise ValueError(self._emptiness(split))
 
     def num_bytes(self, split: Split) -> int | None:
         """The files' sizes, in proportion; None where a file is compressed or has more in it than text."""
@@ -149,11 +174,12 @@ class FilesCorpus(Corpus):
     def _not_empty(self, chunks: Iterator[Chunk], split: Split) -> Iterator[Chunk]:
         first = next(chunks, None)
         if first is None:
-            paths = self.paths if split == "train" or not self.valid_paths else self.valid_paths
-            raise ValueError(
-                f"{', '.join(paths)}: empty, there is no text in it; give a file with some text."
-            )
+            raise ValueError(self._emptiness(split))
         yield from itertools.chain([first], chunks)
+
+    def _emptiness(self, split: Split) -> str:
+        paths = self.paths if split == "train" or not self.valid_paths else self.valid_paths
+        return f"{', '.join(paths)}: empty, there is no text in it; give a file with some text."
 
 
 def find_files(paths: tuple[str, ...]) -> list[Path]:
@@ -196,15 +222,6 @@ def _is_known(path: Path) -> bool:
 
 def _is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _every(chunks: Iterator[Chunk], period: int, split: Split) -> Iterator[Chunk]:
-    """Documents period - 1, 2 * period - 1, ... for validation, the others for training."""
-    index = 0
-    for chunk in chunks:
-        if (index % period == period - 1) == (split == "valid"):
-            yield chunk
-        index += chunk.ends_document
 
 
 def _cut_at(chunks: Iterator[Chunk], target: int, window: int, split: Split) -> Iterator[Chunk]:

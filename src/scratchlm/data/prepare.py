@@ -2,12 +2,16 @@
 
     corpus.chunks -> items of about `chunk_size` characters -> encoded by `workers` threads
                   -> in the order of the corpus -> ShardWriter
+    corpus.portions -> read and encoded by other processes -> in the order of the corpus -> ShardWriter
 
 Every document is followed by the end-of-text id; the texts of special tokens in it are plain text. Items are
 encoded at the same time and written in the order of the corpus, at most `queue_size` of them in memory, so
 the shards are the same bytes for any number of workers, any chunk size and any queue size, and memory stays
-bounded. What an interruption leaves behind is used by the next call (see shard_writer.py): finished shards
-are kept, their part of the corpus is read but not encoded again.
+bounded. What an interruption leaves behind is used by the next call, also by one with another engine (see
+shard_writer.py): finished shards are kept, their part of the corpus is not encoded again.
+
+An engine is who does the work: `encode_in_threads` here, processes.py, ray_engine.py. Threads share one
+interpreter, whose lock lets one of them at a time read; processes read and encode side by side.
 """
 
 import functools
@@ -15,15 +19,17 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt
 
-from scratchlm.data.corpora import Chunk, Corpus, Split
+from scratchlm.data.corpora import Chunk, Corpus, Portion, Split
 from scratchlm.data.shard_writer import TOKENS_PER_SHARD, ShardWriter
-from scratchlm.data.shards import MANIFEST, TokenDataset, read_manifest
+from scratchlm.data.shards import MANIFEST, TokenDataset, read_manifest, token_dtype
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import map_in_order
 from scratchlm.tokenizer.streaming import repair_surrogates
@@ -56,6 +62,26 @@ class Encoded(NamedTuple):
     num_chunks: int
 
 
+class Work(NamedTuple):
+    """What an engine is asked to encode, and how."""
+
+    corpus: Corpus
+    split: Split
+    tokenizer: Tokenizer
+    num_chunks_done: int
+    """Chunks at the beginning that are done already."""
+    workers: int
+    chunk_size: int
+    queue_size: int
+
+
+Engine = Callable[[Work], Iterator[Encoded]]
+"""Yields what is left of the corpus, encoded, in its order."""
+
+PORTION_CHARACTERS = 2**22
+"""What a process reads and encodes at a time: some 50 ms of work, and 1 ms to hand it out and take it back."""
+
+
 def prepare(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -67,6 +93,7 @@ def prepare(
     queue_size: int = 8,
     progress: Progress | None = None,
     tokens_per_shard: int = TOKENS_PER_SHARD,
+    engine: Engine | None = None,
 ) -> PrepareStats:
     """Encode one split of a corpus into shards; does nothing when they are there already.
 
@@ -76,11 +103,12 @@ def prepare(
         folder: Where the shards shall lie. It appears when all of them are there; until then they lie in
             `folder.partial`, and another call with the same corpus and tokenizer goes on from there.
         split: "train" or "valid".
-        workers: Threads that encode, at least 1.
-        chunk_size: Characters that one thread encodes at a time, at least 1.
+        workers: Threads or processes that encode, at least 1.
+        chunk_size: Characters that are encoded at a time, at least 1.
         queue_size: How many such pieces may wait, at least 1; memory is about queue_size * chunk_size.
         progress: Called after every piece.
         tokens_per_shard: Ids in every shard but the last.
+        engine: Who encodes; threads of this process by default.
 
     Raises:
         ValueError: The corpus is empty or damaged, or `folder` holds something else.
@@ -90,31 +118,66 @@ def prepare(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     began = time.perf_counter()
-    extra = description(corpus, tokenizer, split)
+    described = _begin(functools.partial(description, corpus, tokenizer, split))
     if (folder / MANIFEST).is_file():
-        return statistics(open_same(folder, tokenizer, extra), began)
-    source = hashlib.sha256(repr(sorted(extra.items())).encode()).hexdigest()
+        return statistics(open_same(folder, tokenizer, described.result()), began)
     with ShardWriter(
         folder,
         vocab_size=tokenizer.vocab_size,
         tokenizer_fingerprint=tokenizer.fingerprint,
         tokens_per_shard=tokens_per_shard,
-        source=source,
+        source=lambda: hashlib.sha256(repr(sorted(described.result().items())).encode()).hexdigest(),
     ) as writer:
-        chunks = itertools.islice(corpus.chunks(split), writer.num_chunks_done, None)
+        work = Work(corpus, split, tokenizer, writer.num_chunks_done, workers, chunk_size, queue_size)
         total = corpus.num_bytes(split)
-        encode = functools.partial(encode_item, tokenizer=tokenizer)
-        items = items_of(chunks, chunk_size)
-        for ids, ends, num_bytes, num_chunks in map_in_order(
-            encode, items, num_threads=workers, num_waiting=queue_size
-        ):
+        for ids, ends, num_bytes, num_chunks in (engine or encode_in_threads)(work):
             writer.add_documents(ids, ends, num_bytes=num_bytes, num_chunks=num_chunks)
             if progress is not None:
                 progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
         if writer.num_tokens == 0:
             raise ValueError(f"{corpus.name}: its {split} split holds no text; give it some to learn from.")
-        writer.close(extra)
+        writer.close(described.result())
     return statistics(TokenDataset.open(folder), began)
+
+
+def encode_in_threads(work: Work) -> Iterator[Encoded]:
+    """Read in this thread, encode in others: the engine that needs no start-up."""
+    chunks = itertools.islice(work.corpus.chunks(work.split), work.num_chunks_done, None)
+    encode = functools.partial(encode_item, tokenizer=work.tokenizer)
+    items = items_of(chunks, work.chunk_size)
+    return map_in_order(encode, items, num_threads=work.workers, num_waiting=work.queue_size)
+
+
+def portions_left(work: Work) -> Iterator[tuple[Portion, int]]:
+    """Yield the portions that are not done, each with how many chunks at its beginning are."""
+    done = work.num_chunks_done
+    for portion in work.corpus.portions(work.split, PORTION_CHARACTERS):
+        if done < portion.num_chunks:
+            yield portion, done
+        done = max(0, done - portion.num_chunks)
+
+
+def encode_portion(portion: Portion, skipped: int, tokenizer: Tokenizer, chunk_size: int) -> Encoded:
+    """Read and encode what is left of a portion, in the ids' smallest type: they go to another process.
+
+    Raises:
+        ValueError: The text is damaged, or no longer the one that was cut into portions.
+    """
+    chunks = itertools.islice(portion.read(), skipped, None)
+    parts = [encode_item(item, tokenizer) for item in items_of(chunks, chunk_size)]
+    num_chunks = sum(part.num_chunks for part in parts)
+    if num_chunks != portion.num_chunks - skipped:
+        raise ValueError(
+            f"the text has changed while it was read ({num_chunks + skipped} pieces where "
+            f"{portion.num_chunks} were); run the same command again."
+        )
+    starts = itertools.accumulate((part.ids.size for part in parts), initial=0)
+    return Encoded(
+        np.concatenate([part.ids for part in parts]).astype(token_dtype(tokenizer.vocab_size), copy=False),
+        np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=False)]),
+        sum(part.num_bytes for part in parts),
+        num_chunks,
+    )
 
 
 def description(corpus: Corpus, tokenizer: Tokenizer, split: Split) -> dict[str, Any]:
@@ -183,3 +246,19 @@ def statistics(dataset: TokenDataset, began: float) -> PrepareStats:
         first_ids=dataset.read(0, edge).tolist(),
         last_ids=dataset.read(dataset.num_tokens - edge, edge).tolist(),
     )
+
+
+def _begin(function: Callable[[], dict[str, Any]]) -> Future[dict[str, Any]]:
+    """Call a function in a thread that nobody waits for at the end: a checksum of all may take a while."""
+    future: Future[dict[str, Any]] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except (ValueError, OSError) as error:
+            future.set_exception(error)
+        finally:
+            future.cancel()  # does nothing to one that is done; nobody shall wait for one that never will be
+
+    Thread(target=work, name="fingerprint", daemon=True).start()
+    return future

@@ -16,6 +16,7 @@ import gzip
 import itertools
 import json
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,13 @@ _SAFE = re.compile(r".*[^\W_](?=[\s.,;:!?\u3002\u3001\uff0c\uff01\uff1f\uff1b\uf
 
 
 def read_documents(
-    path: Path, *, separator: str, text_key: str, errors: Errors = "strict"
+    path: Path,
+    *,
+    separator: str,
+    text_key: str,
+    errors: Errors = "strict",
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield the documents of one file, blank ones left out.
 
@@ -55,6 +62,8 @@ def read_documents(
             "" for none.
         text_key: Where the text stands in .jsonl and .parquet.
         errors: "strict" refuses invalid UTF-8 and NUL bytes, "replace" puts U+FFFD in their place.
+        start: First byte to read of plain text that is not compressed; 0, or right behind a separator.
+        stop: Where to end, likewise; None reads to the end of the file.
 
     Raises:
         ValueError: The file is missing, damaged, binary or not UTF-8; the message names it and the place.
@@ -71,7 +80,8 @@ def read_documents(
     elif kind == ".jsonl":
         yield from _cut_all(_json_texts(path, text_key, errors))
     else:
-        yield from split_documents(_decoded(path, errors), separator)
+        blocks = _decoded(path, errors, start, stop)
+        yield from split_documents(blocks, separator, after_separator=start > 0)
 
 
 def kind_of(path: Path) -> str:
@@ -80,15 +90,15 @@ def kind_of(path: Path) -> str:
     return suffix if suffix in SUFFIXES else ".txt"
 
 
-def split_documents(blocks: Iterator[str], separator: str) -> Iterator[Chunk]:
+def split_documents(
+    blocks: Iterator[str], separator: str, *, after_separator: bool = False
+) -> Iterator[Chunk]:
     r"""Cut a stream of text into documents at `separator`, and long documents into chunks.
 
     Example: ["a<|e", "nd|>\\nb"] with separator "<|end|>" -> Chunk("a", True), Chunk("b", True).
     """
     pending = ""
-    started = after_separator = (
-        False  # of the document in `pending`: is a chunk of it out; did a separator precede
-    )
+    started = False  # whether a chunk of the document in `pending` is out; `after_separator`: one precedes it
     margin = len(separator) + 2  # what may yet turn out to be a separator and the line break before it
     for block in blocks:
         pending += block
@@ -176,11 +186,11 @@ def _check_text(text: object, where: str, errors: Errors) -> str:
     raise ValueError(f"{where}: U+{ord(bad[0]):04X} at character {bad.start()} is not text; {_CONVERT}")
 
 
-def _decoded(path: Path, errors: Errors) -> Iterator[str]:
+def _decoded(path: Path, errors: Errors, start: int, stop: int | None) -> Iterator[str]:
     """Yield a plain text file's characters in blocks."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    offset = 0
-    for block in itertools.chain(_blocks(path), [b""]):
+    offset = start
+    for block in itertools.chain(_blocks(path, start, stop), [b""]):
         if offset == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError(f"{path}: UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8.")
         if errors == "replace":
@@ -219,7 +229,7 @@ def _lines(path: Path) -> Iterator[bytes]:
             )
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """Yield a file's bytes, decompressed, in blocks of bounded size."""
     try:
         if path.suffix == ".zst":
@@ -227,7 +237,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
         else:
             opener: Callable[..., BinaryIO] = gzip.open if path.suffix == ".gz" else open
             with opener(path, "rb") as file:
-                while block := file.read(BLOCK_BYTES):
+                file.seek(start)
+                left = sys.maxsize if stop is None else stop - start
+                while block := file.read(min(BLOCK_BYTES, left)):
+                    left -= len(block)
                     yield block
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged or cut off ({error}); fetch or pack it again.") from None

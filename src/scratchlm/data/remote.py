@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scratchlm.data import CORPORA
-from scratchlm.data.corpora import Chunk, Corpus, Split, hash_of
+from scratchlm.data.corpora import Chunk, Corpus, Portion, Split, carried_portions, hash_of
 from scratchlm.data.download import download
+from scratchlm.data.portions import Format, file_portions
 from scratchlm.data.reading import cut_document, parquet_texts, read_documents
 from scratchlm.data.shards import hash_file
 from scratchlm.tokenizer import END_OF_TEXT
@@ -139,6 +140,15 @@ class RemoteCorpus(Corpus):
 class _PlainCorpus(RemoteCorpus):
     """Plain text with end-of-text between documents."""
 
+    def portions(self, split: Split, num_characters: int) -> Iterator[Portion]:
+        """Yield where to read, unless the text ends at so many bytes."""
+        if split == "train" and self.train_bytes is not None:
+            yield from super().portions(split, num_characters)
+            return
+        for path in [self._path(file) for file in self.files if file.split == split]:
+            for part in file_portions(path, Format(END_OF_TEXT), num_characters):
+                yield part.portion
+
     def read(self, path: Path) -> Iterator[Chunk]:
         """Yield the documents of one file."""
         return read_documents(path, separator=END_OF_TEXT, text_key="text")
@@ -248,6 +258,10 @@ class TinyShakespeareCorpus(_PlainCorpus):
         text = self._path(self.files[0]).read_text(encoding="utf-8")
         part = text[:SHAKESPEARE_TRAIN] if split == "train" else text[SHAKESPEARE_TRAIN:]
         yield from cut_document(part, started=False)
+
+    def portions(self, split: Split, num_characters: int) -> Iterator[Portion]:
+        """Yield it with its text: it is small."""
+        yield from carried_portions(self.chunks(split), num_characters)
 
     def num_bytes(self, split: Split) -> int:
         """The two sides of the cut."""

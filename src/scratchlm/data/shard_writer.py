@@ -11,11 +11,12 @@ manifest last, flushes all to the disk and renames the folder.
 
 import bisect
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,7 +73,7 @@ class ShardWriter:
         vocab_size: int,
         tokenizer_fingerprint: str,
         tokens_per_shard: int = TOKENS_PER_SHARD,
-        source: str | None = None,
+        source: Callable[[], str] | None = None,
     ) -> None:
         """Begin, or go on where a writer of the same `source` was interrupted.
 
@@ -81,7 +82,8 @@ class ShardWriter:
             vocab_size: Every id is below this; decides between uint16 and uint32.
             tokenizer_fingerprint: Which tokenizer the ids belong to.
             tokens_per_shard: Ids in every shard but the last, at least 1.
-            source: Identifies the input; None to start over in any case.
+            source: Gives what identifies the input, asked for when it is needed; None to start over in any
+                case.
 
         Raises:
             ValueError: `folder` holds something.
@@ -94,8 +96,7 @@ class ShardWriter:
         self.folder, self.partial = folder, partial_folder(folder)
         self.vocab_size, self.dtype = vocab_size, token_dtype(vocab_size)
         self.tokenizer_fingerprint, self.tokens_per_shard = tokenizer_fingerprint, tokens_per_shard
-        layout = json.dumps([source, vocab_size, tokenizer_fingerprint, tokens_per_shard])
-        self._source = hashlib.sha256(layout.encode()).hexdigest() if source is not None else ""
+        self._ask_source = source
         with naming(self.partial):
             position = self._resume()
         self.num_chunks_done = position.num_chunks  # the caller's chunks that it need not add again
@@ -212,6 +213,14 @@ class ShardWriter:
         if not self._shards and not self.folder.exists():
             shutil.rmtree(self.partial, ignore_errors=True)
 
+    @functools.cached_property
+    def _source(self) -> str:
+        """Input and layout; empty where nothing may be used again."""
+        if self._ask_source is None:
+            return ""
+        layout = [self._ask_source(), self.vocab_size, self.tokenizer_fingerprint, self.tokens_per_shard]
+        return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+
     @property
     def _temporary(self) -> Path:
         return self.partial / f"tokens-{len(self._shards):05d}.npy.tmp"
@@ -273,11 +282,11 @@ class ShardWriter:
 
     def _resume(self) -> Position:
         """Where an interrupted writer of the same source stopped if its files are whole, else the start."""
-        position = Position(source=self._source)
+        position, found = Position(source=""), None
         with contextlib.suppress(ValueError, FileNotFoundError, NotADirectoryError):
             found = Position.model_validate_json((self.partial / PROGRESS).read_text(encoding="utf-8"))
-            if self._source and found.source == self._source and self._are_whole(found.shards):
-                position = found
+        if found and self._source and found.source == self._source and self._are_whole(found.shards):
+            position = found
         kept = {PROGRESS, *(name for shard in position.shards for name in (shard.tokens, shard.starts))}
         if not position.shards and self.partial.is_dir():
             shutil.rmtree(self.partial)

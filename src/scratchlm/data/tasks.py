@@ -1,13 +1,14 @@
 """Preparing in tasks: a corpus is cut into blocks, each task encodes every n-th, merging puts them in order.
 
-    corpus:   block 0   block 1   block 2   block 3   block 4      BLOCK_CHARACTERS each, whole chunks
+    corpus:   block 0   block 1   block 2   block 3   block 4      portions of BLOCK_CHARACTERS
     task 0 of 2:  0                   2                   4    ->  folder.tasks/0-of-2/  and  0-of-2.json
     task 1 of 2:            1                   3              ->  folder.tasks/1-of-2/  and  1-of-2.json
     merge:        0         1         2         3         4    ->  folder/
 
 Tasks know nothing of each other: they run on as many machines as there are, at any time, in any order, and
-one that was lost runs again. Every task reads the whole text, which costs little beside encoding it. Its mark
-(0-of-2.json) is written last and says which blocks it has and the checksum of their shards; merging looks for
+one that was lost runs again. Each reads its own blocks where the corpus can say where they stand (plain text:
+see portions.py), else all of the text. For checksums every task goes through all bytes once; so on one machine
+processes.py is better, which does that once for all. A task's mark (0-of-2.json) is written last and says which blocks it has and the checksum of their shards; merging looks for
 all marks, verifies all checksums, and copies. The shards are the same bytes as those of `prepare`, whatever
 the number of tasks.
 """
@@ -23,7 +24,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from scratchlm.config import Config, load
-from scratchlm.data.corpora import Chunk, Corpus, Split
+from scratchlm.data.corpora import Chunk, Corpus, Portion, Split
 from scratchlm.data.prepare import (
     Encoded,
     PrepareStats,
@@ -135,7 +136,7 @@ def prepare_task(
             return _same_mark(path, extra, tokenizer)
         for leftover in (place, partial_folder(place)):  # of this task, interrupted
             shutil.rmtree(leftover, ignore_errors=True)
-        parts = _Parts(corpus.chunks(split), task, num_tasks, chunk_size)
+        parts = _Parts(corpus.portions(split, BLOCK_CHARACTERS), task, num_tasks, chunk_size)
         total = corpus.num_bytes(split)
         told = functools.partial(_tell, progress, None if total is None else total // num_tasks)
         blocks = _write_parts(parts, place, tokenizer, extra, told, workers, queue_size)
@@ -214,26 +215,19 @@ def _places(folder: Path, task: int, num_tasks: int) -> tuple[Path, Path]:
 
 
 class _Parts:
-    """The task's own blocks in pieces of about `chunk_size` characters; the others are read and dropped."""
+    """The task's own blocks in pieces of about `chunk_size` characters."""
 
-    def __init__(self, chunks: Iterable[Chunk], task: int, num_tasks: int, chunk_size: int) -> None:
+    def __init__(self, portions: Iterable[Portion], task: int, num_tasks: int, chunk_size: int) -> None:
         self.num_blocks = 0
-        """Blocks of the corpus; known when all are read."""
-        self._chunks, self._task, self._num_tasks, self._chunk_size = chunks, task, num_tasks, chunk_size
+        """Blocks of the corpus; known at the end."""
+        self._portions, self._task, self._num_tasks, self._chunk_size = portions, task, num_tasks, chunk_size
 
     def __iter__(self) -> Iterator[_Part]:
-        own: list[Chunk] = []
-        block, length, started = 0, 0, False
-        for chunk in self._chunks:
-            started = True
+        for block, portion in enumerate(self._portions):
             if block % self._num_tasks == self._task:
-                own.append(chunk)
-            length += len(chunk.text)
-            if length >= BLOCK_CHARACTERS:
-                yield from (_Part(block, item) for item in items_of(own, self._chunk_size))
-                own, block, length, started = [], block + 1, 0, False
-        yield from (_Part(block, item) for item in items_of(own, self._chunk_size))
-        self.num_blocks = block + started
+                for item in items_of(portion.read(), self._chunk_size):
+                    yield _Part(block, item)
+            self.num_blocks = block + 1
 
 
 def _write_parts(
