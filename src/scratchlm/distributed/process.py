@@ -19,11 +19,16 @@ so that their order does not depend on the number of processes.
 
 import contextlib
 import json
+import math
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from scratchlm.distributed.meeting import FailedError, Meeting, MissingError
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +37,8 @@ TIMEOUT_SECONDS = 600.0
 """A process that waits longer for another gives up: a validation or a save takes minutes, not ten of them."""
 ROLL_CALL_SECONDS = 2.0
 """How long a failed process waits for the others to say that they live; they notice within milliseconds."""
-
-POLL_SECONDS = 0.02
-"""Between two looks at the common store; each takes less than a millisecond of processor time."""
+MOST_CHARACTERS = 600
+"""Of another process's words in a message: some eight settings."""
 
 
 class ProcessError(ConnectionError):
@@ -68,7 +72,7 @@ class Processes:
         self.rank, self.world_size = rank, world_size
         self.local_rank, self.local_world_size = local_rank, local_world_size
         self.timeout_seconds = timeout_seconds
-        self._store: Any = None
+        self._meeting: Meeting | None = None
         self._turns = 0
         if world_size > 1:
             with self._naming("joining"):
@@ -87,7 +91,8 @@ class Processes:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         found = os.environ
         missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in found]
-        wrong = [f"{name}={found[name]}" for name in names if name in found and not found[name].isdigit()]
+        numbers = (*names, "MASTER_PORT")
+        wrong = [f"{name}={found[name]}" for name in numbers if name in found and not found[name].isdigit()]
         if missing or wrong:
             raise ValueError(
                 f"WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment asks for several processes, but "
@@ -108,18 +113,18 @@ class Processes:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
+    @property
+    def store(self) -> Any:
+        """The key-value store of this start (torch.distributed.Store); None where there is one process."""
+        return self._meeting.store if self._meeting is not None else None
+
     def rows(self, rows_per_step: int) -> range:
         """The rows of each step that this process computes. Example: rank 1 of 2, 8 rows -> range(4, 8).
 
         Raises:
             ValueError: The rows cannot be shared out evenly.
         """
-        if rows_per_step % self.world_size:
-            raise ValueError(
-                f"train.batch_tokens: a step of {rows_per_step} rows cannot be shared evenly by "
-                f"{self.world_size} processes; choose a batch of a multiple of {self.world_size} rows, or a "
-                f"number of processes that divides {rows_per_step}."
-            )
+        check_rows(rows_per_step, self.world_size)
         share = rows_per_step // self.world_size
         return range(self.rank * share, (self.rank + 1) * share)
 
@@ -180,21 +185,49 @@ class Processes:
         """Return process 0's `value` on all processes, as JSON carries it: its choices are everyone's.
 
         Raises:
+            ProcessError: Process 0 ended or hangs.
+        """
+        if self._meeting is None:
+            return value
+        turn = self._turn("choice")
+        if self.first:
+            self._meeting.say(turn, json.dumps(value))
+        with self._naming("waiting for process 0's choice"):
+            return json.loads(self._meeting.hear(turn))
+
+    def agree(self, what: str, found: Mapping[str, Any]) -> None:
+        """See that all processes have the same; otherwise all of them refuse, and say who has what.
+
+        Args:
+            what: What it is ("configuration"), for the message.
+            found: Name -> what JSON can carry, as this process has it.
+
+        Raises:
+            ValueError: A process has something else than process 0.
             ProcessError: Another process ended or hangs.
         """
-        if self.world_size == 1:
-            return value
-        import torch
-        from torch import distributed
-
-        text = json.dumps(value).encode() if self.first else b""
-        size = self.sum(torch.tensor([len(text)]))
-        content = torch.zeros(int(size), dtype=torch.uint8)
+        if self._meeting is None:
+            return
+        turn = self._turn("agree")
         if self.first:
-            content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        with self._naming("handing on process 0's choice"):
-            distributed.broadcast(content, 0)
-        return json.loads(bytes(content.tolist()))
+            self._meeting.say(turn, json.dumps(found))
+        with self._naming(f"comparing the {what}"):
+            first = json.loads(self._meeting.hear(turn))
+            self._meeting.say(f"{turn}/differs", differences(first, json.loads(json.dumps(found))))
+            verdict = ""
+            if self.first:
+                said = {rank: self._meeting.hear(f"{turn}/differs", rank) for rank in range(self.world_size)}
+                verdict = _verdict(what, {rank: text for rank, text in said.items() if text})
+                self._meeting.say(f"{turn}/verdict", verdict)
+            verdict = self._meeting.hear(f"{turn}/verdict")
+        if verdict:
+            raise ValueError(verdict)
+
+    def telling(self) -> contextlib.ExitStack:
+        """A context that lets the others know at once why this process failed in it, if it does."""
+        stack = contextlib.ExitStack()
+        stack.push(self._tell)
+        return stack
 
     def barrier(self) -> None:
         """Wait until every process is here.
@@ -214,22 +247,20 @@ class Processes:
         Raises:
             ProcessError: Process 0 ended without having done it.
         """
-        self._turns += 1
-        turn = f"turn/{self._turns}"
-        if not self.first:
+        turn = self._turn("turn")
+        if not self.first and self._meeting is not None:
             with self._naming("waiting for process 0"):
-                while not self._store.check([turn]):
-                    time.sleep(POLL_SECONDS)
+                self._meeting.hear(turn, seconds=math.inf)
         yield
-        if self.first and self._store is not None:
-            self._store.set(turn, "done")
+        if self.first and self._meeting is not None:
+            self._meeting.say(turn, "done")
 
     def close(self) -> None:
         """Leave the others; what comes after is this process's own business."""
-        if self._store is not None:
+        if self._meeting is not None:
             from torch import distributed
 
-            self._store = None
+            self._meeting = None
             distributed.destroy_process_group()
 
     def _join(self) -> None:
@@ -243,12 +274,29 @@ class Processes:
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank)
             backend = "cpu:gloo,cuda:nccl"
-        limit = timedelta(seconds=self.timeout_seconds)
-        store, _, _ = next(distributed.rendezvous("env://", self.rank, self.world_size, timeout=limit))
+        meeting = Meeting(self.rank, self.world_size, timeout_seconds=self.timeout_seconds)
         distributed.init_process_group(
-            backend, store=store, rank=self.rank, world_size=self.world_size, timeout=limit
+            backend,
+            store=distributed.PrefixStore("group", meeting.store),
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=timedelta(seconds=self.timeout_seconds),
         )
-        self._store = distributed.PrefixStore("scratchlm", store)
+        self._meeting = meeting
+
+    def _tell(
+        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
+    ) -> None:
+        # another one's failure is told by that one, and a wish to stop is none
+        ours = not isinstance(error, ProcessError | KeyboardInterrupt | SystemExit)
+        if error is not None and ours and self._meeting is not None:
+            with contextlib.suppress(RuntimeError):  # the store may be gone too
+                self._meeting.fail(" ".join(str(error).split()) or type(error).__name__)
+
+    def _turn(self, name: str) -> str:
+        """A name that was not used before; all processes count alike."""
+        self._turns += 1
+        return f"{name}/{self._turns}"
 
     def _reduce(self, tensor: "torch.Tensor", operation: str, doing: str) -> None:
         from torch import distributed
@@ -262,29 +310,76 @@ class Processes:
         started = time.monotonic()
         try:
             yield
-        except RuntimeError as error:
+        except ProcessError:
+            raise
+        except (RuntimeError, MissingError) as error:
             seconds = time.monotonic() - started
+            if isinstance(error, FailedError):
+                found = str(error)[:MOST_CHARACTERS]
+            elif isinstance(error, MissingError):
+                found = f"{error} (wait_seconds is the limit of waiting)"
+            else:
+                text = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split()))  # a place in gloo's sources
+                found = f"{text[:160]}; {self._missing()}"
             raise ProcessError(
-                f"process {self.rank} of {self.world_size} failed at {doing} after {seconds:.1f} s "
-                f"({' '.join(str(error).split())[:160]}); {self._missing()}. Waiting is limited to "
-                f"{self.timeout_seconds:g} s. The first message of another process says more; go on from "
-                "the last checkpoint with --resume."
+                f"process {self.rank} of {self.world_size} failed at {doing} after {seconds:.1f} s: {found}. "
+                f"Waiting is limited to {self.timeout_seconds:g} s. The first message of another "
+                " process says more; go on from the last checkpoint with --resume."
             ) from None
 
     def _missing(self) -> str:
         """Call the roll: who failed as well and lives says so; who says nothing is missing."""
-        if self._store is None:
+        if self._meeting is None:
             return "not all processes came"
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        deadline = time.monotonic() + ROLL_CALL_SECONDS
         try:
-            self._store.set(f"lives/{self.rank}", "yes")
-            while others and time.monotonic() < deadline:
-                others = [rank for rank in others if not self._store.check([f"lives/{rank}"])]
-                time.sleep(POLL_SECONDS)
+            if self._meeting.failure():
+                return self._meeting.failure()[:MOST_CHARACTERS]
+            self._meeting.say("lives", "yes")
+            missing = self._meeting.silent("lives", seconds=ROLL_CALL_SECONDS)
+            return str(MissingError(missing)) if missing else "all processes answer"
         except RuntimeError:
-            return "process 0 or torchrun is gone"
-        return f"no answer from process {', '.join(map(str, others))}" if others else "all processes answer"
+            return "process 0 or its launcher is gone"
+
+
+def check_rows(rows_per_step: int, world_size: int) -> None:
+    """See that a step's rows can be shared out.
+
+    Raises:
+        ValueError: Not evenly; the message has numbers that work.
+    """
+    if rows_per_step % world_size == 0:
+        return
+    divisors = [n for n in range(1, min(rows_per_step, 64) + 1) if rows_per_step % n == 0]
+    raise ValueError(
+        f"train.batch_tokens: a step of {rows_per_step} rows cannot be shared evenly by {world_size} "
+        f"processes; choose a batch of a multiple of {world_size} rows, or one of "
+        f"{', '.join(map(str, divisors))} processes."
+    )
+
+
+def differences(first: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """What `own` has otherwise than `first`. Example: {"a": 1}, {"a": 2} -> "a=2 instead of a=1"."""
+    return ", ".join(
+        f"{key}={own[key]} instead of {first[key]}"
+        if key in own and key in first
+        else (f"no {key} instead of {first[key]}" if key in first else f"{key}={own[key]} instead of none")
+        for key in sorted(first.keys() | own.keys())
+        if (key in first) != (key in own) or first[key] != own[key]
+    )
+
+
+def _verdict(what: str, differs: Mapping[int, str]) -> str:
+    """The message for all; empty where nobody differs."""
+    if not differs:
+        return ""
+    rank, text = next(iter(differs.items()))
+    same = [str(other) for other, said in differs.items() if said == text]
+    who = f"process {rank} has" if len(same) == 1 else f"processes {', '.join(same[:8])} have"
+    more = "" if len(same) == len(differs) else f"; {len(differs) - len(same)} more differ otherwise"
+    return (
+        f"{who} another {what} than process 0: {text[:MOST_CHARACTERS]}{more}. Start all processes with the "
+        "same words, files and versions."
+    )
 
 
 def _loopback() -> str:

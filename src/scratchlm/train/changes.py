@@ -38,6 +38,10 @@ HARMLESS = (
     "train.statistics_every",
     "train.track",
     "model.attention",
+    "distributed",
+    "nproc",
+    "restarts",
+    "wait_seconds",
 )
 """Settings that decide how long, where and what is shown, but not what a step computes beyond rounding."""
 MEANING = ("seed", "corpus", "tokenizer", "data.chunk_size", "model", "batches", "train.batch_tokens")
@@ -61,7 +65,7 @@ def check_changes(
     Raises:
         ValueError: A setting changes what the run is; the message has every difference.
     """
-    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
+    before, after = dict(leaves(old.model_dump(mode="json"))), dict(leaves(new.model_dump(mode="json")))
     changes = {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
@@ -82,10 +86,11 @@ def check_changes(
     return changes
 
 
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a tree with its dotted key. Example: {"a": {"b": 1}} -> ("a.b", 1)."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{above}{key}.")
+            yield from leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
 

@@ -110,6 +110,12 @@ class RunConfig(Config):
     """How long and how much at once."""
     distributed: part_of(ENGINES) = Part(name="ddp")  # type: ignore[valid-type]
     """How several processes share the work: ddp, zero1, fsdp2."""
+    nproc: int = Field(default=1, ge=1)
+    """Processes that the command starts on this machine; under torchrun that says how many."""
+    restarts: int = Field(default=3, ge=0)
+    """How often they are all started again, from the last checkpoint, when one is lost."""
+    wait_seconds: float = Field(default=600.0, gt=0)
+    """How long a process waits for another before it gives up."""
     sampling: SamplingConfig = SamplingConfig()
     """How sample texts are drawn."""
     prompt: str = ""
