@@ -46,6 +46,8 @@ BORROWED = {
     "kernels/attention_sdpa.py": {"torch.nn.functional.scaled_dot_product_attention"},
     # the backends of attention=sdpa, each pinned and measured under its own name
     "bench/attention.py": {"torch.nn.attention.SDPBackend", "torch.nn.attention.sdpa_kernel"},
+    # what our data parallelism is measured against
+    "bench/parallel.py": {"torch.nn.parallel.DistributedDataParallel"},
     # attention=flex, never the default
     "kernels/attention_flex.py": {
         f"torch.nn.attention.flex_attention.{name}"

@@ -93,6 +93,7 @@ def milliseconds(value: float) -> str:
 
 def places_of(value: float) -> int:
     """Return how many places behind the point a figure needs for three digits, at most 3."""
+    value = abs(value)
     return 0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3
 
 

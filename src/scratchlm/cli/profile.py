@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scratchlm.cli.bench import Device, Model, Settings
+from scratchlm.cli.bench_options import Device, Model, Settings
 
 if TYPE_CHECKING:
     from scratchlm.bench.cases import StepCase, Workbench
@@ -48,7 +48,7 @@ def profile(
     memory.html (every block of memory over time) and, on a GPU, torch's own memory snapshot.
     """
     from scratchlm.bench.cases import SCOPES, StepCase, Workbench, size_of
-    from scratchlm.cli import bench as shared
+    from scratchlm.cli import bench_options as shared
 
     place = shared.open_device(device)
     name = _one(shared.model_names(model, place), "--model")
@@ -76,7 +76,7 @@ def profile(
 def _profile(bench: "Workbench", folder: Path, steps: int, top: int) -> None:
     from scratchlm.bench import memory, profile, tables
     from scratchlm.bench.memory_page import write_memory_page
-    from scratchlm.cli.bench import machine, print_tables
+    from scratchlm.cli.bench_output import machine, print_tables
     from scratchlm.cli.console import err, out, print_table, size, table
     from scratchlm.runtime import write_text_atomically
 

@@ -38,6 +38,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.nn import Module, Parameter
 from torch.utils._pytree import tree_leaves
 
+from scratchlm.distributed.collectives import all_gather, reduce_scatter
 from scratchlm.distributed.ddp import DataParallel, average_gradients
 
 PREFETCH = 2
@@ -317,7 +318,7 @@ class _Sharded:
             return
         self._buffer.untyped_storage().resize_(self._num_bytes)
         self._here = True
-        self._fetching = _all_gather(self._buffer, self.shard.detach().to(self._buffer.dtype))
+        self._fetching = all_gather(self._buffer, self.shard.detach().to(self._buffer.dtype))
 
     def wait(self) -> Tensor:
         """Return the whole weight."""
@@ -347,7 +348,7 @@ class _Sharded:
         """Begin to add what was kept up over the processes, each piece where its shard is."""
         gradient, self.kept = self.kept.div_(self.world_size), None
         piece = torch.empty_like(self.shard)
-        self._travelling.append((_reduce_scatter(piece, gradient), piece))
+        self._travelling.append((reduce_scatter(piece, gradient), piece))
 
     @torch.no_grad()
     def receive_gradient(self) -> None:
@@ -366,7 +367,7 @@ class _Sharded:
     def gather_whole(self) -> Tensor:
         """Return the whole parameter in its own number format."""
         everything = self.shard.new_empty(self.shard.numel() * self.world_size)
-        _all_gather(everything, self.shard.detach()).wait()
+        all_gather(everything, self.shard.detach()).wait()
         return everything[: self.numel].view(self.shape)
 
 
@@ -387,14 +388,3 @@ def _backward_pass() -> int | None:
 def _converted(value: Any, dtype: torch.dtype | None) -> Any:
     matters = dtype is not None and isinstance(value, Tensor) and value.is_floating_point()
     return value.to(dtype) if matters else value
-
-
-def _all_gather(everything: Tensor, piece: Tensor) -> Any:
-    # torch 2.13 has a new name for it and warns of the old one, which older versions know alone
-    gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
-    return gather(everything, piece, async_op=True)
-
-
-def _reduce_scatter(piece: Tensor, everything: Tensor) -> Any:
-    scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
-    return scatter(piece, everything, async_op=True)

@@ -62,17 +62,17 @@ class ShardedOptimizer(Optimizer):
         self.owners: dict[Tensor, int] = {}
         """Parameter -> the process that moves it."""
         self._loads = [0] * self.world_size
-        self._inner: Optimizer | None = None
+        self.inner: Optimizer | None = None
         super().__init__(params, {})
-        self._inner = optimizer_class([self._share(group) for group in self.param_groups], **settings)
+        self.inner = optimizer_class([self._share(group) for group in self.param_groups], **settings)
         self._take_settings_back()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Deal out one more group."""
         super().add_param_group(param_group)
         deal(self.param_groups[-1]["params"], self.owners, self._loads)
-        if self._inner is not None:  # not while the first groups are taken in
-            self._inner.add_param_group(self._share(self.param_groups[-1]))
+        if self.inner is not None:  # not while the first groups are taken in
+            self.inner.add_param_group(self._share(self.param_groups[-1]))
             self._take_settings_back()
 
     def step(self, closure: Callable[[], Any] | None = None, **settings: Any) -> Any:
@@ -86,9 +86,9 @@ class ShardedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+        for group, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update({key: value for key, value in group.items() if key != "params"})
-        self._inner.step(**settings)
+        self.inner.step(**settings)
         self._take_settings_back()
         self.exchange_parameters()
         return loss
@@ -117,9 +117,9 @@ class ShardedOptimizer(Optimizer):
             for group in self.param_groups
         ]
         mine = {
-            place: {key: _described(value) for key, value in self._inner.state[parameter].items()}
+            place: {key: _described(value) for key, value in self.inner.state[parameter].items()}
             for place, parameter in enumerate(order)
-            if self.owners[parameter] == self.rank and self._inner.state.get(parameter)
+            if self.owners[parameter] == self.rank and self.inner.state.get(parameter)
         }
         described: list[Any] = [None] * self.world_size
         distributed.all_gather_object(described, mine)
@@ -154,7 +154,7 @@ class ShardedOptimizer(Optimizer):
             settings = {key: value for key, value in saved.items() if key != "params"}
             shares.append({**settings, "params": places})
             group.update(settings)
-        self._inner.load_state_dict({"state": state, "param_groups": shares})
+        self.inner.load_state_dict({"state": state, "param_groups": shares})
 
     def _share(self, group: dict[str, Any]) -> dict[str, Any]:
         mine = [parameter for parameter in group["params"] if self.owners[parameter] == self.rank]
@@ -165,7 +165,7 @@ class ShardedOptimizer(Optimizer):
 
     def _take_settings_back(self) -> None:
         """What the optimizer says of a group, from its defaults or because a step changed it, holds here."""
-        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+        for group, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             group.update({key: value for key, value in inner.items() if key != "params"})
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class ShardedOptimizer(Optimizer):
                 continue
             tensor = torch.empty(value.shape, dtype=value.dtype, device=parameter.device)
             if owner == self.rank:
-                tensor.copy_(self._inner.state[parameter][key])
+                tensor.copy_(self.inner.state[parameter][key])
             distributed.broadcast(tensor, owner)
             state[key] = tensor.cpu()
         return state

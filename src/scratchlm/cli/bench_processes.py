@@ -1,0 +1,193 @@
+"""`scratchlm bench comm`, `ddp`, `shards`: what it costs that several processes train together."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scratchlm.cli.bench_options import (
+    PRECISIONS,
+    Backend,
+    Format,
+    Model,
+    Out,
+    Settings,
+    changes_of,
+    decimals,
+    model_names,
+    numbers,
+    open_device,
+    words,
+)
+from scratchlm.cli.bench_output import collect
+
+if TYPE_CHECKING:
+    import torch
+
+    from scratchlm.bench.parallel import ParallelCase
+
+Processes = Annotated[int, typer.Option("--processes", "-N", min=2, help="Started here, on free ports.")]
+Batch = Annotated[int, typer.Option("--batch", "-b", min=1, help="Rows for each process.")]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", "-c", min=1, help="Tokens in a row; the size's own by default.", show_default=False
+    ),
+]
+OnePrecision = Annotated[str, typer.Option("--precision", "-p", help="float32 or bfloat16.")]
+Bucket = Annotated[float, typer.Option("--bucket", min=0.0, help="Largest bucket, MB; 25 as torch has it.")]
+Rounds = Annotated[int, typer.Option("--rounds", "-r", min=1, help="Turns of each way.")]
+Steps = Annotated[int, typer.Option("--steps", "-n", min=1, help="Steps of each turn.")]
+
+
+def comm(
+    call: Annotated[
+        str, typer.Option("--call", help="all_reduce, all_gather, reduce_scatter.")
+    ] = "all_reduce,all_gather,reduce_scatter",
+    megabytes: Annotated[
+        str, typer.Option("--size", "-s", help="MB of float32 in all; the small one shows the latency.")
+    ] = "0.01,1,10,100,1000",
+    processes: Annotated[
+        str, typer.Option("--processes", "-N", help="How many take part: 2 or more.")
+    ] = "2,4",
+    backend: Backend = "auto",
+    warmup: Annotated[int, typer.Option("--warmup", "-w", min=0, help="Calls that do not count.")] = 5,
+    steps: Annotated[int, typer.Option("--steps", "-n", min=1, help="Calls that count.")] = 20,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.0, help="Of one row; fewer calls have to do then.")
+    ] = 5.0,
+    form: Format = "table",
+    out: Out = None,
+) -> None:
+    """Time collective calls between processes of this machine, and fit latency and bandwidth.
+
+    Algorithm bandwidth is size / time; bus bandwidth counts the bytes that a ring would send, so it may be
+    compared between calls and numbers of processes.
+    """
+    from scratchlm.bench import comm as bench
+
+    backends, place = _place(backend)
+    chosen = bench.cases(
+        words(call, "--call", bench.CALLS),
+        world_sizes=numbers(processes, "--processes", least=2),
+        sizes_mb=decimals(megabytes, "--size"),
+        backends=backends,
+    )
+    measure = partial(bench.run_cases, chosen, warmup=warmup, steps=steps, limit=seconds)
+    collect(measure, bench.tables, len(chosen), place, form, out)
+
+
+def ddp(
+    settings: Settings = None,
+    model: Model = "auto",
+    ways: Annotated[
+        str, typer.Option("--ways", help="Which take turns; torch_views: torch's without one of the copies.")
+    ] = "per_parameter,flat,overlapped,bucketed,torch,torch_views",
+    bucket: Bucket = 25.0,
+    sweep: Annotated[
+        str, typer.Option("--sweep", help="Buckets that are tried, MB; auto: up to all gradients; no.")
+    ] = "auto",
+    batch: Batch = 4,
+    context: Context = None,
+    precision: OnePrecision = "float32",
+    processes: Processes = 2,
+    backend: Backend = "auto",
+    rounds: Rounds = 10,
+    steps: Steps = 3,
+    form: Format = "table",
+    out: Out = None,
+) -> None:
+    """Time data parallelism in its four ways and torch's: computing, and communication that is not hidden.
+
+    All ways take turns in one group of processes. Beside the sizes of buckets stands what the overhead model
+    foretells from the latency and bandwidth of the same processes.
+    """
+    from scratchlm.bench import ddp as bench
+    from scratchlm.bench import parallel
+    from scratchlm.model import accounting
+
+    case, place = _case(settings, model, batch, context, precision, processes, backend)
+    case = case.model_copy(update={"bucket_mb": bucket})
+    gradient_bytes = 4 * accounting.num_parameters(case.settings)
+    limits = bench.usual_sweep(gradient_bytes, bucket)
+    if sweep != "auto":
+        limits = [] if sweep == "no" else decimals(sweep, "--sweep")
+    group = bench.candidates(case, words(ways, "--ways", parallel.DATA_PARALLEL_WAYS), limits)
+    group = group.model_copy(update={"rounds": rounds, "steps": steps})
+    parallel.check(group)
+    collect(partial(bench.run_group, group), bench.tables, rounds + 2, place, form, out)
+
+
+def shards(
+    settings: Settings = None,
+    model: Model = "auto",
+    ways: Annotated[
+        str, typer.Option("--ways", help="Which are weighed and take turns; the first is compared with.")
+    ] = "bucketed,zero1,zero2,fsdp,fsdp2",
+    bucket: Bucket = 25.0,
+    batch: Batch = 4,
+    context: Context = None,
+    precision: OnePrecision = "float32",
+    processes: Processes = 2,
+    backend: Backend = "auto",
+    rounds: Rounds = 10,
+    steps: Steps = 3,
+    form: Format = "table",
+    out: Out = None,
+) -> None:
+    """Weigh and time each stage of sharding: parameters, gradients, optimizer state beside the formula.
+
+    fsdp is ours, fsdp2 torch's fully_shard. What is weighed is the fullest process.
+    """
+    from scratchlm.bench import parallel
+    from scratchlm.bench import shards as bench
+
+    case, place = _case(settings, model, batch, context, precision, processes, backend)
+    chosen = words(ways, "--ways", parallel.SHARDED_WAYS)
+    group = bench.candidates(case.model_copy(update={"bucket_mb": bucket}), chosen)
+    group = group.model_copy(update={"rounds": rounds, "steps": steps})
+    parallel.check(group)
+    collect(partial(bench.run_group, group), bench.tables, len(chosen) + 1 + rounds, place, form, out)
+
+
+def _case(
+    settings: list[str] | None,
+    model: str,
+    batch: int,
+    context: int | None,
+    precision: str,
+    processes: int,
+    backend: str,
+) -> "tuple[ParallelCase, torch.device]":
+    from scratchlm.bench.cases import size_of
+    from scratchlm.bench.parallel import ParallelCase
+
+    backends, place = _place(backend)
+    names, kinds = model_names(model, place), words(precision, "--precision", PRECISIONS)
+    for option, values in (("--model", names), ("--precision", kinds), ("--backend", backends)):
+        if len(values) > 1:
+            raise ValueError(f"{option}={','.join(values)}: one at a time is measured; give one value.")
+    length = {} if context is None else {"context_length": context}
+    case = ParallelCase(
+        model=names[0],
+        settings=size_of(names[0], changes_of(settings) | length),
+        batch=batch,
+        precision=kinds[0],
+        backend=backends[0],
+        world_size=processes,
+    )
+    return case, place
+
+
+def _place(backend: str) -> "tuple[list[str], torch.device]":
+    """The backends asked for, and where the first one's tensors are."""
+    from scratchlm.bench.group import BACKENDS
+
+    device = open_device("auto" if backend == "auto" else "cpu")
+    import torch
+
+    count = torch.cuda.device_count()
+    if backend == "auto":  # several GPUs are worth more than the cores beside them
+        return (["nccl"], device) if count > 1 else (["gloo"], torch.device("cpu"))
+    backends = words(backend, "--backend", BACKENDS)
+    return backends, torch.device("cuda") if count and backends[0] == "nccl" else device
