@@ -6,15 +6,18 @@ nobody foresaw is "internal error" and asks for `--debug`, which shows the trace
 
 import contextlib
 import errno
+import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from scratchlm.cli import INTERRUPTED, TERMINATED
 from scratchlm.cli.console import err
+from scratchlm.cli.processes import ERROR_FILE, LAUNCHER
 
 ADVICE = {
     errno.ENOENT: "check the path",
@@ -58,15 +61,36 @@ def report(error: BaseException, *, debug: bool) -> int:
         debug: Show the traceback instead of one line.
     """
     if isinstance(error, KeyboardInterrupt | Interrupted) or type(error).__name__ == "Abort":
-        err().print(str(error) or "stopped.", style="yellow")
+        if not _hand_on(error, str(error) or "stopped."):
+            err().print(str(error) or "stopped.", style="yellow")
         return getattr(error, "code", INTERRUPTED)
     if debug:
-        sys.stderr.write("".join(traceback.format_exception(error)))
+        text = "".join(traceback.format_exception(error))
+        if not _hand_on(error, text):
+            sys.stderr.write(text)
         return 2
     lines = lines_of(error)
+    if lines and _hand_on(error, "\n".join(lines)):
+        return 2
     for line in lines:
         show(line)
     return 2 if lines else 0
+
+
+def _hand_on(error: BaseException, text: str) -> bool:
+    """Leave the message where whoever started this process reads it; return whether it will be told there.
+
+    The file has torchrun's format, and torchrun shows it in addition.
+    """
+    path = os.environ.get(ERROR_FILE)
+    if path is None:
+        return False
+    extra = {"timestamp": str(int(time.time())), "py_callstack": text}
+    message = {"message": text, "kind": type(error).__name__, "extraInfo": extra}
+    with contextlib.suppress(OSError):  # then it is told here
+        Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
+        return LAUNCHER in os.environ
+    return False
 
 
 def show(message: str) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -63,6 +63,15 @@ class Request(NamedTuple):
     allow_changes: bool = False
     compare_to: str | None = None
     restartable: bool = False
+    plugins: Sequence[Path] = ()
+
+    def repeated(self, folder: Path) -> list[str]:
+        """The words of a command that begins this run in `folder`, goes on with it, or does nothing."""
+        options = ["--folder", str(folder), "--restartable"]
+        options += ["--allow-changes"] if self.allow_changes else []
+        options += ["--compare-to", self.compare_to] if self.compare_to else []
+        options += [word for path in self.plugins for word in ("--plugin", str(path))]
+        return [self.name, *self.words, *(self.settings or []), *options]
 
     def command(self, folder: Path | None) -> str:
         """The command line for a run in `folder`."""
@@ -70,11 +79,16 @@ class Request(NamedTuple):
         return shlex.join(["scratchlm", self.name, *self.words, *(self.settings or []), *where])
 
 
-def demo(settings: Settings = None, folder: Folder = None, resume: Resume = False) -> None:
+def demo(
+    settings: Settings = None,
+    folder: Folder = None,
+    resume: Resume = False,
+    restartable: Restartable = False,
+) -> None:
     """Make a small model in front of your eyes: the embedded stories, a few minutes on two CPU cores."""
     from scratchlm.train import recipes
 
-    request = Request("demo", [], settings, folder, resume)
+    request = Request("demo", [], settings, folder, resume, restartable=restartable)
     chosen = _go(request, folder or Path("demo"), lambda: recipes.read("demo", settings or ()))
     _print_end(
         chosen,
@@ -93,6 +107,7 @@ def run(
     ],
     folder: Folder = None,
     resume: Resume = False,
+    restartable: Restartable = False,
     plugin: Plugin = None,
 ) -> None:
     """Train on your own files and folders; sizes follow the amount of text."""
@@ -104,7 +119,7 @@ def run(
     if not names:
         raise ValueError("no text named; give files or folders: scratchlm run book.txt notes/")
     config = recipes.for_text([Path(name) for name in names], settings)
-    request = Request("run", names, settings, folder, resume)
+    request = Request("run", names, settings, folder, resume, restartable=restartable, plugins=plugin or ())
     _print_end(_go(request, folder or Path("runs") / config.name, lambda: config))
 
 
@@ -125,12 +140,22 @@ def train(
 ) -> None:
     """Train as a recipe says, with key=value settings over it.
 
-    Several processes share the work under torchrun --nproc-per-node N -m scratchlm train RECIPE.
+    nproc=N starts N processes that share the work; torchrun -m scratchlm train does so on many machines.
     """
     load_plugins(plugin)
     config = read_recipe(recipe, settings)
     base = folder or (Path(recipe) if resume and Path(recipe).is_dir() else Path("runs") / config.name)
-    request = Request("train", [recipe], settings, folder, resume, allow_changes, compare_to, restartable)
+    request = Request(
+        "train",
+        [recipe],
+        settings,
+        folder,
+        resume,
+        allow_changes,
+        compare_to,
+        restartable,
+        plugins=plugin or (),
+    )
     _print_end(_go(request, base, lambda: config))
 
 
@@ -142,17 +167,41 @@ def _go(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -> Path 
         base: The folder asked for.
         fresh: The settings of a new run.
     """
+    from scratchlm.cli.processes import start, started_by_launcher
     from scratchlm.distributed.process import Processes
 
-    processes = Processes.from_environment()
+    if started_by_launcher():
+        return _take_part(request, base, fresh)
+    chosen, state = _choose(request, base)
+    folder, request = Path(chosen), request._replace(resume=state == "interrupted")
+    if state == "finished":
+        return folder
+    config = _saved(folder, request.settings) if request.resume else fresh()
+    if config.nproc > 1:
+        start(request.repeated(folder), config, again=f"{request.command(folder)} --resume")
+        return None
+    _follow(config, folder, request, Processes())
+    return folder
+
+
+def _take_part(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -> Path | None:
+    """Be one of several processes; only the first tells."""
+    from scratchlm.cli.errors import Interrupted
+    from scratchlm.cli.processes import follow_launcher, share, versions
+    from scratchlm.distributed.process import Processes
+
+    follow_launcher()
+    processes = Processes.from_environment(timeout_seconds=fresh().wait_seconds)
     try:
-        # looked for once: the first process makes it
-        chosen, state = processes.from_first(_choose(request, base) if processes.first else None)
-        folder, request = Path(chosen), request._replace(resume=state == "interrupted")
-        if state == "finished":
-            return folder if processes.first else None
-        config = _saved(folder, request.settings) if request.resume else fresh()
-        _follow(config, folder, request, processes)
+        with processes.telling(quiet=Interrupted):
+            processes.agree("version", versions())
+            # looked for once: the first process makes it
+            chosen, state = processes.from_first(_choose(request, base) if processes.first else None)
+            folder, request = Path(chosen), request._replace(resume=state == "interrupted")
+            if state != "finished":
+                config = _saved(folder, request.settings) if request.resume else fresh()
+                share(config, processes)
+                _follow(config, folder, request, processes)
     finally:
         processes.close()
     return folder if processes.first else None
@@ -277,8 +326,9 @@ def _follow(config: "RunConfig", folder: Path, request: Request, processes: "Pro
             _remove(folder, lonely=lonely)
         raise
     if summary.get("stopped_early"):
+        processes.barrier()  # a launcher ends all when one has left; the summary shall be there by then
         text = f"stopped after step {summary['steps']:,}; go on with: {again}"
-        raise Interrupted(text, by=summary["stopped_by"])
+        raise Interrupted(text, by=summary["stopped_by"] or "SIGTERM")
     if processes.first:
         append_result(folder.parent / "results.md", result_of(folder))
 

@@ -223,10 +223,24 @@ class Processes:
         if verdict:
             raise ValueError(verdict)
 
-    def telling(self) -> contextlib.ExitStack:
-        """A context that lets the others know at once why this process failed in it, if it does."""
+    def telling(self, *, quiet: type[Exception]) -> contextlib.ExitStack:
+        """A context that lets the others know at once why this process failed in it, if it does.
+
+        Args:
+            quiet: An exception that is no failure.
+        """
+
+        def tell(
+            kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
+        ) -> None:
+            # another one's failure is told by that one, and a wish to stop is none
+            ours = not isinstance(error, ProcessError | KeyboardInterrupt | SystemExit | quiet)
+            if error is not None and ours and self._meeting is not None:
+                with contextlib.suppress(RuntimeError):  # the store may be gone too
+                    self._meeting.fail(" ".join(str(error).split()) or type(error).__name__)
+
         stack = contextlib.ExitStack()
-        stack.push(self._tell)
+        stack.push(tell)
         return stack
 
     def barrier(self) -> None:
@@ -271,7 +285,7 @@ class Processes:
             # all on this machine: nothing has to be reachable from outside, or found by its host name
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
         backend = "gloo"
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and torch.cuda.device_count() >= self.local_world_size:
             torch.cuda.set_device(self.local_rank)
             backend = "cpu:gloo,cuda:nccl"
         meeting = Meeting(self.rank, self.world_size, timeout_seconds=self.timeout_seconds)
@@ -283,15 +297,6 @@ class Processes:
             timeout=timedelta(seconds=self.timeout_seconds),
         )
         self._meeting = meeting
-
-    def _tell(
-        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
-    ) -> None:
-        # another one's failure is told by that one, and a wish to stop is none
-        ours = not isinstance(error, ProcessError | KeyboardInterrupt | SystemExit)
-        if error is not None and ours and self._meeting is not None:
-            with contextlib.suppress(RuntimeError):  # the store may be gone too
-                self._meeting.fail(" ".join(str(error).split()) or type(error).__name__)
 
     def _turn(self, name: str) -> str:
         """A name that was not used before; all processes count alike."""
