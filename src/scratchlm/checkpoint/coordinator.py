@@ -29,6 +29,9 @@ BEAT_SECONDS = 1.0
 POLL_SECONDS = (0.01, 0.5)
 """Between two looks at the store: first and longest; of a thousand waiting processes 2,000 a second."""
 
+READ_SECONDS = 5.0
+"""How long the first stays for the others to read how a save ended: ten times their longest pause."""
+
 LEFT = b"left"
 
 
@@ -55,7 +58,9 @@ class Coordinator:
         self._store = PrefixStore(str(number), store)
         self._saves, self._step = 0, 0
         self._cause: dict[str, Any] | None = None
-        self._stopped, self._beating = threading.Event(), None
+        self._over, self._num_lost = False, 0
+        self._stopped, self._at_once = threading.Event(), False
+        self._beating: threading.Thread | None = None
         self._last_beat = time.monotonic()
 
     @property
@@ -74,15 +79,22 @@ class Coordinator:
         self._beating = threading.Thread(target=self._beat, name="save-beat", daemon=True)
         self._beating.start()
 
-    def close(self) -> None:
-        """Tell the others that this process takes no part any more."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Tell the others that this process takes no part any more.
+
+        The first waits for a moment until they know how the last save ended: the store may end with it.
+
+        Args:
+            at_once: Do not wait; a save that is not over then is given up.
+        """
+        self._at_once = at_once
         self._stopped.set()
-        if self._beating is not None:
-            self._beating.join(BEAT_SECONDS)  # a store that does not answer keeps nobody
+        if self._beating is not None and not at_once:
+            self._beating.join(READ_SECONDS + BEAT_SECONDS)  # a store that does not answer keeps nobody
 
     def begin(self, step: int) -> None:
         """Begin the next save; all processes call it for the same steps."""
-        self._saves, self._step, self._cause = self._saves + 1, step, None
+        self._saves, self._step, self._cause, self._over = self._saves + 1, step, None, False
 
     def announce(self, folder: str) -> None:
         """As the first: say into which folder all write; its name, beside the checkpoints."""
@@ -96,6 +108,8 @@ class Coordinator:
         """
         key, value = self._wait_for(0, "folder", "end")
         if key == "end":
+            self._over = True
+            self._count_reader()
             self._raise(value)
         return value.decode()
 
@@ -104,7 +118,19 @@ class Coordinator:
         self._set(f"part/{self.rank}", json.dumps({"part": part}))
 
     def fail(self, error: BaseException) -> None:
-        """Say that this process could not write: the first tells all, also when that is itself."""
+        """Say that this process could not write; the first then tells all, whoever it was.
+
+        Raises:
+            OSError, CheckpointError: The first gave up before. That takes the others' folder away, so
+                its reason stands for what they found.
+        """
+        if self._over:
+            return
+        self._over = True
+        end = None if self.first else self._look("end")
+        if end is not None:
+            self._count_reader()
+            self._raise(end)
         if self._cause is None:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self._cause = {
@@ -114,6 +140,7 @@ class Coordinator:
             }
         with contextlib.suppress(ProcessError):  # without a store they find out by themselves
             self._set("end" if self.first else f"part/{self.rank}", json.dumps({"error": self._cause}))
+            self._count_reader()  # it has no need of the end
 
     def collect(self) -> list[str]:
         """As the first: wait for what all others wrote.
@@ -126,7 +153,8 @@ class Coordinator:
             key, value = self._wait_for(rank, f"part/{rank}")
             parts.append(self._raise(value)["part"])
             self._forget(f"{self._saves}/{key}")
-        self._forget(f"{self._saves - 1}/folder", f"{self._saves - 1}/end")  # all have read them
+        before = self._saves - 1  # all have left it behind them
+        self._forget(*(f"{before}/{key}" for key in ("folder", "end", "read")))
         return parts
 
     def finish(self) -> None:
@@ -139,7 +167,10 @@ class Coordinator:
         Raises:
             OSError, CheckpointError: It was given up; the message says which process could not write.
         """
-        self._raise(self._wait_for(0, "end")[1])
+        end = self._wait_for(0, "end")[1]
+        self._over = True
+        self._count_reader()
+        self._raise(end)
 
     def cut_off(self, reason: str = "no answer") -> ProcessError:
         """The error for a store that does not answer."""
@@ -169,6 +200,13 @@ class Coordinator:
                 time.sleep(pause)
                 pause = min(1.5 * pause, longest)
 
+    def _look(self, name: str) -> bytes | None:
+        """The value of a key, if it is there and the store answers."""
+        key = f"{self._saves}/{name}"
+        with contextlib.suppress(RuntimeError):
+            return self._store.get(key) if self._store.check([key]) else None
+        return None
+
     def _last_sign(self, rank: int) -> bytes:
         key = f"alive/{rank}"
         return self._store.get(key) if self._store.check([key]) else b""
@@ -183,11 +221,21 @@ class Coordinator:
                 self._store.set(f"alive/{self.rank}", str(beats))
                 self._last_beat = time.monotonic()
                 self._stopped.wait(every)
+            deadline = time.monotonic() + READ_SECONDS
+            while self.first and self._saves and not self._at_once and time.monotonic() < deadline:
+                if self._store.add(f"{self._saves}/read", 0) >= self.world_size - 1 - self._num_lost:
+                    break
+                time.sleep(POLL_SECONDS[0])
             self._store.set(f"alive/{self.rank}", LEFT)
 
     def _set(self, name: str, value: str) -> None:
         with self._reaching():
             self._store.set(f"{self._saves}/{name}", value)
+
+    def _count_reader(self) -> None:
+        if not self.first:
+            with self._reaching():
+                self._store.add(f"{self._saves}/read", 1)
 
     def _forget(self, *keys: str) -> None:
         with self._reaching():
@@ -208,6 +256,7 @@ class Coordinator:
         raise CheckpointError(f"the checkpoint of step {self._step} was not saved: {text}")
 
     def _lost(self, rank: int, what: str) -> ProcessError:
+        self._num_lost = 1
         return ProcessError(
             f"process {rank} of {self.world_size} {what} while the checkpoint of step {self._step} was being "
             "saved; it was given up, and the one before it stays. Go on from there with --resume."

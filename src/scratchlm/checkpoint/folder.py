@@ -100,14 +100,11 @@ def write_checkpoint(
             _write_all(target, step, pieces, state_text, identity, shard_bytes)
             return target
         coordinator.begin(step)
-        try:
+        with _telling(coordinator):
             if coordinator.first:
                 _write_all(target, step, pieces, state_text, identity, shard_bytes, coordinator)
             else:
                 _write_for_first(folder, step, pieces, shard_bytes, coordinator)
-        except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-            coordinator.fail(error)
-            raise
         if coordinator.first:
             coordinator.finish()
         else:
@@ -125,7 +122,7 @@ def _write_all(
     coordinator: Coordinator | None = None,
 ) -> None:
     """Write this process's part, wait for the parts of the others, write the manifest, rename."""
-    with _replacing(target) as temporary:
+    with _replacing(target) as temporary, _telling(coordinator):
         if coordinator is not None:
             coordinator.announce(temporary.name)
         world_size = 1 if coordinator is None else coordinator.world_size
@@ -138,6 +135,17 @@ def _write_all(
         files = {**manifest.files, STATE: write_text(temporary / STATE, state_text)}
         complete = manifest._replace(identity=dict(identity), files=files)
         write_text(temporary / MANIFEST, complete.render())
+
+
+@contextlib.contextmanager
+def _telling(coordinator: Coordinator | None) -> Iterator[None]:
+    """Tell the other processes of an error, before a temporary folder goes under their hands."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        if coordinator is not None:
+            coordinator.fail(error)
+        raise
 
 
 def _write_for_first(

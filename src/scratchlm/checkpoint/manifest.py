@@ -268,14 +268,16 @@ def _check_rows(manifest: Manifest) -> None:
                         f"{group}, {name}: rows {first} to {reached} are in {last} and in {file}; each row "
                         "may be written by one process only."
                     )
-                if first > reached or end < first:
+                if first > reached or (end <= first and entry.num_rows):
                     break
                 reached, last = end, file
-            if reached != entry.num_rows or not entry.rows:
-                raise CheckpointError(
-                    f"{group}, {name}: {reached} of {entry.num_rows} rows are there up to {last}; the row "
-                    "after them is in no file."
-                )
+            else:
+                if reached == entry.num_rows and entry.rows:
+                    continue
+            raise CheckpointError(
+                f"{group}, {name}: of {entry.num_rows} rows the first {reached} are there, up to {last}; "
+                "what follows is in no file."
+            )
 
 
 def _checked(pattern: re.Pattern[str], value: Any) -> str:

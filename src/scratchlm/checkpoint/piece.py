@@ -89,7 +89,7 @@ def own_pieces(
         for name, part in named.items():
             if isinstance(part, Piece):
                 _check(part, group, name)
-                if part.tensor.nbytes or not part.rows:
+                if num_rows(part.tensor) or not part.rows:
                     mine[group][name] = part
     return mine
 

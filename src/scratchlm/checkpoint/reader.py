@@ -11,6 +11,7 @@ before it takes anything from it, and once only; `load_checkpoint` parses the ve
 """
 
 import json
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -138,7 +139,7 @@ class CheckpointReader:
         if not entry.shape:
             (file,) = entry.rows
             return self._part(file, name, entry).get_tensor(name).clone()
-        found = torch.empty((end_row - first_row, *entry.shape[1:]), dtype=TORCH_DTYPES[entry.dtype])
+        found = _room(self.path, self.manifest, name, entry, end_row - first_row)
         for file, (first, end) in entry.rows.items():
             low, high = max(first, first_row), min(end, end_row)
             if low < high:
@@ -229,10 +230,22 @@ def _load_group(path: Path, manifest: Manifest, group: str) -> dict[str, Tensor]
                 whole[name] = part
                 continue
             if name not in whole:
-                whole[name] = torch.empty(entry.shape, dtype=part.dtype)
+                whole[name] = _room(path, manifest, name, entry, entry.num_rows)
             first, end = entry.rows[file]
             whole[name][first:end] = part
     return whole
+
+
+def _room(path: Path, manifest: Manifest, name: str, entry: TensorEntry, rows: int) -> Tensor:
+    """Memory for rows of a tensor, if its files are large enough for what the manifest says."""
+    dtype = TORCH_DTYPES.get(entry.dtype)
+    there = sum(manifest.files[file].num_bytes for file in entry.rows)
+    if dtype is None or math.prod(entry.shape) * dtype.itemsize > there:
+        raise CheckpointError(
+            f"{path}: {name} of {entry.dtype} {list(entry.shape)} cannot be in {', '.join(entry.rows)}; the "
+            "manifest is wrong; remove the checkpoint."
+        )
+    return torch.empty((rows, *entry.shape[1:]), dtype=dtype)
 
 
 def _dtype_and_shape(content: Any, name: str) -> tuple[str, tuple[int, ...]]:

@@ -92,19 +92,14 @@ class Saver:
             ValueError: A piece reaches beyond its tensor.
         """
         self.wait()
-        text, names, protected = render_state(state), dict(identity or {}), set(protect)
         together = self.coordinator
+        text = "" if together and not together.first else render_state(state)
+        names, protected = dict(identity or {}), set(protect)
         pieces = own_pieces(tensors, together.rank, together.world_size) if together else own_pieces(tensors)
-        if not self.background:
+        if together is None and not self.background:
             self._write(step, pieces, text, names, protected)
             return
-        copies = {
-            group: {
-                name: piece._replace(tensor=piece.tensor.detach().to("cpu", copy=True))
-                for name, piece in named.items()
-            }
-            for group, named in pieces.items()
-        }
+        copies = _copied(pieces) if self.background else pieces
         self._thread = threading.Thread(
             target=self._write_and_report,
             args=(step, copies, text, names, protected),
@@ -112,6 +107,8 @@ class Saver:
             daemon=True,
         )
         self._thread.start()
+        if not self.background:
+            self.wait()  # and not in this thread: a store that does not answer would keep it for ever
 
     def wait(self) -> None:
         """Wait until the checkpoint before is on the disk.
@@ -148,7 +145,7 @@ class Saver:
     ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             if self.coordinator is not None:
-                self.coordinator.close()
+                self.coordinator.close(at_once=True)
             return  # the user does not want to wait for the disk
         try:
             self.close()
@@ -184,3 +181,14 @@ class Saver:
             log.warning("%s: an old checkpoint could not be removed (%s).", error.filename, error.strerror)
         if self.on_saved is not None:
             self.on_saved(step, path)
+
+
+def _copied(pieces: Mapping[str, Mapping[str, Piece]]) -> dict[str, dict[str, Piece]]:
+    """The same numbers in memory of their own."""
+    return {
+        group: {
+            name: piece._replace(tensor=piece.tensor.detach().to("cpu", copy=True))
+            for name, piece in named.items()
+        }
+        for group, named in pieces.items()
+    }
