@@ -1,11 +1,15 @@
-"""`scratchlm plan`: what a run will need, before it starts, with the formula beside each figure."""
+"""`scratchlm plan`: what a run will need, before it starts, with the formula beside each figure.
+
+With --gpus it plans for rented GPUs (plan_cluster.py), else for this machine.
+"""
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from scratchlm.cli.plan_cluster import Form, Rented, show
 from scratchlm.cli.run import Settings, read_recipe
 from scratchlm.cli.sources import Plugin, load_plugins
 
@@ -27,25 +31,68 @@ class Prepared(NamedTuple):
 
 def plan(
     recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe, a .toml or .json file, or a run folder.")
-    ] = "demo",
+        str | None,
+        typer.Argument(help="A shipped recipe, a .toml or .json file, or a run folder.", show_default="demo"),
+    ] = None,
     settings: Settings = None,
     plugin: Plugin = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Answer at once, by formulas; try no steps.")
     ] = False,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="N[,N...]", help="Plan for GPUs that are not here.", show_default=False),
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU, or a .toml file (see machines.py).")] = "h100",
+    scaling: Annotated[
+        Literal["strong", "weak"],
+        typer.Option(help="With several numbers: equal steps, or steps that grow with the GPUs."),
+    ] = "strong",
+    efficiency: Annotated[
+        float | None,
+        typer.Option(help="Share of a GPU's peak while it computes.", show_default="0.4"),
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="US dollars for a GPU and hour.")] = None,
+    inside: Annotated[float | None, typer.Option(help="GB/s from a GPU to its neighbours.")] = None,
+    between: Annotated[float | None, typer.Option(help="GB/s from a GPU to other machines.")] = None,
+    per_machine: Annotated[int | None, typer.Option(help="GPUs in a machine.")] = None,
+    form: Annotated[Form, typer.Option("--format", help="How plans for GPUs are printed.")] = "table",
 ) -> None:
     """Show what a run will need: parameters, memory, disk, time; and what will be chosen here.
 
     Five steps are tried on random ids: seconds, or up to a minute where the run will be compiled.
+    With --gpus: memory, messages, time and cost of every layout on that many GPUs, by formulas.
+    Without a recipe, model=NAME plans a usual run of a known model: plan model=llama-1b --gpus 8 --gpu h100
     """
+    load_plugins(plugin)
+    config, prepared = _read(recipe, settings)
+    if gpus is None:
+        _plan_here(config, prepared, estimate)
+    else:
+        rented = Rented(gpus, gpu, scaling, efficiency, price, inside, between, per_machine)
+        show(config, prepared.vocab_size, rented, form)
+
+
+def _read(recipe: str | None, settings: list[str] | None) -> tuple["RunConfig", Prepared]:
+    """What was named: a recipe, a run folder, or a known model and nothing else."""
+    from scratchlm.model.sizes import SIZES
+    from scratchlm.train import recipes
+
+    words = list(settings or ())
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+        words, recipe = [recipe, *words], None
+    chosen = [word.partition("=")[2] for word in words if word.startswith(("model=", "model.name="))]
+    if recipe is None and chosen and chosen[-1] in SIZES:
+        return recipes.for_size(chosen[-1], words), Prepared()
+    return read_recipe(recipe or "demo", words), _prepared(Path(recipe or "demo"))
+
+
+def _plan_here(config: "RunConfig", prepared: Prepared, estimate: bool) -> None:
+    """Plan for this machine and print."""
     from scratchlm import runtime
     from scratchlm.cli.console import out, print_table, table
     from scratchlm.train.plan import make_plan
 
-    load_plugins(plugin)
-    config = read_recipe(recipe, settings)
-    prepared = _prepared(Path(recipe))
     runtime.set_threads()
     with contextlib.nullcontext() if estimate else _patience():
         made = make_plan(

@@ -2,7 +2,7 @@
 
 Recipes are TOML or JSON files in the package's recipes/ folder, one a named run. `for_text` starts from the
 recipe "quick" and fits vocabulary, model and length to the amount of text, so that a run takes minutes on two
-CPU cores.
+CPU cores. `for_size` starts from "llama-125m" and gives a known model the steps usual for its size.
 """
 
 import json
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scratchlm.config import load
+from scratchlm.model import ModelConfig, accounting
+from scratchlm.model.sizes import named_size
 from scratchlm.registry import UnknownNameError, unknown
 from scratchlm.train.config import RunConfig
 
@@ -63,6 +65,21 @@ MAX_EPOCHS = 5
 """More passes make a model recite: 1 MB of WikiText was best after 5.4 (experiments/2026-11-own-text)."""
 BYTES_PER_TOKEN = 3.0
 """A rough figure for a small vocabulary; it only sets the length of the run."""
+
+STEPS = (
+    (0.25e9, 2**19, 6e-4),
+    (0.55e9, 2**19, 3e-4),
+    (1.0e9, 2**19, 2.5e-4),
+    (1.9e9, 2**20, 2e-4),
+    (4.3e9, 2**20, 1.6e-4),
+    (9.3e9, 2**21, 1.2e-4),
+    (48e9, 2**21, 1e-4),
+    (float("inf"), 2**22, 0.6e-4),
+)
+"""Parameters up to which (the means, by ratio, of neighbours) -> tokens in a step, learning rate: GPT-3's,
+Brown et al. 2020, https://arxiv.org/abs/2005.14165, table 2.1, tokens as powers of two."""
+TOKENS_PER_PARAMETER = 20
+"""Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556: where loss falls most for its arithmetic."""
 
 
 def names() -> list[str]:
@@ -124,6 +141,28 @@ def for_text(paths: Iterable[Path], overrides: Iterable[str] = ()) -> RunConfig:
     }
     words = [f"{key}={json.dumps(value)}" for key, value in fitted.items()]
     return load(RunConfig, find("quick"), [*words, *overrides])
+
+
+def for_size(name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Settings for a model with a name (model/sizes.py): its vocabulary, usual steps, 20 tokens a parameter.
+
+    Raises:
+        UnknownNameError: There is no such size.
+    """
+    size = ModelConfig(**named_size(name))
+    parameters = accounting.num_parameters(size)
+    batch_tokens, lr = next((tokens, lr) for limit, tokens, lr in STEPS if parameters <= limit)
+    fitted = {
+        "name": name,
+        "description": f"{name}, {TOKENS_PER_PARAMETER} tokens for each parameter",
+        "tokenizer.vocab_size": size.vocab_size,
+        "model": name,
+        "optimizer.lr": lr,
+        "train.batch_tokens": batch_tokens,
+        "train.steps": -(-TOKENS_PER_PARAMETER * parameters // batch_tokens),
+    }
+    words = [f"{key}={json.dumps(value)}" for key, value in fitted.items()]
+    return load(RunConfig, find("llama-125m"), [*words, *overrides])
 
 
 def _size(place: Path) -> int:
