@@ -46,7 +46,17 @@ with processes.first_alone():
 
 counts = torch.tensor([1.5, processes.rank], dtype=torch.float64)
 total = processes.sum(counts)
+
+processes.agree("version", {"torch": "2"})
+try:
+    mine_has = {"seed": processes.rank, "steps": 4} | ({"new": 1} if processes.rank else {})
+    processes.agree("configuration", mine_has)
+    refused = ""
+except ValueError as error:
+    refused = str(error)
+
 result = {
+    "refused": refused,
     "rank": processes.rank, "world_size": processes.world_size, "first": processes.first,
     "rows": list(processes.rows(6)), "own": own, "averaged": averaged, "in_place": in_place, "digest": digest,
     "nan_everywhere": bool(used.grad.isnan().all()), "unused": unused.grad is None,
@@ -156,6 +166,14 @@ def test_sums_flags_and_choices_are_the_same_everywhere(two):
         assert result["any"] == [False, True, True]
         assert result["chosen"] == {"micro_rows": 4, "path": "a"}
         assert result["nothing"] is None
+
+
+def test_a_process_with_another_configuration_is_refused_everywhere_with_its_keys(two):
+    expected = (
+        "process 1 has another configuration than process 0: new=1 instead of none, seed=1 instead of 0. "
+        "Start all processes with the same words, files and versions."
+    )
+    assert [result["refused"] for result in two] == [expected, expected]
 
 
 def test_the_first_process_goes_alone_and_the_others_find_what_it_made(two):

@@ -308,7 +308,8 @@ def _who_is_lost(ended: Sequence[Ended]) -> str:
         if one.lost:
             code = one.code
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            last = one.text.strip()[:LAST_CHARACTERS]
+            # a process that is killed says nothing of it: its last line is about something else
+            last = one.text.strip()[:LAST_CHARACTERS] if code != -signal.SIGKILL else ""
             return f"process {one.rank} {how}" + (f" ({last})" if last else "")
     waited = sorted((one for one in ended if one.kind == "ProcessError"), key=lambda one: one.when)
     return waited[0].text.partition(". Waiting is limited")[0] if waited else ""
