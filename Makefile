@@ -58,7 +58,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.development: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt -e '.[dev,docs,kernels]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,docs,kernels,ray]'
 	touch $@
 
 $(VENV)/.benchmark: $(VENV)/.development

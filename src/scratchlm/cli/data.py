@@ -8,7 +8,7 @@ import typer
 from scratchlm.cli.sources import TOKENIZER_HELP, Plugin, load_plugins, open_corpus, open_tokenizer
 
 if TYPE_CHECKING:
-    from scratchlm.data.prepare import PrepareStats
+    from scratchlm.data.prepare import Engine, PrepareStats
     from scratchlm.data.tasks import Mark
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, look at shards.")
@@ -22,7 +22,14 @@ def prepare(
     tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help=TOKENIZER_HELP)],
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Folder for the shards.")],
     split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "train",
-    workers: Annotated[int, typer.Option(min=1, help="Threads that encode.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Threads or processes that encode.")] = 2,
+    engine: Annotated[
+        Literal["threads", "processes", "ray"],
+        typer.Option(help="What the workers are; processes pay from some 100 MB on, ray on many machines."),
+    ] = "threads",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster; without it Ray starts here.")
+    ] = None,
     chunk_size: Annotated[int, typer.Option(min=1, help="Characters that one thread encodes at a time.")] = 2
     ** 20,
     queue_size: Annotated[int, typer.Option(min=1, help="Pieces that may wait; bounds the memory.")] = 8,
@@ -40,6 +47,10 @@ def prepare(
     from scratchlm.data import tasks
     from scratchlm.data.prepare import prepare as prepare_shards
 
+    if task is not None and engine != "threads":
+        raise ValueError(f"--engine {engine}: a task of --num-tasks has threads; leave one of the two out.")
+    if address is not None and engine != "ray":
+        raise ValueError(f"--address {address}: is for --engine ray.")
     if (task is None) != (num_tasks is None):
         raise ValueError("--task and --num-tasks go together: --task 0 --num-tasks 4 is the first of four.")
     load_plugins(plugin)
@@ -53,13 +64,25 @@ def prepare(
             "progress": lambda done, total, documents, tokens: bar.update(done, total),
         }
         if task is None:
-            stats = prepare_shards(corpus, loaded, folder, **settings)
+            stats = prepare_shards(corpus, loaded, folder, **settings, engine=_engine(engine, address))
         else:
             mark = tasks.prepare_task(corpus, loaded, folder, task=task, num_tasks=num_tasks, **settings)
     if task is None:
         _print_stats(folder, stats)
     else:
         _print_task(folder, mark)
+
+
+def _engine(name: str, address: str | None) -> "Engine":
+    """The engine of this name; Ray is imported for its own only."""
+    import functools
+
+    from scratchlm.data.prepare import encode_in_threads
+    from scratchlm.data.processes import encode_in_processes
+    from scratchlm.data.ray_engine import encode_on_ray
+
+    known = {"threads": encode_in_threads, "processes": encode_in_processes}
+    return known.get(name) or functools.partial(encode_on_ray, address=address)
 
 
 @app.command()

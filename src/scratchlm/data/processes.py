@@ -37,10 +37,10 @@ def encode_in_processes(work: Work) -> Iterator[Encoded]:
     portions = portions_left(work)
     if work.workers == 1:
         for portion, skipped in portions:
-            yield encode_portion(portion, skipped, work.tokenizer, work.chunk_size)
+            yield encode_portion(portion, skipped, work.tokenizer)
         return
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    workers = [_Worker(work.tokenizer, work.chunk_size) for _ in range(work.workers)]
+    workers = [_Worker(work.tokenizer) for _ in range(work.workers)]
     for worker in workers:
         idle.put(worker)
     try:
@@ -62,8 +62,8 @@ def _ask_idle(job: tuple[Portion, int], idle: "queue.SimpleQueue[_Worker]") -> E
 class _Worker:
     """One process that encodes what it is asked to."""
 
-    def __init__(self, tokenizer: Tokenizer, chunk_size: int) -> None:
-        self._arguments = tokenizer, chunk_size
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._start()
 
     def ask(self, job: tuple[Portion, int]) -> Encoded:
@@ -96,12 +96,12 @@ class _Worker:
     def _start(self) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._connection, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(other, *self._arguments), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(other, self._tokenizer), daemon=True)
         self._process.start()
         other.close()
 
 
-def _serve(connection: Connection, tokenizer: Tokenizer, chunk_size: int) -> None:
+def _serve(connection: Connection, tokenizer: Tokenizer) -> None:
     """What a process does: one portion after the other, until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the connection
     while True:
@@ -110,7 +110,7 @@ def _serve(connection: Connection, tokenizer: Tokenizer, chunk_size: int) -> Non
         except (EOFError, OSError):  # the parent has ended, however it did
             return
         try:
-            answer: Encoded | Exception = encode_portion(portion, skipped, tokenizer, chunk_size)
+            answer: Encoded | Exception = encode_portion(portion, skipped, tokenizer)
         except (ValueError, OSError) as error:
             answer = error
         connection.send(answer)

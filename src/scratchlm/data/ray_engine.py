@@ -16,7 +16,7 @@ https://arxiv.org/abs/1712.05889, section 4.2 (tasks are computed again from the
 
 import functools
 import os
-import pickle
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +27,8 @@ from scratchlm.tokenizer.batches import map_in_order
 
 MAX_LOST = 3
 """Workers that may die over one portion: then it is the portion's fault, such as its size."""
+CONNECT_SECONDS = 10.0
+"""How long the machine of a cluster may take to answer: within a data centre it takes milliseconds."""
 
 
 def encode_on_ray(work: Work, *, address: str | None = None) -> Iterator[Encoded]:
@@ -37,8 +39,8 @@ def encode_on_ray(work: Work, *, address: str | None = None) -> Iterator[Encoded
         address: Of a cluster, as `ray.init` takes it ("auto", "10.0.0.1:6379"); None starts one here.
 
     Raises:
-        ValueError: The text is damaged, or workers died MAX_LOST + 1 times over the same portion.
-        ConnectionError: Nobody answers at the address.
+        ValueError: The text is damaged, workers died MAX_LOST + 1 times over the same portion, or nobody
+            answers at the address.
         ImportError: Ray is not installed.
     """
     ray = _import_ray()
@@ -46,11 +48,9 @@ def encode_on_ray(work: Work, *, address: str | None = None) -> Iterator[Encoded
     if ours:
         _start(ray, work.workers, address)
     try:
-        # in the store once; a worker unpickles it once, so a portion carries nothing but its place
-        tokenizer = ray.put(pickle.dumps(work.tokenizer))
-        # max_task_retries of Ray are for machines and workers that die; an error of the text is none
-        task = ray.remote(num_cpus=1, max_retries=MAX_LOST)(_encode)
-        ask = functools.partial(_ask, ray=ray, task=task, tokenizer=tokenizer, chunk_size=work.chunk_size)
+        tokenizer = ray.put(work.tokenizer)  # in the store once, so a portion carries nothing but its place
+        task = ray.remote(num_cpus=1, max_retries=MAX_LOST)(_encode)  # lost workers; an error is no reason
+        ask = functools.partial(_ask, ray=ray, task=task, tokenizer=tokenizer)
         waiting = 2 * work.workers  # one being encoded and one ready for each
         yield from map_in_order(
             ask, portions_left(work), num_threads=waiting, num_waiting=max(work.queue_size, waiting)
@@ -75,19 +75,23 @@ def _start(ray: Any, workers: int, address: str | None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for a report over the network
         settings |= {"num_cpus": workers, "num_gpus": 0, "include_dashboard": False}
         address = "local"
+    host, colon, port = address.rpartition(":")
     try:
+        if colon and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, **settings)
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"--address {address}: no Ray answers there ({str(error).splitlines()[0][:160]}); start it with "
-            "ray start --head, or leave the address out."
+    except OSError as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise ValueError(
+            f"--address {address}: no Ray answers there ({reason}); start it with ray start --head, or leave "
+            "the address out."
         ) from None
 
 
-def _ask(job: tuple[Portion, int], *, ray: Any, task: Any, tokenizer: Any, chunk_size: int) -> Encoded:
+def _ask(job: tuple[Portion, int], *, ray: Any, task: Any, tokenizer: Any) -> Encoded:
     portion, skipped = job
     try:
-        return ray.get(task.remote(portion, skipped, tokenizer, chunk_size))
+        return ray.get(task.remote(portion, skipped, [tokenizer]))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.WorkerCrashedError:
@@ -97,11 +101,13 @@ def _ask(job: tuple[Portion, int], *, ray: Any, task: Any, tokenizer: Any, chunk
         ) from None
 
 
-def _encode(portion: Portion, skipped: int, tokenizer: bytes, chunk_size: int) -> Encoded:
-    """What a worker does."""
-    return encode_portion(portion, skipped, _unpickled(tokenizer), chunk_size)
+def _encode(portion: Portion, skipped: int, tokenizer: list[Any]) -> Encoded:
+    """What a worker does; a reference in a list stays one, and the worker looks it up when it is new."""
+    return encode_portion(portion, skipped, _fetched(tokenizer[0]))
 
 
 @functools.lru_cache(maxsize=1)
-def _unpickled(tokenizer: bytes) -> Tokenizer:
-    return pickle.loads(tokenizer)
+def _fetched(tokenizer: Any) -> Tokenizer:
+    import ray
+
+    return ray.get(tokenizer)

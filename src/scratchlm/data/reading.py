@@ -106,7 +106,10 @@ def split_documents(
             *complete, pending = pending.split(separator)
             for text in complete:
                 text = _drop_break(text, leading=after_separator and not started, trailing=True)
-                yield from cut_document(text, started=started)
+                if started or len(text) > MAX_CHUNK:
+                    yield from cut_document(text, started=started)
+                elif text and not text.isspace():  # most documents: one chunk, without another generator
+                    yield Chunk(text, True)
                 started, after_separator = False, True
         while len(pending) > MAX_CHUNK + margin:
             pending = _drop_break(pending, leading=after_separator and not started)
@@ -292,7 +295,7 @@ def _cut_all(texts: Iterator[str]) -> Iterator[Chunk]:
 
 def cut_document(text: str, *, started: bool) -> Iterator[Chunk]:
     """The rest of a document as chunks; a blank document is none at all."""
-    if not started and not text.strip():
+    if not started and (not text or text.isspace()):
         return
     while len(text) > MAX_CHUNK:
         end = safe_end(text, MAX_CHUNK)
@@ -304,7 +307,7 @@ def cut_document(text: str, *, started: bool) -> Iterator[Chunk]:
 def _drop_break(text: str, *, leading: bool = False, trailing: bool = False) -> str:
     """Remove the one line break that belongs to a separator rather than to the document."""
     if leading:
-        text = text.removeprefix("\r").removeprefix("\n") if text.startswith(("\r\n", "\n")) else text
+        text = text.removeprefix("\n") if text.startswith("\n") else text.removeprefix("\r\n")
     if trailing and text.endswith("\n"):
         text = text[:-1].removesuffix("\r")
     return text

@@ -7,10 +7,10 @@
 
 Tasks know nothing of each other: they run on as many machines as there are, at any time, in any order, and
 one that was lost runs again. Each reads its own blocks where the corpus can say where they stand (plain text:
-see portions.py), else all of the text. For checksums every task goes through all bytes once; so on one machine
-processes.py is better, which does that once for all. A task's mark (0-of-2.json) is written last and says which blocks it has and the checksum of their shards; merging looks for
-all marks, verifies all checksums, and copies. The shards are the same bytes as those of `prepare`, whatever
-the number of tasks.
+see portions.py), else all of the text; for the checksum of the corpus every task goes through all bytes once.
+On one machine processes.py does that once for all. A task's mark (0-of-2.json) is written last and says which
+blocks it has and the checksum of their shards; merging looks for all marks, verifies all checksums, and
+copies. The shards are the same bytes as those of `prepare`, whatever the number of tasks.
 """
 
 import functools
