@@ -53,7 +53,7 @@ def step(model, optimizer, rows, number, synchronize, parts=1):
 
 def whole_weights(model):
     """Bytes of whole weights that a process holds now."""
-    return sum(e._buffer.untyped_storage().nbytes() for e in getattr(model, "_sharded", {}).values())
+    return sum(e.buffer.untyped_storage().nbytes() for e in getattr(model, "_sharded", {}).values())
 
 def adamw(model):
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
@@ -119,7 +119,7 @@ formats = sorted({str(p.dtype) for p in half.parameters()} | {str(p.grad.dtype) 
 held = []
 class Watch(Linear):
     def forward(self, x):
-        held.append(sum(e._buffer.untyped_storage().nbytes() > 0 for e in deep._sharded.values()))
+        held.append(sum(e.buffer.untyped_storage().nbytes() > 0 for e in deep._sharded.values()))
         return super().forward(x)
 deep = torch.nn.Sequential(*[Watch(4, 4, bias=False) for _ in range(8)])
 deep = FullySharded(deep, (Linear,), prefetch=2)

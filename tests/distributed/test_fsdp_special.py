@@ -65,7 +65,7 @@ mine = slice(rank * 8 // size, (rank + 1) * 8 // size)
 fails = False
 
 def whole_weights(model):
-    return sum(e._buffer.untyped_storage().nbytes() > 0 for e in model._sharded.values())
+    return sum(e.buffer.untyped_storage().nbytes() > 0 for e in model._sharded.values())
 
 def compare(make, select, rows=rows, quiet=False, wrapper=None):
     torch.manual_seed(0)

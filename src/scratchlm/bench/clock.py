@@ -127,12 +127,17 @@ def weigh(
         return Memory(torch.cuda.max_memory_allocated(device), kept)
     if device.type != "cpu":
         return None
-    before = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}.values())
-    now = peak = 0
+    before, now, peak = storage_bytes(held), 0, 0
     for event in allocations(work):
         now += event.extra_fields.alloc_size
         peak = max(peak, now)
     return Memory(before + peak, now)
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return how much memory tensors occupy; views of one storage count once, and as all of it."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def allocations(work: Callable[[], object]) -> list[Any]:

@@ -178,9 +178,8 @@ def weigh(way: Parallel, batch: tuple[Tensor, Tensor], device: torch.device) -> 
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of their storages, each once, and of single numbers (counters of steps) nothing."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors if tensor.ndim}
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+    """Without single numbers: some optimizers count steps in tensors."""
+    return clock.storage_bytes(tensor for tensor in tensors if tensor.ndim)
 
 
 def _ratio(times: list[float], others: list[float]) -> float:

@@ -24,7 +24,8 @@ whole on every process, and their gradients are averaged as in ddp.py. Every pro
 in the same order. A weight is whole only while its selected module runs: others read the vector.
 
 Source: Zhao et al. 2023, "PyTorch FSDP", https://arxiv.org/abs/2304.11277; Rajbhandari et al. 2020 (ZeRO
-stage 3), https://arxiv.org/abs/1910.02054. One shard for each parameter, not one for a whole layer.
+stage 3), https://arxiv.org/abs/1910.02054. One shard for each parameter, not one for a whole layer; those of
+a selected module travel together (shard.py).
 """
 
 import sys
@@ -33,13 +34,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 from torch.nn import Module, Parameter
 from torch.utils._pytree import tree_leaves
 
-from scratchlm.distributed.collectives import all_gather, reduce_scatter
 from scratchlm.distributed.ddp import DataParallel, average_gradients
+from scratchlm.distributed.shard import GradientShards, ShardedParameter, WholeWeights, travelling_together
 
 PREFETCH = 2
 """Layers whose weights travel ahead of the one that computes; the course asks for two."""
@@ -82,11 +83,11 @@ class FullySharded(DataParallel):
         self.compute_dtype, self.prefetch = compute_dtype, prefetch
         # selected modules: as this forward pass came to them, as the one before did, as this one left them
         self._order, self._previous, self._returned = [], [], []
-        # parameters whose gradients travel: of the module that backward is in, and of the one before
+        # gradients that travel: of the module that backward is in, and of the one before
         self._newest, self._older = [], []
         is_selected = (lambda part: isinstance(part, shard)) if isinstance(shard, tuple) else shard
         parts = {part: name for name, part in module.named_modules() if is_selected(part)}
-        cut: dict[Parameter, _Sharded] = {}
+        cut: dict[Parameter, ShardedParameter] = {}
         self._units = [self._shard(part, parts.keys() - {part}, cut) for part in parts]
         if not cut:
             raise ValueError("no parameter was selected to be sharded; name the types of the big layers.")
@@ -112,17 +113,19 @@ class FullySharded(DataParallel):
 
     def start_batch(self) -> None:
         """Forget gradients on their way; on every process, after a backward pass that no step follows."""
+        for message in self._messages():
+            message.work.wait()
         for entry in self._sharded.values():
-            entry.forget_gradient()
+            entry.kept, entry.is_ready = None, False
         self._give_back()
 
     def finish_gradient_synchronization(self) -> None:
         """Wait for the shards' gradients; average those of the parameters that are whole everywhere."""
-        for entry in self._sharded.values():
-            if entry.kept is not None:  # no backward pass came to it outside no_synchronization
-                entry.send_gradient()
-        for entry in self._sharded.values():
-            entry.receive_gradient()
+        for unit in self._units:  # no backward pass came to all of it outside no_synchronization
+            kept = travelling_together(entry for entry in unit.entries if entry.kept is not None)
+            self._newest += [GradientShards(together) for together in kept]
+        for message in self._messages():
+            message.receive()
         self._give_back()
         average_gradients(self._trained)
 
@@ -137,24 +140,27 @@ class FullySharded(DataParallel):
         named, cut = self.module.named_parameters(remove_duplicate=False), self._sharded
         return {name: cut[p].gather_whole() if p in cut else p.clone() for name, p in named}
 
-    def _shard(self, part: Module, others: set[Module], cut: dict[Parameter, "_Sharded"]) -> "_Unit":
+    def _shard(self, part: Module, others: set[Module], cut: dict[Parameter, ShardedParameter]) -> "_Unit":
         """Cut a module's parameters; borrow them whole around its forward and before its backward."""
-        entries: dict[_Sharded, None] = {}
+        entries: dict[ShardedParameter, None] = {}
+        own: list[ShardedParameter] = []  # without those that an earlier module has cut
         for holder in _inside(part, others):
             for key, whole in holder._parameters.items():
                 if whole is None:  # a bias that is left out
                     continue
                 if whole not in cut:  # one that is tied, or inside two selected modules, is cut once
-                    entry = _Sharded(whole, self.compute_dtype)
-                    cut[whole] = cut[entry.shard] = entry
-                    if whole.requires_grad:
-                        is_ready = partial(self._gradient_is_ready, entry)
-                        entry.whole.register_post_accumulate_grad_hook(is_ready)
+                    cut[whole] = entry = ShardedParameter(whole, self.compute_dtype)
+                    cut[entry.shard] = entry
+                    own.append(entry)
                 entries[cut[whole]] = None
                 cut[whole].places.add((holder, key))
         for entry in entries:
             entry.put(entry.shard)
         unit = _Unit(list(entries))
+        for together in travelling_together(entry for entry in own if entry.whole.requires_grad):
+            for entry in together:
+                is_ready = partial(self._gradient_is_ready, entry, together)
+                entry.whole.register_post_accumulate_grad_hook(is_ready)
         if entries:
             before, after = (lambda _, *a: self._before(unit, *a)), (lambda _, *a: self._after(unit, *a))
             part.register_forward_pre_hook(before, with_kwargs=True)
@@ -191,19 +197,25 @@ class FullySharded(DataParallel):
             self._returned += [] if recomputes else [unit]
 
     def _before_backward(self, unit: "_Unit", call: object) -> None:
-        for entry in self._older if self._newest else ():  # two modules' gradients travel, not all
-            entry.receive_gradient()
+        for message in self._older if self._newest else ():  # two modules' gradients travel, not all
+            message.receive()
         self._older, self._newest = self._newest or self._older, []
         unit.fetch()
         self._fetch_ahead(unit, self._returned[::-1])
         unit.begin_backward(call)
 
-    def _gradient_is_ready(self, entry: "_Sharded", whole: Tensor) -> None:
+    def _gradient_is_ready(
+        self, entry: ShardedParameter, together: list[ShardedParameter], whole: Tensor
+    ) -> None:
         entry.keep_gradient()
-        if self._synchronizes:
-            entry.send_gradient()
-            self._newest.append(entry)
+        entry.is_ready = self._synchronizes
+        if all(other.is_ready for other in together):
+            self._newest.append(GradientShards(together))
         entry.free()
+
+    def _messages(self) -> list[GradientShards]:
+        travelling, self._newest, self._older = [*self._older, *self._newest], [], []
+        return travelling
 
     def _fetch_ahead(self, unit: "_Unit", order: list["_Unit"]) -> None:
         """Begin to fetch the weights of the modules that follow."""
@@ -213,7 +225,6 @@ class FullySharded(DataParallel):
 
     def _give_back(self) -> None:
         """Put the shards back in their places, also where a pass was interrupted; free all whole weights."""
-        self._newest, self._older = [], []
         for entry in self._sharded.values():
             entry.users = 0
             entry.calls.clear()
@@ -226,7 +237,7 @@ class FullySharded(DataParallel):
 class _Unit:
     """A selected module's sharded parameters."""
 
-    def __init__(self, entries: list["_Sharded"]) -> None:
+    def __init__(self, entries: list[ShardedParameter]) -> None:
         self.name, self.entries = "", entries
         self.watched: list[Tensor] = []  # trained whole weights, also those of selected modules inside
         self.frozen = [entry for entry in entries if not entry.whole.requires_grad]
@@ -234,8 +245,8 @@ class _Unit:
         self._handles: list[Any] = []
 
     def fetch(self) -> None:
-        for entry in self.entries:
-            entry.fetch()
+        for together in travelling_together(entry for entry in self.entries if not entry.is_here):
+            WholeWeights(together)
 
     def open(self) -> None:
         """Put the whole weights in their places."""
@@ -280,95 +291,6 @@ class _Unit:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-class _Sharded:
-    """One parameter: the shard that the optimizer sees, and the whole weight while somebody needs it."""
-
-    def __init__(self, whole: Parameter, compute_dtype: torch.dtype | None) -> None:
-        self.world_size, rank = distributed.get_world_size(), distributed.get_rank()
-        self.numel, self.shape = whole.numel(), whole.shape
-        length = -(-self.numel // self.world_size)
-        padded = torch.zeros(length * self.world_size, dtype=whole.dtype, device=whole.device)
-        padded[: self.numel] = whole.detach().reshape(-1)
-        piece = padded[rank * length : (rank + 1) * length].clone()
-        self.shard = Parameter(piece, requires_grad=whole.requires_grad)
-        self.places: set[tuple[Module, str]] = set()  # the modules that hold it, and its name there
-        self._buffer = padded.to(compute_dtype or whole.dtype)
-        self._num_bytes = self._buffer.untyped_storage().nbytes()
-        # .data: refilling the buffer must not look to autograd like a change of the weight that it saved
-        self.whole = self._buffer[: self.numel].view(self.shape).data.requires_grad_(whole.requires_grad)
-        self.users = 0  # selected modules that run and need it whole
-        self.calls: dict[object, int | None] = {}  # of frozen ones: runs that a backward pass is in
-        self.kept: Tensor | None = None  # the whole gradient, until it is sent
-        self._travelling: list[tuple[Any, Tensor]] = []
-        self._fetching: Any = None
-        self._here = True
-        self.free()
-
-    def put(self, tensor: Tensor) -> None:
-        """Let the modules that hold the parameter see this tensor."""
-        for holder, name in self.places:
-            holder._parameters[name] = tensor
-
-    @torch.no_grad()
-    def fetch(self) -> None:
-        """Begin to gather the whole weight, unless it is here or on its way."""
-        if self._here:
-            return
-        self._buffer.untyped_storage().resize_(self._num_bytes)
-        self._here = True
-        self._fetching = all_gather(self._buffer, self.shard.detach().to(self._buffer.dtype))
-
-    def wait(self) -> Tensor:
-        """Return the whole weight."""
-        if self._fetching is not None:
-            self._fetching.wait()
-            self._fetching = None
-        return self.whole
-
-    def free(self) -> None:
-        """Give the whole weight's memory back unless it is in use; autograd may keep the tensor."""
-        if self.users or self.calls:
-            return
-        self.wait()
-        self._buffer.untyped_storage().resize_(0)
-        self._here = False
-
-    @torch.no_grad()
-    def keep_gradient(self) -> None:
-        """Take the whole weight's gradient from autograd, in the shard's number format."""
-        gradient = self.shard.new_zeros(self.shard.numel() * self.world_size)
-        gradient[: self.numel] = self.whole.grad.reshape(-1)
-        self.whole.grad = None
-        self.kept = gradient if self.kept is None else self.kept.add_(gradient)
-
-    @torch.no_grad()
-    def send_gradient(self) -> None:
-        """Begin to add what was kept up over the processes, each piece where its shard is."""
-        gradient, self.kept = self.kept.div_(self.world_size), None
-        piece = torch.empty_like(self.shard)
-        self._travelling.append((reduce_scatter(piece, gradient), piece))
-
-    @torch.no_grad()
-    def receive_gradient(self) -> None:
-        """Add the mean over the processes to the shard's gradient."""
-        for work, piece in self._travelling:
-            work.wait()
-            self.shard.grad = piece if self.shard.grad is None else self.shard.grad.add_(piece)
-        self._travelling = []
-
-    def forget_gradient(self) -> None:
-        """Drop what was kept or is on its way."""
-        while self._travelling:
-            self._travelling.pop()[0].wait()
-        self.kept = None
-
-    def gather_whole(self) -> Tensor:
-        """Return the whole parameter in its own number format."""
-        everything = self.shard.new_empty(self.shard.numel() * self.world_size)
-        all_gather(everything, self.shard.detach()).wait()
-        return everything[: self.numel].view(self.shape)
 
 
 def _inside(part: Module, others: set[Module]) -> Iterator[Module]:
