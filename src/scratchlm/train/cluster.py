@@ -345,6 +345,6 @@ def _calls(sent: Messages, machine: Machine, accumulation: int) -> tuple[Call, .
 
 def _update_seconds(task: Task, layout: Layout) -> float:
     """Weights and state are read and written, gradients read."""
-    mine = {"ddp": 1, "fsdp2": layout.shard}.get(layout.name, layout.gpus)
-    traffic = (4 + 4 + 4 + 2 * task.sizes.state_bytes) * task.sizes.parameters / mine
+    share = 1 / layout.shard if layout.name in ("ddp", "fsdp2") else task.sizes.largest_share(layout.gpus)
+    traffic = (4 + 4 + 4 + 2 * task.sizes.state_bytes) * task.sizes.parameters * share
     return traffic / (MEMORY_SHARE * 1e9 * task.machine.memory_gb_per_second)

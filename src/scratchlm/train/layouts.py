@@ -2,8 +2,8 @@ r"""A layout and a model's sizes come in; the bytes each GPU holds and the messa
 
     bytes on a GPU      weights        gradients    optimizer    beside them
     ddp                 4 P            4 P          s P          casts to bfloat16: 2 P
-    zero1               4 P            4 P          s P / N      the same, and 2 buckets of parameters
-    zero2               4 P            4 P / N      s P / N      the same, and N buckets of gradients
+    zero1               4 P            4 P          s M          the same, and 2 buckets of parameters
+    zero2               4 P            4 M          s M          the same, and N buckets of gradients
     fsdp2               4 P / S        4 P / S      s P / S      whole: 2 blocks and the root (see `held`)
 
     a step sends        in forward            in backward                        after the update
@@ -15,9 +15,10 @@ r"""A layout and a model's sizes come in; the bytes each GPU holds and the messa
     fsdp2, S < N        the same within S     ... and all-reduce 4 P / S among the N / S copies
 
 P parameters, of which R in the root (embeddings, head, last norm), N GPUs, S GPUs that share one copy, w
-bytes of a whole weight: 2 in bfloat16, else 4; s bytes of optimizer state for each parameter, 8 for AdamW.
-Parameters, gradients and their sums are float32. "Each" is each micro-batch. Several micro-batches a step
-cost fsdp2 the whole gradients, 4 P, since they are added up before they travel: choose one where it fits.
+bytes of a whole weight: 2 in bfloat16, else 4; s bytes of optimizer state for each parameter, 8 for AdamW; M
+parameters of the owner that has most: at least P / N, and never less than the largest matrix, since matrices
+are dealt out whole. Parameters, gradients and their sums are float32. "Each" is each micro-batch. Several
+micro-batches a step cost fsdp2 the whole gradients, 4 P, since they are added up before they travel.
 
 Source: Rajbhandari et al. 2020 (ZeRO), https://arxiv.org/abs/1910.02054, sections 3, 5 and 7; Zhao et al.
 2023 (FSDP), https://arxiv.org/abs/2304.11277, section 3.2, which calls S < N hybrid sharding. As our engines
@@ -25,9 +26,14 @@ do it (distributed/); tests compare both tables with what processes over gloo re
 """
 
 import math
+from functools import cache
 from typing import Literal, NamedTuple
 
-from scratchlm.model import ModelConfig, accounting
+import torch
+from torch.nn import Parameter
+
+from scratchlm.distributed.zero import deal
+from scratchlm.model import MODELS, ModelConfig, accounting
 from scratchlm.train.memory import MemoryPart
 from scratchlm.train.messages import Group, Message
 
@@ -55,6 +61,8 @@ class Sizes(NamedTuple):
     """Of a weight while fsdp2 computes with it."""
     averages: bool = False
     """Whether an average of the weights is kept."""
+    matrices: tuple[int, ...] = ()
+    """Numbers of each parameter tensor, in the model's order."""
 
     @property
     def root(self) -> int:
@@ -65,6 +73,10 @@ class Sizes(NamedTuple):
     def largest_unit(self) -> int:
         """Parameters that are whole together: a block, or the root."""
         return max(self.block, self.root)
+
+    def largest_share(self, owners: int) -> float:
+        """Share of all parameters that the busiest of so many owners has, at least 1 / owners."""
+        return _most(self.matrices, owners) / self.parameters if self.matrices else 1 / owners
 
 
 class Layout(NamedTuple):
@@ -124,8 +136,11 @@ def sizes_of(
     total = sum(counts.values())
     inside = [counts.get(part, 0) for part in ("attention", "qk_norm", "feedforward", "norms")]
     blocks = max(1, settings.num_layers) if sum(inside) else 1
+    with torch.device("meta"):
+        model = MODELS.get(settings.name)(settings)
+    matrices = tuple(parameter.numel() for parameter in model.parameters())
     # the last norm of the pre-norm placement is too small to matter
-    return Sizes(total, sum(inside) // blocks, blocks, state_bytes, whole_bytes, averages)
+    return Sizes(total, sum(inside) // blocks, blocks, state_bytes, whole_bytes, averages, matrices)
 
 
 def held(layout: Layout, sizes: Sizes, accumulation: int) -> tuple[MemoryPart, ...]:
@@ -136,15 +151,14 @@ def held(layout: Layout, sizes: Sizes, accumulation: int) -> tuple[MemoryPart, .
         sizes: What is shared.
         accumulation: Micro-batches in a step.
     """
-    shares = _shares(layout, accumulation)
-    numbers = sizes.parameters
+    shares = _shares(layout, sizes, accumulation)
     parts = [
-        _part("weights", 4 * numbers, shares["weights"]),
-        _part("gradients", 4 * numbers, shares["gradients"]),
-        _part("optimizer", sizes.state_bytes * numbers, shares["optimizer"]),
+        _part("weights", 4, sizes, shares["weights"]),
+        _part("gradients", 4, sizes, shares["gradients"]),
+        _part("optimizer", sizes.state_bytes, sizes, shares["optimizer"]),
     ]
     if sizes.averages:
-        parts.append(_part("average", 4 * numbers, shares["weights"]))
+        parts.append(_part("average", 4, sizes, shares["weights"]))
     return (*parts, _beside(layout, sizes))
 
 
@@ -181,10 +195,11 @@ def _sharded_messages(layout: Layout, sizes: Sizes) -> Messages:
     )
 
 
-def _shares(layout: Layout, accumulation: int) -> dict[str, tuple[float, str]]:
+def _shares(layout: Layout, sizes: Sizes, accumulation: int) -> dict[str, tuple[float, str]]:
     """Of each thing the share that a GPU holds, and how the formula says so."""
     whole, part = (1.0, ""), (1 / layout.shard, f" / {layout.shard}")
-    of_all = (1 / layout.gpus, f" / {layout.gpus}") if layout.gpus > 1 else whole
+    most = sizes.largest_share(layout.gpus)
+    of_all = (most, f" x {most:.3g}, the largest share of {layout.gpus}")
     if layout.name == "fsdp2":
         summed = (1.0, ", whole while micro-batches add up") if accumulation > 1 else part
         return {"weights": part, "gradients": summed, "optimizer": part}
@@ -195,9 +210,19 @@ def _shares(layout: Layout, accumulation: int) -> dict[str, tuple[float, str]]:
     }
 
 
-def _part(name: str, num_bytes: float, share: tuple[float, str]) -> MemoryPart:
+def _part(name: str, bytes_each: float, sizes: Sizes, share: tuple[float, str]) -> MemoryPart:
     fraction, words = share
-    return MemoryPart(name, math.ceil(num_bytes * fraction), f"{num_bytes / 1e9:,.2f} GB{words}")
+    return MemoryPart(
+        name, math.ceil(bytes_each * sizes.parameters * fraction), f"{bytes_each:.3g} bytes each{words}"
+    )
+
+
+@cache
+def _most(matrices: tuple[int, ...], owners: int) -> int:
+    """Parameters of the busiest owner, as distributed/zero.py deals them out."""
+    loads = [0] * owners
+    deal([Parameter(torch.empty(numbers, device="meta")) for numbers in matrices], {}, loads)
+    return max(loads)
 
 
 def _beside(layout: Layout, sizes: Sizes) -> MemoryPart:
