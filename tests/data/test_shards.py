@@ -164,7 +164,12 @@ def test_nothing_to_write_is_an_error_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("damage", [False, True])
 def test_a_killed_writer_is_continued_unless_its_files_are_damaged(tmp_path, damage):
     """Without `close` or the end of a `with` block the folder is as kill -9 leaves it, open file and all."""
-    settings = {"vocab_size": 300, "tokenizer_fingerprint": "f", "tokens_per_shard": 10, "source": lambda: "text"}
+    settings = {
+        "vocab_size": 300,
+        "tokenizer_fingerprint": "f",
+        "tokens_per_shard": 10,
+        "source": lambda: "text",
+    }
     chunks = [np.arange(first, first + 7) for first in range(0, 70, 7)]
     killed = ShardWriter(tmp_path / "new", **settings)
     for chunk in chunks[:5]:
@@ -204,7 +209,12 @@ def test_many_documents_at_once_are_as_one_after_the_other(tmp_path, tokens_per_
 
 
 def test_an_input_that_became_shorter_than_what_is_stored_is_refused(tmp_path):
-    settings = {"vocab_size": 300, "tokenizer_fingerprint": "f", "tokens_per_shard": 10, "source": lambda: "text"}
+    settings = {
+        "vocab_size": 300,
+        "tokenizer_fingerprint": "f",
+        "tokens_per_shard": 10,
+        "source": lambda: "text",
+    }
     killed = ShardWriter(tmp_path / "new", **settings)
     killed.add(np.arange(18), ends_document=True, num_bytes=18)
     with ShardWriter(tmp_path / "new", **settings) as writer:
