@@ -1,8 +1,10 @@
-"""Several processes that save together: `python saving_processes.py MODE=FOLDER ...` prints a line of JSON each.
+"""Several processes save together: `python saving_processes.py MODE=FOLDER ...` prints a line of JSON each.
 
 All are forks of this process, so torch is imported once. The modes run at the same time: they mostly wait.
 """
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -39,14 +41,32 @@ WAITING = ("_beat", "_wait_for", "_last_sign", "wait")
 LIMIT = timedelta(seconds=60)
 
 
+@contextlib.contextmanager
 def new_store():
-    """A server for the processes of one attempt, as torchrun has one for each."""
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
+    """The port of a server for the processes of one attempt, as torchrun has one for each.
+
+    It has a process of its own: a fork of one with the server's thread could inherit a lock that it held.
+    """
+    reader, writer = os.pipe()
+
+    def serve():
+        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
+        os.write(writer, server.port.to_bytes(8, "little"))
+        time.sleep(DEADLINE_SECONDS)
+
+    child = fork(serve)
+    try:
+        yield int.from_bytes(os.read(reader, 8), "little")
+    finally:
+        os.close(reader)
+        os.close(writer)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
-def coordinator_of(store, rank, world_size, patience_seconds=PATIENCE_SECONDS):
+def coordinator_of(port, rank, world_size, patience_seconds=PATIENCE_SECONDS):
     """Connect as process `rank`; to be called after the fork."""
-    own = TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False, timeout=LIMIT)
+    own = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=LIMIT)
     return Coordinator(own, rank, world_size, patience_seconds=patience_seconds)
 
 
@@ -84,17 +104,10 @@ def another_number(folder):
     save_checkpoint(folder, 0, whole_tensors(7), {})
     sums = []
     for step, world_size in enumerate((4, 2, 1, 3), 1):
-        store = new_store()
-
-        def work(rank, step=step, world_size=world_size, store=store):
-            path = latest(folder)
-            assert path.name == f"step-{step - 1:07d}"
-            with Saver(folder, newest=9, coordinator=coordinator_of(store, rank, world_size)) as saver:
-                with open_checkpoint(path) as reader:
-                    saver.save(step, add_one(reader, rank, world_size), {}, {"world_size": world_size})
-
-        children = [fork(lambda: work(rank)) for rank in range(world_size)]  # noqa: B023 - runs at once
-        assert [wait_for(child) for child in children] == [0] * world_size
+        with new_store() as port:
+            work = functools.partial(go_on, folder, step, world_size, port)
+            children = [fork(lambda: work(rank)) for rank in range(world_size)]  # noqa: B023 - runs at once
+            assert [wait_for(child) for child in children] == [0] * world_size
         found = load_checkpoint(latest(folder))
         assert (found.step, found.identity) == (step, {"world_size": world_size})
         wanted = whole_tensors(7)
@@ -103,14 +116,22 @@ def another_number(folder):
                 for _ in range(step):
                     tensor = tensor + 1
                 assert torch.equal(found.tensors[group][name], tensor), (step, group, name)
-        sums.append(len(list(latest(folder).glob("model-*"))))
+        sums.append(len(list(latest(folder).glob("model*"))))
     return {"files": sums}
 
 
-def save_for_ever(folder, first, rank, world_size, store, report, background):
+def go_on(folder, step, world_size, port, rank):
+    path = latest(folder)
+    assert path.name == f"step-{step - 1:07d}"
+    with Saver(folder, newest=9, coordinator=coordinator_of(port, rank, world_size)) as saver:
+        with open_checkpoint(path) as reader:
+            saver.save(step, add_one(reader, rank, world_size), {}, {"world_size": world_size})
+
+
+def save_for_ever(folder, first, rank, world_size, port, report, background):
     """Save until another is lost; say what was promised, and why it ended."""
     with Saver(
-        folder, newest=2, background=background, coordinator=coordinator_of(store, rank, world_size)
+        folder, newest=2, background=background, coordinator=coordinator_of(port, rank, world_size)
     ) as saver:
         try:
             for step in range(first, first + 10_000):
@@ -121,7 +142,7 @@ def save_for_ever(folder, first, rank, world_size, store, report, background):
             os.write(report, f"{error}\n".encode())
 
 
-def kill_one(folder, rounds=6, world_size=3):
+def kill_one(folder, rounds=4, world_size=3):
     """Kill one of several processes that save in a loop; the others end and name it; `latest` is whole."""
     started = time.perf_counter()
     for step in (1, 2, 3):
@@ -131,24 +152,23 @@ def kill_one(folder, rounds=6, world_size=3):
     newest, in_the_middle, named, waited = 3, 0, [], []
     for number in range(rounds):
         victim, background = number % world_size, number >= rounds // 2
-        reports, children, store = [os.pipe() for _ in range(world_size)], [], new_store()
-        for rank, (_, report) in enumerate(reports):
-            work = (folder, newest + 1, rank, world_size, store, report, background)
-            children.append(fork(lambda: save_for_ever(*work)))  # noqa: B023 - runs at once
-        for _, writer in reports:
-            os.close(writer)
-        deadline = time.monotonic() + 20
-        while latest_step(folder) == newest and time.monotonic() < deadline:
-            time.sleep(0.005)  # until all have come together
-        time.sleep(draw.uniform(0, 3 * seconds_per_save))
-        os.kill(children[victim], signal.SIGKILL)
-        in_the_middle += any(folder.glob(".step-*"))
-        killed = time.monotonic()
-        statuses = [wait_for(child) for child in children]
-        waited.append(time.monotonic() - killed)
-        assert [bool(status) for status in statuses] == [rank == victim for rank in range(world_size)], (
-            statuses
-        )
+        with new_store() as port:
+            reports, children = [os.pipe() for _ in range(world_size)], []
+            for rank, (_, report) in enumerate(reports):
+                work = (folder, newest + 1, rank, world_size, port, report, background)
+                children.append(fork(lambda: save_for_ever(*work)))  # noqa: B023 - runs at once
+            for _, writer in reports:
+                os.close(writer)
+            deadline = time.monotonic() + 20
+            while latest_step(folder) == newest and time.monotonic() < deadline:
+                time.sleep(0.005)  # until all have come together
+            time.sleep(draw.uniform(0, 3 * seconds_per_save))
+            os.kill(children[victim], signal.SIGKILL)
+            in_the_middle += any(folder.glob(".step-*"))
+            killed = time.monotonic()
+            statuses = [wait_for(child) for child in children]
+            waited.append(time.monotonic() - killed)
+        assert [rank for rank, status in enumerate(statuses) if status] == [victim], statuses
         promised, words = read_reports(reports)
         named.append([f"process {victim} of {world_size} has not been heard of" in text for text in words])
         path = latest(folder)
@@ -198,12 +218,13 @@ def kill_at_lines(folder, *strides):
         after_kill, after_opening, line = set(), set(), stride // 2
         while True:
             shutil.copytree(template, work)
-            store = new_store()
-            children = [
-                fork(lambda: save_with_kill(work, rank, world_size, store, line if rank == victim else None))  # noqa: B023
-                for rank in range(world_size)
-            ]
-            statuses = [wait_for(child) for child in children]
+            with new_store() as port:
+                lines = [line if rank == victim else None for rank in range(world_size)]
+                children = [
+                    fork(lambda: save_with_kill(work, rank, lines, port))  # noqa: B023 - runs at once
+                    for rank in range(world_size)
+                ]
+                statuses = [wait_for(child) for child in children]
             for seen in (after_kill, after_opening):
                 saved = load_checkpoint(latest(work))
                 assert equal(saved.tensors, saved.step)
@@ -223,8 +244,9 @@ def kill_at_lines(folder, *strides):
     return found
 
 
-def save_with_kill(folder, rank, world_size, store, line):
-    coordinator = coordinator_of(store, rank, world_size, PATIENCE_SECONDS / 2)
+def save_with_kill(folder, rank, lines, port):
+    world_size, line = len(lines), lines[rank]
+    coordinator = coordinator_of(port, rank, world_size, PATIENCE_SECONDS / 2)
     count, lock = 0, threading.Lock()
 
     def trace(frame, event, argument):
@@ -253,13 +275,14 @@ def save_with_kill(folder, rank, world_size, store, line):
 MODES = {
     "another-number": another_number,
     "kill-one": kill_one,
-    "kill-at-any-line": lambda folder: kill_at_lines(folder, 331, 113),
+    "kill-at-any-line": lambda folder: kill_at_lines(folder, 800, 230),
     "kill-at-many-lines": lambda folder: kill_at_lines(folder, 17, 7),
 }
 
 
 def run(mode, folder):
-    result = MODES[mode](Path(folder))
+    started = time.perf_counter()
+    result = MODES[mode](Path(folder)) | {"seconds": time.perf_counter() - started}
     os.write(sys.stdout.fileno(), (json.dumps({"mode": mode, **result}) + "\n").encode())
 
 

@@ -183,7 +183,7 @@ class Coordinator:
     def _wait_for(self, rank: int, *names: str) -> tuple[str, bytes]:
         """Wait until process `rank` has set one of the keys; return which, and its value."""
         keys = {name: f"{self._saves}/{name}" for name in names}
-        pause, longest = POLL_SECONDS
+        pause, longest = POLL_SECONDS[0], min(POLL_SECONDS[1], self.patience_seconds / 5)
         beat, since = b"", time.monotonic()
         with self._reaching():
             while True:
