@@ -180,7 +180,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(runtime, "choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     config = SimpleNamespace(nproc=2, rows_per_step=4, train=SimpleNamespace(device="auto"))
-    with pytest.raises(ValueError, match="each of 2 processes takes a GPU .* machine has 1;"):
+    with pytest.raises(ValueError, match=r"each of 2 processes takes a GPU .* machine has 1;"):
         start(["train"], config, again="me")
 
 

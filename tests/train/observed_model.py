@@ -5,8 +5,10 @@ HARM="SIGTERM@6"    at the forward pass number 6 of training (from 0) in this pr
                     SIGTERM, SIGINT, SIGKILL      send it to oneself
                     nan-loss, nan-gradient        what becomes of the loss, or of the gradient alone
                     spike                         logits 30 times as large
+                    lost                          SIGKILL, unless the file OBSERVED/lost is there already
                     wait                          make the file OBSERVED/waiting and wait for OBSERVED/go
 HARM="nan-gradient@6/1 SIGINT@9"   only on rank 1; and another one later
+HARM="lost@6/1 then-SIGTERM@2"     the second one only when a process was lost before
 """
 
 import hashlib
@@ -47,6 +49,9 @@ class ObservedLM(TransformerLM):
             stream.write(json.dumps(seen) + "\n")
         if harm.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, harm))
+        elif harm == "lost" and not (self.folder / "lost").exists():
+            (self.folder / "lost").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         elif harm == "wait":
             (self.folder / "waiting").touch()
             while not (self.folder / "go").exists():
@@ -63,6 +68,8 @@ class ObservedLM(TransformerLM):
         for word in os.environ["HARM"].split():
             what, _, when = word.partition("@")
             number, _, rank = when.partition("/")
+            if what.startswith("then-") and not (self.folder / "lost").exists():
+                continue
             if int(number) == self.num_forwards and rank in ("", self.rank):
-                return what
+                return what.removeprefix("then-")
         return ""

@@ -2,15 +2,21 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 from real_runs import (
     FORWARDS,
+    PLUGIN,
     ROWS,
     JsonLines,
     Place,
+    assert_equal_bits,
     assert_same_run,
     checkpoint,
+    figures,
     losses,
     rows_of,
     sample_order,
@@ -20,6 +26,9 @@ pytestmark = pytest.mark.distributed
 
 SHARE = FORWARDS // 2
 """Forward passes of each of two processes in a step."""
+
+TWO = {"fresh": True, "all_cores": True}
+"""How nproc=2 is run: as a command of its own, on as many cores."""
 
 ROUNDING = 1e-5
 """Two processes add the same gradients in another order; measured over 12 steps: 7e-8 of the loss."""
@@ -47,8 +56,8 @@ def test_a_second_process_in_the_same_folder_is_refused_and_the_first_is_not_dis
 def two(tmp_path_factory):
     """A run of two processes; on the second alone the gradient of step 6 is no number."""
     place = Place(tmp_path_factory.mktemp("two"))
-    ended = place.train("run", "train.save_every=1", harm=f"nan-gradient@{5 * SHARE}/1", processes=2)
-    assert ended.code == 0, ended
+    ended = place.train("run", "train.save_every=1", "nproc=2", harm=f"nan-gradient@{5 * SHARE}/1", **TWO)
+    assert (ended.code, ended.err) == (0, ""), ended
     yield place, ended
     place.close()
 
@@ -91,6 +100,80 @@ def test_only_the_first_process_prints_and_writes(two):
     assert ended.out.count("The report:") == 1
     assert [row["step"] for row in rows_of(place / "run", "valid")] == [5, 10, 12]
     assert checkpoint(place / "run").identity["world_size"] == 2
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory):
+    """As "two", but the second process is killed in step 11, and then told to stop in step 10.
+
+    Checkpoints are written in the foreground, so that the one of step 8 is there.
+    """
+    place = Place(tmp_path_factory.mktemp("disturbed"))
+    settings = ("train.save_every=8", "train.save_in_background=false", "nproc=2")
+    harm = f"nan-gradient@{5 * SHARE}/1 lost@{10 * SHARE + 1}/1 then-SIGTERM@{SHARE}/1"
+    yield place, place.train("run", *settings, harm=harm, **TWO)
+    place.close()
+
+
+def test_a_lost_process_is_named_and_all_start_again_from_the_last_checkpoint(disturbed):
+    place, ended = disturbed
+    first, *_ = ended.err.splitlines()
+    assert first == "process 1 was killed by SIGKILL; all start again from the last checkpoint (1 of 3)."
+    (resumed,) = rows_of(place / "run", "resume")
+    assert resumed["step"] == 8
+
+
+def test_sigterm_on_one_process_stops_all_after_the_same_step_with_one_checkpoint(disturbed):
+    place, ended = disturbed
+    assert ended.code == 143, ended
+    _, *lines = ended.err.splitlines()
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("stopped after step 10; go on with: scratchlm train ")
+    found = sorted(path.name for path in (place / "run" / "checkpoints").glob("step-*"))
+    assert found == ["step-0000008", "step-0000010"]
+
+
+def test_what_was_lost_and_started_again_equals_what_was_not_bit_for_bit(disturbed, two):
+    (place, _), (undisturbed, _) = disturbed, two
+    assert_equal_bits(checkpoint(place / "run"), checkpoint(undisturbed / "run", 10))
+    kept = [row for row in figures(undisturbed / "run") if row[0] == "train" and row[1] <= 10]
+    assert [row for row in figures(place / "run") if row[0] == "train"] == kept
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_are_refused_with_the_keys(place):
+    """Started one by one, as on two machines."""
+    words = ["train", str(place / "tiny.toml"), "-o", str(place / "run"), "--plugin", str(PLUGIN)]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(listener.getsockname()[1]),
+            "WORLD_SIZE": "2",
+        }
+    shared |= {"LOCAL_WORLD_SIZE": "2", "OBSERVED": str(place.path), "HARM": "", "NO_COLOR": "1"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "scratchlm", *words, *settings],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, settings in enumerate([[], ["train.steps=13", "optimizer.lr=1e-3"]])
+    ]
+    try:
+        for child in children:
+            _, message = child.communicate(timeout=120)
+            assert child.returncode == 2
+            assert message.startswith(
+                "error: process 1 has another configuration than process 0: optimizer.lr=0.001 instead of "
+                "0.005, train.steps=13 instead of 12. Start all processes with the same words"
+            )
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    assert not (place / "run").exists()
 
 
 @pytest.mark.slow

@@ -247,10 +247,11 @@ class Group:
             ERROR_FILE: self.folder / f"{rank}.json",
             LAUNCHER: os.getpid(),
         }
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # how a connection ended is for us to tell
         with (self.folder / f"{rank}.err").open("wb") as stream:
             return subprocess.Popen(
                 [sys.executable, "-m", "scratchlm", *words],
-                env=os.environ | {name: str(value) for name, value in variables.items()},
+                env=quiet | os.environ | {name: str(value) for name, value in variables.items()},
                 stdin=subprocess.DEVNULL,
                 stdout=None if rank == 0 else subprocess.DEVNULL,
                 stderr=None if rank == 0 else stream,

@@ -186,10 +186,13 @@ def _go(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -> Path 
 
 def _take_part(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -> Path | None:
     """Be one of several processes; only the first tells."""
+    import warnings
+
     from scratchlm.cli.errors import Interrupted
     from scratchlm.cli.processes import follow_launcher, share, versions
     from scratchlm.distributed.process import Processes
 
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, about our calls: nothing that a user can change
     follow_launcher()
     processes = Processes.from_environment(timeout_seconds=fresh().wait_seconds)
     try:

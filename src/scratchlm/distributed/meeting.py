@@ -96,6 +96,8 @@ class Meeting:
     def fail(self, text: str) -> None:
         """Tell all others why this process ends; who said so first counts."""
         self.store.compare_set("failed", "", f"process {self.rank} failed: {text}")
+        if self.rank == 0:  # the store may end with this process: let those who wait there look once more
+            time.sleep(2 * SLOW_POLL_SECONDS)
 
     def failure(self) -> str:
         """What `fail` was told first; empty while nobody failed."""
