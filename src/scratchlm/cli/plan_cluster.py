@@ -173,6 +173,7 @@ def _print_json(config: "RunConfig", plans: list["ClusterPlan"]) -> None:
         record = plan.model_dump(mode="json")
         for candidate, made in zip(record["candidates"], plan.candidates, strict=True):
             candidate["memory"] = {part.name: part.num_bytes for part in made.memory}
+            candidate["calls"] = [call._asdict() for call in made.calls]
         found.append({"name": config.name} | record | derived)
     write_text(json.dumps(found, indent=2) + "\n")
 
