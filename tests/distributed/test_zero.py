@@ -143,16 +143,21 @@ wrapped.zero_grad()
 wrapped.start_batch()
 
 copies, held, concatenate = [], [], torch.cat
+def num_copied():
+    """Numbers in messages that have not become gradients."""
+    gradients = {p.grad.untyped_storage().data_ptr() for p in layers.parameters() if p.grad is not None}
+    alive = [copy() for copy in copies if copy() is not None]
+    return sum(copy.numel() for copy in alive if copy.untyped_storage().data_ptr() not in gradients)
 def watched(*arguments):
     copies.append(weakref.ref(found := concatenate(*arguments)))
-    held.append(sum(copy().numel() for copy in copies if copy() is not None))
+    held.append(num_copied())
     return found
 torch.cat, zero.BUCKET_MB = watched, 0.01
 backward()
-def num_copied():
+def num_copied_soon():
     time.sleep(0.02)  # gloo's own thread lets go of a message a moment after it has arrived
-    return sum(copy().numel() for copy in copies if copy() is not None)
-held_after = min(num_copied() for _ in range(50))
+    return num_copied()
+held_after = min(num_copied_soon() for _ in range(50))
 held_after += sum(p.grad.numel() for p in layers.parameters() if p.grad is not None)
 wrapped.finish_gradient_synchronization()
 most = [max(held)]

@@ -13,8 +13,9 @@ r"""Data parallelism, four ways: a model comes in, the same comes out; its gradi
 The last line is the compromise that everybody uses: few calls, and all but the last bucket travels while
 backward computes the layers before it. Buckets are filled in the reverse order of the parameters, which is
 about the order in which backward finishes them, and sent strictly in that order: then every process makes the
-same calls in the same order, even where one of them did not use a parameter. A gradient travels as a copy,
-and the last two ways keep the copies until `finish_gradient_synchronization`: as much as all gradients.
+same calls in the same order, even where one of them did not use a parameter. A gradient is taken from its
+parameter when it is sent, and when the mean is there its part of the message is the gradient: one copy, and
+memory for both only while a bucket is made.
 
 Gradients are divided by the number of processes and summed: some versions of gloo return the sum when they
 are asked for the mean, and a sum of float16 gradients could exceed 65,504. Dividing is exact where the number
@@ -90,7 +91,7 @@ class DataParallel(Module):
     def start_batch(self) -> None:
         """Forget gradients on their way; on every process, after a backward pass that no step follows.
 
-        `finish_gradient_synchronization` does it, too. It leaves `.grad` to the optimizer's zero_grad.
+        `finish_gradient_synchronization` does it, too. Gradients that were not sent are left to zero_grad.
         """
 
     def finish_gradient_synchronization(self) -> None:
@@ -271,11 +272,11 @@ class Overlapped(Bucketed):
 
 
 class GradientMessage:
-    """Gradients on their way: copied behind each other, and a 1 for each that this process has."""
+    """Gradients on their way: one behind the other, and a 1 for each that this process has."""
 
     @torch.no_grad()
     def __init__(self, parameters: Sequence[Parameter], owner: int | None = None) -> None:
-        """Send them, to all processes or to the one that owns these parameters; return at once."""
+        """Take and send them, to all processes or to the one that owns these parameters; return at once."""
         self.parameters, self.arrives = parameters, owner in (None, distributed.get_rank())
         self.had = [parameter.grad is not None for parameter in parameters]
         grads = [p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in parameters]
@@ -283,6 +284,8 @@ class GradientMessage:
         yes, no = grads[0].new_ones(1), grads[0].new_zeros(1)
         self.flat = torch.cat([*grads, *(yes if had else no for had in self.had)])
         self.flat[: -len(self.had)].div_(distributed.get_world_size())
+        for parameter in parameters:
+            parameter.grad = None  # its memory serves the gradients that backward computes meanwhile
         if owner is None:
             self.work = distributed.all_reduce(self.flat, async_op=True)
         else:
@@ -290,7 +293,7 @@ class GradientMessage:
 
     @torch.no_grad()
     def receive(self) -> None:
-        """Wait; write the means into the gradients where they arrive."""
+        """Wait; where they arrive, the parts of the message become the gradients."""
         self.work.wait()
         if not self.arrives:
             return
@@ -299,10 +302,8 @@ class GradientMessage:
         # looking at numbers waits for the device: only where a gradient was missing
         somewhere = self.had if all(self.had) else present.tolist()
         for parameter, mean, exists in zip(self.parameters, means, somewhere, strict=True):
-            if exists and parameter.grad is None:
-                parameter.grad = mean.view_as(parameter).clone()
-            elif exists:
-                parameter.grad.copy_(mean.view_as(parameter))
+            if exists:
+                parameter.grad = mean.view_as(parameter)
 
 
 def average_gradients(parameters: Sequence[Parameter]) -> None:

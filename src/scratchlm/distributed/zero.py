@@ -256,11 +256,7 @@ class ShardedGradients(Bucketed):
         return self._norm_of_shares(whole=(), shares=self._trained)
 
     def _message(self, bucket: list[Parameter]) -> GradientMessage:
-        message = GradientMessage(bucket, self._optimizer.owners[bucket[0]])
-        if not message.arrives:
-            for parameter in bucket:
-                parameter.grad = None
-        return message
+        return GradientMessage(bucket, self._optimizer.owners[bucket[0]])
 
 
 def deal(parameters: Iterable[Tensor], owners: dict[Tensor, int], loads: list[int]) -> None:
