@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from together import TORCHRUN, end, environment, run, start
+from together import TORCHRUN, end, environment, free_port, run, start
 
 from scratchlm.distributed import Processes
 
@@ -249,6 +249,17 @@ def test_half_an_environment_is_refused(alone):
     alone.setenv("RANK", "one")
     with pytest.raises(ValueError, match=r"RANK=one, LOCAL_RANK is missing.*torchrun --nproc-per-node N"):
         Processes.from_environment()
+
+
+def test_who_does_not_come_is_named_with_the_setting_that_says_how_long(alone):
+    for name, value in environment(0, 3, free_port()).items():
+        alone.setenv(name, value)
+    with pytest.raises(
+        ConnectionError,
+        match=r"^process 0 of 3 failed at joining after 0\.\d s: no answer from processes 1, 2 \(wait_",
+    ):
+        Processes.from_environment(timeout_seconds=0.5)
+    assert not torch.distributed.is_initialized()
 
 
 def test_rows_that_cannot_be_shared_evenly_are_refused():

@@ -30,6 +30,8 @@ SHARE = FORWARDS // 2
 TWO = {"fresh": True, "all_cores": True}
 """How nproc=2 is run: as a command of its own, on as many cores."""
 
+OWN_TEXT = ["corpus.name=files", 'corpus.paths=["text.txt"]']
+
 ROUNDING = 1e-5
 """Two processes add the same gradients in another order; measured over 12 steps: 7e-8 of the loss."""
 
@@ -141,39 +143,51 @@ def test_what_was_lost_and_started_again_equals_what_was_not_bit_for_bit(disturb
 
 
 @pytest.mark.slow
-def test_processes_with_other_settings_are_refused_with_the_keys(place):
-    """Started one by one, as on two machines."""
-    words = ["train", str(place / "tiny.toml"), "-o", str(place / "run"), "--plugin", str(PLUGIN)]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            (["train.steps=12"], ["train.steps=13", "optimizer.lr=1e-3"]),
+            "another configuration than process 0: optimizer.lr=0.001 instead of 0.005, train.steps=13 "
+            "instead of 12. Start all processes with the same words",
+        ),
+        # both read what lies in their own folder, as two machines without a common one do
+        ((OWN_TEXT, OWN_TEXT), "another corpus than process 0: tokenizer="),
+    ],
+    ids=["configuration", "corpus"],
+)
+def test_processes_with_other_settings_or_data_are_refused_with_what_differs(place, settings, message):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(listener.getsockname()[1]),
-            "WORLD_SIZE": "2",
-        }
-    shared |= {"LOCAL_WORLD_SIZE": "2", "OBSERVED": str(place.path), "HARM": "", "NO_COLOR": "1"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "scratchlm", *words, *settings],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
+        port = str(listener.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"OBSERVED": str(place.path), "HARM": "", "NO_COLOR": "1"}
+    children = []
+    for rank, own in enumerate(settings):
+        folder = place / f"machine-{rank}"
+        folder.mkdir()
+        (folder / "text.txt").write_text(
+            f"{rank} and some more of the {rank} text.\n" * 400, encoding="utf-8"
         )
-        for rank, settings in enumerate([[], ["train.steps=13", "optimizer.lr=1e-3"]])
-    ]
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "scratchlm", "train", str(place / "tiny.toml"), *own]
+                + ["-o", "run", "--plugin", str(PLUGIN)],
+                cwd=folder,
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
     try:
         for child in children:
-            _, message = child.communicate(timeout=120)
+            _, text = child.communicate(timeout=120)
             assert child.returncode == 2
-            assert message.startswith(
-                "error: process 1 has another configuration than process 0: optimizer.lr=0.001 instead of "
-                "0.005, train.steps=13 instead of 12. Start all processes with the same words"
-            )
+            assert text.startswith(f"error: process 1 has {message}")
     finally:
         for child in children:
             child.kill()
             child.communicate()
-    assert not (place / "run").exists()
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def _system(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
     advice = ADVICE.get(error.errno or 0)
     reason = reason if str(reason).isupper() else str(reason)[:1].lower() + str(reason)[1:]
-    return f"{where}{reason}" + (f"; {advice}." if advice else ".")
+    return f"{where}{reason.removesuffix('.')}" + (f"; {advice}." if advice else ".")
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -52,7 +52,8 @@ def run(
         processes: Those that share the work; None: this one alone.
 
     Raises:
-        ValueError: The folder holds another run or is in use, or the settings do not fit the data.
+        ValueError: The folder holds another run or is in use, the settings do not fit the data, or another
+            process has other data.
         OSError: The disk is full or not writable.
     """
     folder, processes = RunFolder(path), processes or Processes()
@@ -64,6 +65,9 @@ def run(
             if processes.first:
                 changes = _claim(folder, config, resume=resume, allow_changes=allow_changes)
             parts = _prepare(folder, config, on_event if processes.first else ignore)
+        _, tokenizer, train_set, valid_set, _ = parts
+        data = {"training data": train_set.fingerprint, "validation data": valid_set.fingerprint}
+        processes.agree("corpus", {"tokenizer": tokenizer.fingerprint} | data)
         session = Session(folder, config, *parts, on_event, processes)
         summary = session.run(resume=resume, changes=changes)
         if processes.first:
