@@ -64,6 +64,9 @@ class Engine:
     whole = True
     """Whether each process holds the whole model, so that one of them can use it alone."""
 
+    owns_state = False
+    """Whether the optimizer's state of a parameter is kept by one process only."""
+
     def __init__(self) -> None:
         """Keep settings only; `wrap` does the work."""
         self.processes = Processes()
@@ -88,6 +91,7 @@ class Engine:
             groups: Over `named_parameters`.
         """
         self.keeper = build(groups)
+        """What keeps this process's part of the optimizer's state."""
         return self.keeper
 
     def named_parameters(self) -> dict[str, Tensor]:

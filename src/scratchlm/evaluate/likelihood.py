@@ -13,6 +13,7 @@ Pile", https://arxiv.org/abs/2101.00027, section 3.1.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from scratchlm.data.packing import documents_of, evaluation_rows
 from scratchlm.data.shards import TokenDataset
+from scratchlm.distributed.process import Processes
 from scratchlm.generate.engine import evaluating
 from scratchlm.loss import IGNORE, bits_per_byte, token_losses
 
@@ -61,6 +63,7 @@ def evaluate_split(
     autocast: Callable[[], AbstractContextManager[None]] | None = None,
     max_tokens: int | None = None,
     documents: bool = False,
+    processes: Processes | None = None,
 ) -> Likelihood:
     """Score `model` on a split.
 
@@ -75,6 +78,8 @@ def evaluate_split(
             then the split's, in proportion to the tokens.
         documents: Whether tokens attend to their own document only, as a model with train.document_mask has
             learned to; the model then takes `documents`.
+        processes: Those that share the work and have the same model: each takes every so many batches, and
+            all get the same result.
 
     Raises:
         ValueError: The split has no tokens, or a number is below 1.
@@ -95,14 +100,18 @@ def evaluate_split(
         return {"documents": documents_of(inputs, dataset.end_of_text_id)} if documents else {}
 
     total, num_tokens = 0.0, 0
-    rows = _rows(dataset, context_length, max_tokens)
+    batches = _batches(_rows(dataset, context_length, max_tokens), rows_per_batch)
+    together = processes or Processes()
     with evaluating(model), torch.no_grad():
-        for batch in _batches(rows, rows_per_batch):
+        for batch in _share(batches, together):
             inputs, targets = batch.inputs.to(device), batch.targets.to(device)
             with autocast() if autocast is not None else contextlib.nullcontext():
                 logits = model(inputs, **masked(inputs))
             total += float(token_losses(logits, targets).sum())
             num_tokens += batch.num_scored
+    if together.world_size > 1:
+        sums = together.sum(torch.tensor([total, num_tokens], dtype=torch.float64))
+        total, num_tokens = float(sums[0]), int(sums[1])
     return likelihood(total, num_tokens, _bytes_of(dataset, num_tokens))
 
 
@@ -141,6 +150,19 @@ def _batches(rows: Iterator[Rows], rows_per_batch: int) -> Iterator[Rows]:
     if held:
         filler = Rows(torch.zeros_like(held[0].inputs), torch.full_like(held[0].targets, IGNORE), 0)
         yield _join(held + [filler] * (rows_per_batch - len(held)))
+
+
+def _share(batches: Iterator[Rows], processes: Processes) -> Iterator[Rows]:
+    """This process's batches; all get equally many, since a sharded model needs all for each of them."""
+    if processes.world_size == 1:
+        yield from batches
+        return
+    while several := list(itertools.islice(batches, processes.world_size)):
+        if processes.rank < len(several):
+            yield several[processes.rank]
+        else:
+            like = several[0]
+            yield Rows(torch.zeros_like(like.inputs), torch.full_like(like.targets, IGNORE), 0)
 
 
 def _join(rows: list[Rows]) -> Rows:

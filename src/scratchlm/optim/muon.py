@@ -24,7 +24,7 @@ https://arxiv.org/abs/2502.16982, eq. 4.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -52,6 +52,20 @@ RMS_OF_ADAMW = 0.2
 """Root mean square of AdamW's updates that Liu et al. observed (0.2 to 0.4) and match."""
 
 
+class WholeMatrices:
+    """How Muon sees matrices: parameters are whole. What shards them puts something alike in its place."""
+
+    def shape(self, p: Tensor) -> tuple[int, ...]:
+        """Of the whole matrix that a parameter, or its rows, belongs to."""
+        return tuple(p.shape)
+
+    def turned(
+        self, params: Sequence[Tensor], rows: Sequence[Tensor], turn: Callable[[list[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Return what `turn` makes of the matrices, of which `rows` are those that are here."""
+        return turn(list(rows))
+
+
 class _Split(NamedTuple):
     """A group's parameters that have a gradient, by who moves them."""
 
@@ -62,6 +76,8 @@ class _Split(NamedTuple):
 @OPTIMIZERS.register("muon_reference")
 class MuonReference(Optimizer):
     """Muon one matrix at a time in full precision: the formula to read, and the fast one's test."""
+
+    needs_whole_matrices = True
 
     def __init__(
         self,
@@ -106,7 +122,7 @@ class MuonReference(Optimizer):
                 ahead = momentum * m + (1 - momentum) * g
                 o = orthogonalize_reference(ahead, iterations=group["iterations"])
                 decay_([p], [o], group["lr"] * group["weight_decay"], cautious=is_cautious(group))
-                p.sub_(group["lr"] * _scale(p, group["scale"]) * o)
+                p.sub_(group["lr"] * _scale(p.shape, group["scale"]) * o)
             for p in split.others:
                 move_by_adamw_reference(p, self.state[p], _for_adamw(group))
         return loss
@@ -158,6 +174,8 @@ class Muon(Optimizer):
         self._choose()  # a copy chooses for its own machine
 
     def _choose(self) -> None:
+        self.matrices: Any = WholeMatrices()
+        """From the rows that are here to whole matrices and back."""
         self._move, self._orthogonalize = choose("adamw").function, choose("orthogonalize").function
         self._precisions: dict[tuple[PrecisionName, torch.device], torch.dtype] = {}
 
@@ -167,7 +185,7 @@ class Muon(Optimizer):
         loss = evaluate_closure(closure)
         for group in self.param_groups:
             split = _split(group)
-            for alike in _by_shape(split.matrices):
+            for alike in self._by_shape(split.matrices):
                 self._move_matrices(alike, group)
             move_by_adamw(split.others, self.state, _for_adamw(group), self._move)
         return loss
@@ -179,16 +197,28 @@ class Muon(Optimizer):
         memories = [_momentum(self.state[p], p) for p in params]
         torch._foreach_lerp_(memories, grads, 1 - momentum)
         ahead = torch._foreach_lerp(grads, memories, momentum)
-        wide = torch.cat([_wide(n).reshape(-1, min(n.shape[-2:]), max(n.shape[-2:])) for n in ahead])
-        wide = self._orthogonalize(wide, iterations=group["iterations"], dtype=self._dtype(group, params[0]))
-        parts = wide.split([math.prod(p.shape[:-2]) for p in params])
-        updates = [
-            (part if p.shape[-2] <= p.shape[-1] else part.mT).reshape(p.shape).to(p.dtype)
-            for p, part in zip(params, parts, strict=True)
-        ]
+        updates = self.matrices.turned(params, ahead, lambda whole: self._turn(whole, group))
         decay_(params, updates, lr * group["weight_decay"], cautious=is_cautious(group))
         for p, update in zip(params, updates, strict=True):
-            p.sub_(update, alpha=lr * _scale(p, group["scale"]))
+            p.sub_(update, alpha=lr * _scale(self.matrices.shape(p), group["scale"]))
+
+    def _turn(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Orthogonalize matrices that have one shape, or one shape and its transpose."""
+        wide = torch.cat([_wide(n).reshape(-1, min(n.shape[-2:]), max(n.shape[-2:])) for n in matrices])
+        dtype = self._dtype(group, matrices[0])
+        wide = self._orthogonalize(wide, iterations=group["iterations"], dtype=dtype)
+        parts = wide.split([math.prod(n.shape[:-2]) for n in matrices])
+        return [
+            (part if n.shape[-2] <= n.shape[-1] else part.mT).reshape(n.shape).to(n.dtype)
+            for n, part in zip(matrices, parts, strict=True)
+        ]
+
+    def _by_shape(self, matrices: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+        """Matrices that can be stacked: one shape, or a shape and its transpose, as a block's up and down."""
+        alike: dict[Any, list[Tensor]] = defaultdict(list)
+        for p in matrices:
+            alike[p.device, p.dtype, *sorted(self.matrices.shape(p)[-2:])].append(p)
+        return alike.values()
 
     def _dtype(self, group: dict[str, Any], p: Tensor) -> torch.dtype:
         key = (group["precision"], p.device)
@@ -204,20 +234,12 @@ def _split(group: dict[str, Any]) -> _Split:
     return _Split([p for p in moving if own and p.ndim >= 2], [p for p in moving if not own or p.ndim < 2])
 
 
-def _by_shape(matrices: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Matrices that can be stacked: one shape, or a shape and its transpose, as a block's up and down."""
-    alike: dict[Any, list[Tensor]] = defaultdict(list)
-    for p in matrices:
-        alike[p.device, p.dtype, *sorted(p.shape[-2:])].append(p)
-    return alike.values()
-
-
 def _wide(matrix: Tensor) -> Tensor:
     return matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
 
 
-def _scale(p: Tensor, scale: Scale) -> float:
-    rows, columns = p.shape[-2:]
+def _scale(shape: Sequence[int], scale: Scale) -> float:
+    rows, columns = shape[-2:]
     if scale == "adamw":
         return RMS_OF_ADAMW * math.sqrt(max(rows, columns))
     return math.sqrt(max(1.0, rows / columns)) if scale == "spectral" else 1.0

@@ -1,5 +1,9 @@
 """Looking at a model between two steps: validation loss, sample text and sizes of layers go out.
 
+    process 0: batches 0 2 4 ... of the split --+
+                                                +-- sums of losses and tokens --> one loss, everywhere
+    process 1: batches 1 3 5 ...              --+
+
 With an exponential moving average of the weights (train.ema_decay) it is the average that is measured and
 that writes; training goes on with the weights themselves.
 """
@@ -16,6 +20,8 @@ from torch import Tensor
 from scratchlm import runtime
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
+from scratchlm.distributed.engine import Engine
+from scratchlm.distributed.process import Processes
 from scratchlm.evaluate.likelihood import Likelihood, evaluate_split
 from scratchlm.generate.engine import stream
 from scratchlm.optim.ema import EMA
@@ -40,7 +46,7 @@ class Examiner:
     def __init__(
         self,
         config: RunConfig,
-        model: torch.nn.Module,
+        engine: Engine,
         average: EMA | None,
         record: Record,
         *,
@@ -51,18 +57,19 @@ class Examiner:
         precision: str,
     ) -> None:
         """Keep the parts; `precision` is the number format of matrix products."""
-        self.config, self.model, self.average, self.record = config, model, average, record
+        self.config, self.engine, self.average, self.record = config, engine, average, record
+        self.model = engine.model
         self.corpus, self.tokenizer, self.valid_set = corpus, tokenizer, valid_set
         self.floor, self.precision = floor, precision
-        self.statistics = Statistics(model)
+        self.statistics = Statistics(engine.model, engine)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def validate(self, progress: Progress, *, everything: bool) -> Likelihood:
-        """Measure the validation split, or `eval_tokens` of it; a new best goes into `progress`."""
+    def validate(self, progress: Progress, processes: Processes, *, everything: bool) -> Likelihood:
+        """Measure the validation split, or `eval_tokens` of it, together; a new best goes into `progress`."""
         train, step = self.config.train, progress.done_steps
         with self._averaged():
             found = evaluate_split(
@@ -73,6 +80,7 @@ class Examiner:
                 autocast=partial(runtime.autocast, self.device, self.precision),
                 max_tokens=None if everything else train.eval_tokens,
                 documents=train.document_mask,
+                processes=processes,
             )
         best = found.loss < progress.best_loss
         if best:
@@ -87,24 +95,26 @@ class Examiner:
     def sample(self, step: int) -> None:
         """Let the model write a text."""
         config = self.config
-        with self._averaged():
+        with self._averaged():  # with a seed: where all processes write, all write the same
             pieces = list(stream(self.model, self.tokenizer, config.prompt, config.sampling))
         text = config.prompt + "".join(piece.text for piece in pieces)
         score = self.corpus.consistency(text)
         row: dict[str, Any] = {"step": step, "prompt": config.prompt, "text": text}
         row["tokens"] = [{"text": piece.text, "probability": piece.probability} for piece in pieces]
         row["consistency"] = score and {"num_facts": score[0], "num_consistent": score[1]}
-        self.record.samples.append(row)
+        if self.record.writes:
+            self.record.samples.append(row)
         shown = tuple((piece.text, piece.probability) for piece in pieces)
         self.record.tell(Sampled(step, config.prompt, text, shown))
 
     def measure_layers(self, step: int, ids: Int[Tensor, "rows time"]) -> None:
         """Write down the sizes of weights, clipped gradients, last update and activations, part by part."""
         autocast = partial(runtime.autocast, self.device, self.precision)
-        layers = self.statistics.collect(ids.to(self.device), autocast=autocast)
+        with self.engine.examining():
+            layers = self.statistics.collect(ids.to(self.device), autocast=autocast)
         self.record.add({"kind": "statistics", "step": step, "layers": layers})
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        with self.average.swapped() if self.average else contextlib.nullcontext():
+        with self.average.swapped() if self.average else contextlib.nullcontext(), self.engine.examining():
             yield

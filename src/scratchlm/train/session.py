@@ -4,18 +4,24 @@
 
 The trainer computes; this file does the rest at its intervals: it goes back after a spike if the run shall,
 stops cleanly on Ctrl-C or SIGTERM with a checkpoint, and continues a stopped run. What decides the numbers is
-in the checkpoint (snapshot.py). Of several processes the first one measures, writes and tells; the others
-only compute.
+in the checkpoint (snapshot.py). Several processes compute, validate and save together; the first one writes
+the records and tells.
 """
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from scratchlm import runtime
-from scratchlm.checkpoint import Checkpoint, CheckpointError, Saver, latest, load_checkpoint
+from scratchlm.checkpoint import (
+    CheckpointError,
+    CheckpointReader,
+    Coordinator,
+    Saver,
+    latest,
+    open_checkpoint,
+)
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.process import Processes
@@ -34,9 +40,6 @@ from scratchlm.train.signals import StopSignals
 from scratchlm.train.snapshot import Progress
 from scratchlm.train.summary import summarise
 from scratchlm.train.trainer import StepAbandonedError, StepResult, never
-
-UNMEASURED = Likelihood(math.nan, math.nan, math.nan, 0, 0)
-"""What a process that measures nothing has."""
 
 
 class NonFiniteLossError(ValueError):
@@ -80,7 +83,7 @@ class Session:
             config, self.model, train_set, how, processes=processes, abandon=abandon
         )
         decay = config.train.ema_decay
-        self.average = EMA(self.model.named_parameters(), decay) if decay else None
+        self.average = EMA(self.trainer.engine.named_parameters().items(), decay) if decay else None
         self.record = Record(
             folder,
             config,
@@ -91,7 +94,7 @@ class Session:
         )
         self.examiner = Examiner(
             config,
-            self.model,
+            self.trainer.engine,
             self.average,
             self.record,
             corpus=corpus,
@@ -171,22 +174,23 @@ class Session:
 
     def _measures_layers(self, step: int) -> bool:
         every = self.config.train.statistics_every
-        return bool(every) and step % every == 0 and self.processes.first
+        if not every or step % every:
+            return False
+        return self.processes.first or not self.trainer.engine.whole
 
     def _roll_back(self, result: StepResult) -> bool:
         """Go back to the newest checkpoint and skip the data since then; False when there is none."""
         if self.saver is not None:
             self.saver.wait()
         self.processes.barrier()
-        saved = self._newest()
+        trainer, before = self.trainer, self.progress
+        next_batch, guard = result.step + trainer.data_offset, trainer.guard.state()
+        saved = self._take_back()
         if saved is None:
             self.record.say(
                 f"Step {result.step}: {result.judgement.reason}; there is no checkpoint to go back to."
             )
             return False
-        trainer, before = self.trainer, self.progress
-        next_batch, guard = result.step + trainer.data_offset, trainer.guard.state()
-        self._take_back(saved)
         trainer.data_offset = next_batch - saved.step  # the next step reads what follows the spike's batch
         trainer.guard.num_rollbacks = guard["num_rollbacks"] + 1
         trainer.guard.num_spikes = guard["num_spikes"]
@@ -214,12 +218,12 @@ class Session:
         )
 
     def _validate(self, *, everything: bool) -> Likelihood:
-        with self.processes.first_alone():
-            if not self.processes.first:
-                return UNMEASURED
-            return self.examiner.validate(self.progress, everything=everything)
+        return self.examiner.validate(self.progress, self.processes, everything=everything)
 
     def _sample(self) -> None:
+        if not self.trainer.engine.whole:  # nobody can alone
+            self.examiner.sample(self.progress.done_steps)
+            return
         with self.processes.first_alone():
             if self.processes.first:
                 self.examiner.sample(self.progress.done_steps)
@@ -237,36 +241,38 @@ class Session:
             self.saver.wait()
 
     def _restore(self, changes: dict[str, Any]) -> None:
-        saved = self._newest()
+        saved = self._take_back()
         if saved is None:
             self.record.say("No checkpoint yet: training starts at the first step.")
             self.record.take_back(0, {"metrics": 0, "samples": 0})
             return
-        self._take_back(saved)
         self.record.resumed(saved.step, changes, self.processes.world_size)
         self.record.say(f"Continuing at step {saved.step} of {self.config.train.steps}.")
 
-    def _take_back(self, saved: Checkpoint) -> None:
-        """Be what `saved` is, its records included."""
-        self.progress = snapshot.put_back(saved, self.trainer, self.average)
+    def _take_back(self) -> CheckpointReader | None:
+        """Be what the newest checkpoint is, its records included; return it, or None where there is none."""
+        # the first looks: a file system may show the others something older
+        newest = latest(self.folder.checkpoints) if self.processes.first else None
+        name = self.processes.from_first(newest.name if newest is not None else "")
+        if not name:
+            return None
+        with open_checkpoint(self.folder.checkpoints / name) as saved:
+            self._check_identity(saved)
+            self.progress = snapshot.put_back(saved, self.trainer, self.average)
         self.last_saved = saved.step
         self.record.take_back(saved.step, saved.state.get("records", {}))
         self.processes.barrier()
+        return saved
 
-    def _newest(self) -> Checkpoint | None:
-        path = latest(self.folder.checkpoints)
-        if path is None:
-            return None
-        saved = load_checkpoint(path)
+    def _check_identity(self, saved: CheckpointReader) -> None:
         wanted = snapshot.identity(self.trainer, self.tokenizer.fingerprint)
         for what in ("tokenizer", "data"):
             had = saved.identity.get(what, wanted[what])
             if had != wanted[what]:
                 raise CheckpointError(
-                    f"{path}: was trained with {what} {str(had)[:12]}, but this folder's is "
+                    f"{saved.path}: was trained with {what} {str(had)[:12]}, but this folder's is "
                     f"{str(wanted[what])[:12]}; put the run's own {what} back."
                 )
-        return saved
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -279,15 +285,23 @@ class Session:
                 text = json.dumps(runtime.environment(), indent=2) + "\n"
                 runtime.write_text_atomically(self.folder.environment, text)
                 remember(self.folder, self.plan, self.processes.world_size)
-                saver = Saver(
-                    self.folder.checkpoints,
-                    newest=train.keep_checkpoints,
-                    every=train.keep_every,
-                    background=train.save_in_background,
-                    on_saved=lambda step, path: self.record.tell(Saved(step, path)),
-                )
-                self.saver = stack.enter_context(saver)
+            saver = Saver(
+                self.folder.checkpoints,
+                newest=train.keep_checkpoints,
+                every=train.keep_every,
+                background=train.save_in_background,
+                on_saved=lambda step, path: self.record.tell(Saved(step, path)),
+                coordinator=self._coordinator(),
+            )
+            self.saver = stack.enter_context(saver)
             yield
+
+    def _coordinator(self) -> Coordinator | None:
+        """What lets several processes save together."""
+        together = self.processes
+        if together.store is None:
+            return None
+        return Coordinator(together.store, together.rank, together.world_size)
 
 
 def describe(plan: Plan, config: RunConfig, processes: Processes) -> str:

@@ -26,22 +26,30 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import Module, ModuleList
 
+from scratchlm.distributed.engine import Engine
 from scratchlm.generate.engine import evaluating
 
 
 class Statistics:
     """Sizes of one model's parts."""
 
-    def __init__(self, model: Module) -> None:
-        """Find the parts; the model itself, not what torch.compile made of it."""
+    def __init__(self, model: Module, engine: Engine | None = None) -> None:
+        """Find the parts.
+
+        Args:
+            model: The model itself, not what torch.compile made of it.
+            engine: Where processes keep shards of it; then all of them measure together.
+        """
         self.model = model
+        self._kept = engine.named_parameters() if engine else dict(model.named_parameters())
+        self._total = engine.sum_over_shards if engine and not engine.whole else None
         self.parts = dict(parts_of(model))
         self._before: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Copy the weights before the optimizer's step; the next `collect` compares with them."""
-        self._before = {name: parameter.clone() for name, parameter in self.model.named_parameters()}
+        self._before = {name: parameter.clone() for name, parameter in self._kept.items()}
 
     @torch.no_grad()
     def collect(
@@ -72,17 +80,19 @@ class Statistics:
     def _sizes(self) -> Iterator[tuple[str, str, Tensor]]:
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for part, module in self.parts.items():
-            parameters = list(module.parameters())
+            here = [names[id(parameter)] for parameter in module.parameters()]
+            parameters = [self._kept[name] for name in here]
             if not parameters:
                 continue
-            weight = rms(parameters)
+            weight = rms(parameters, self._total)
             yield part, "weight", weight
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if gradients:
-                yield part, "gradient", rms(gradients)
+                yield part, "gradient", rms(gradients, self._total)
             if self._before:
-                before = [self._before[names[id(parameter)]] for parameter in parameters]
-                yield part, "update", rms(torch._foreach_sub(parameters, before)) / rms(before)
+                before = [self._before[name] for name in here]
+                moved = torch._foreach_sub(parameters, before)
+                yield part, "update", rms(moved, self._total) / rms(before, self._total)
 
     def _activations(
         self, ids: Tensor, autocast: Callable[[], AbstractContextManager[None]]
@@ -123,11 +133,18 @@ def parts_of(model: Module) -> Iterator[tuple[str, Module]]:
                     yield f"{name}.{number}.{branch}", module
 
 
-def rms(tensors: list[Tensor]) -> Tensor:
+def rms(tensors: list[Tensor], total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Return the root of the mean square over all numbers of `tensors` together, in float32.
 
     Example: [3, 4], [5] -> sqrt((9 + 16 + 25) / 3) = 4.08.
+
+    Args:
+        tensors: At least one.
+        total: Where these are a process's shards: adds up over the processes.
     """
     norms = torch._foreach_norm([tensor.float() for tensor in tensors], 2.0)
-    count = sum(tensor.numel() for tensor in tensors)
-    return torch.stack(norms).square().sum().div(count).sqrt()
+    square, count = torch.stack(norms).square().sum(), sum(tensor.numel() for tensor in tensors)
+    if total is None:
+        return square.div(count).sqrt()
+    squares, counts = total(torch.stack([square.double(), square.new_tensor(count, dtype=torch.float64)]))
+    return squares.div(counts).sqrt().float()

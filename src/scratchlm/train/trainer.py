@@ -14,9 +14,11 @@ Dropout is seeded anew for each micro-batch from (seed, step, first row): a step
 files and no terminal.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -129,13 +131,15 @@ class Trainer:
         loss, grad_norm = self._gradients(step)
         judgement = self.guard.judge(loss, grad_norm)
         if judgement.action == "apply":
-            self.optimizer.step()
+            with self._naming():
+                self.optimizer.step()
         return StepResult(step + 1, loss, lr, grad_norm, time.perf_counter() - started, judgement)
 
     def _gradients(self, step: int) -> tuple[float, float]:
         """Leave the clipped gradient in the parameters; return the loss and the norm before clipping."""
-        loss = self._accumulate_within_memory(step)
-        self.engine.finish()
+        with self._naming():
+            loss = self._accumulate_within_memory(step)
+            self.engine.finish()
         if self.processes.world_size > 1:
             loss = self.processes.sum(loss) / self.processes.world_size
         norm = clip_gradients_(
@@ -181,12 +185,18 @@ class Trainer:
             total += loss.detach()
         return total
 
+    def _naming(self) -> AbstractContextManager[None]:
+        """Let errors of the network, which may come out of backward, name the process that was lost."""
+        if self.processes.world_size == 1:
+            return contextlib.nullcontext()
+        return self.processes.naming("exchanging gradients and parameters", among_others=True)
+
     def _too_large(self) -> str:
         smaller = largest_divisor(len(self.rows_here), self.micro_rows // 2)
         return (
             f"process {self.processes.rank} of {self.processes.world_size} is out of memory with "
-            f"micro-batches of {self.micro_rows} rows; resume with train.micro_batch_tokens={smaller} times the context "
-            "length, train.gradient_checkpointing=true or distributed=fsdp2."
+            f"micro-batches of {self.micro_rows} rows; resume with a train.micro_batch_tokens of {smaller} "
+            "rows, train.gradient_checkpointing=true or distributed=fsdp2."
         )
 
     def _shares(self, step: int) -> Iterator[tuple[Batch, int, float]]:
