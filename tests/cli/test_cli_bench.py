@@ -118,6 +118,64 @@ def test_a_mistake_is_one_line_before_anything_is_measured(cli, words, message):
     assert message in cli("bench", *words, "--device", "cpu").error
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["comm", "--call", "all_reduced"],
+            "unknown value 'all_reduced'. Did you mean 'all_reduce'?",
+        ),
+        (["comm", "--size", "0"], "--size=0: give numbers above 0, separated by commas"),
+        (["comm", "--size", "1,big"], "--size=1,big: give numbers above 0"),
+        (["comm", "--processes", "1"], "--processes=1: 1 is too small; the least is 2"),
+        (["comm", "--backend", "mpi"], "--backend: unknown value 'mpi'"),
+        (["ddp", "--ways", "flatt"], "--ways: unknown value 'flatt'. Did you mean 'flat'?"),
+        (["ddp", "--model", "tiny,small"], "--model=tiny,small: one at a time is measured"),
+        (["ddp", "--sweep", "-1"], "--sweep=-1: give numbers above 0"),
+        (["ddp", "--backend", "nccl", "-N", "99"], "nccl: 99 processes need as many GPUs"),
+        (["shards", "--ways", "zero3"], "--ways: unknown value 'zero3'"),
+        (["shards", "--precision", "float16"], "--precision: unknown value 'float16'"),
+        (["shards", "d_model=33"], "d_model"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_process_is_started(cli, monkeypatch, words, message):
+    from scratchlm.bench import comm, ddp, shards
+
+    for module in (comm, ddp, shards):
+        monkeypatch.setattr(module, "read_group", None)
+    assert message in cli("bench", *words).error
+
+
+def test_what_processes_found_is_shown_and_written(cli, monkeypatch, tmp_path):
+    """The processes themselves are tested in tests/bench."""
+    from scratchlm.bench import ddp, shards
+
+    def found(name, group, *, world_size, backend):
+        assert (world_size, backend, group.rounds, group.steps) == (3, "gloo", 4, 1)
+        yield {"next": "warming up"}
+        for case in group.cases:
+            figures = {"case": case.model_dump(mode="json"), "rounds": 4, "step_ms": 2.0, "ratio": 1.0}
+            if name == "ddp":
+                more = {"gradient_bytes": 100, "buckets": 1, "computing_ms": 1.5, "waiting_ms": 0.5}
+            else:
+                held = {"parameters": 4, "gradients": 4, "states": 8}
+                more = {"num_parameters": 1, "held": held, "foretold": held}
+            yield figures | more
+
+    monkeypatch.setattr(ddp, "read_group", found)
+    monkeypatch.setattr(shards, "read_group", found)
+    how = ["-N", "3", "--rounds", "4", "--steps", "1", "--backend", "gloo", *SMALL]
+    shown = cli("bench", "ddp", *how, "--ways", "flat,torch", "--sweep", "no", "-o", "rows.jsonl")
+    assert shown.code == 0
+    assert "2.00 ms" in shown.out
+    assert "0.500 ms" in shown.out
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["way"] for row in rows] == ["alone", "flat", "torch"]
+    assert all(row["world_size"] == 3 and row["torch"] and row["waiting_ms"] == 0.5 for row in rows)
+    shown = cli("bench", "shards", *how, "--ways", "fsdp", "--format", "markdown")
+    assert re.search(r"\| fsdp \| +4 B / 4 B \| +4 B / 4 B \| +8 B / 8 B \| +16 B / 16 B \|", shown.out)
+
+
 def test_a_profile_prints_tables_and_writes_its_files(cli, tmp_path):
     found = cli("profile", *SMALL, "--steps", "2", "--top", "5", "--device", "cpu", "-o", "out")
     assert found.code == 0

@@ -4,6 +4,7 @@ r"""Collective calls, sizes and numbers of processes come in; times, bandwidths 
     all_reduce       S bytes              the sum of all         2 (N - 1) / N * S
     all_gather       its piece, S / N     all N pieces           (N - 1) / N * S
     reduce_scatter   S bytes              its piece of the sum   (N - 1) / N * S
+    all_to_all       S bytes              a piece of each        (N - 1) / N * S
 
     algorithm bandwidth = S / t        bus bandwidth = bus bytes / t        line: t = latency + bus bytes / w
 
@@ -31,12 +32,12 @@ from scratchlm.bench.overhead import Cost, fit
 from scratchlm.bench.parallel import device_of
 from scratchlm.bench.tables import Status, Table, milliseconds, size
 from scratchlm.config import Config
-from scratchlm.distributed.collectives import all_gather, reduce_scatter
+from scratchlm.distributed.collectives import all_gather, backend_reduce_scatter
 from scratchlm.distributed.process import ProcessError, Processes
 from scratchlm.hardware import synchronize
 from scratchlm.train.plan import free_memory
 
-Call = Literal["all_reduce", "all_gather", "reduce_scatter"]
+Call = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 CALLS: tuple[Call, ...] = get_args(Call)
 SIZES_MB = (0.01, 1.0, 10.0, 100.0, 1000.0)
 """Of the handout, in 10^6 bytes, and a small one: most of its time is the latency."""
@@ -197,14 +198,20 @@ def time_call(case: CommCase, device: torch.device, *, warmup: int, steps: int, 
 
 
 def _prepared(case: CommCase, device: torch.device) -> Callable[[], Any]:
-    """The call, on zeros: their sum never overflows, however often it is called."""
+    """The call, on zeros: their sum never overflows, however often it is called.
+
+    All are the backend's own; distributed/collectives.py makes a faster reduce-scatter of gloo's all-to-all.
+    """
     everything = torch.zeros(_numel(case), device=device)
-    piece = torch.zeros(len(everything) // case.world_size, device=device)
     if case.call == "all_reduce":
         return lambda: distributed.all_reduce(everything, async_op=True)
+    if case.call == "all_to_all":
+        received = torch.zeros_like(everything)
+        return lambda: distributed.all_to_all_single(received, everything, async_op=True)
+    piece = torch.zeros(len(everything) // case.world_size, device=device)
     if case.call == "all_gather":
         return lambda: all_gather(everything, piece)
-    return lambda: reduce_scatter(piece, everything)
+    return lambda: backend_reduce_scatter(piece, everything)
 
 
 def _numel(case: CommCase) -> int:

@@ -42,7 +42,7 @@ Steps = Annotated[int, typer.Option("--steps", "-n", min=1, help="Steps of each 
 
 def comm(
     call: Annotated[
-        str, typer.Option("--call", help="all_reduce, all_gather, reduce_scatter.")
+        str, typer.Option("--call", help="all_reduce, all_gather, reduce_scatter, all_to_all.")
     ] = "all_reduce,all_gather,reduce_scatter",
     megabytes: Annotated[
         str, typer.Option("--size", "-s", help="MB of float32 in all; the small one shows the latency.")

@@ -23,6 +23,11 @@ def reduce_scatter(piece: Tensor, everything: Tensor) -> Any:
     """Begin to add up `everything` over the processes, each receiving its piece; `.wait()` ends it."""
     if everything.device.type == "cpu":
         return _ExchangeAndAdd(piece, everything)
+    return backend_reduce_scatter(piece, everything)
+
+
+def backend_reduce_scatter(piece: Tensor, everything: Tensor) -> Any:
+    """Begin the same as the backend does it, gloo or nccl."""
     scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
     return scatter(piece, everything, async_op=True)
 
