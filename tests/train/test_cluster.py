@@ -71,7 +71,8 @@ def test_sharding_more_needs_less_memory_beside_activations(plans):
 
 
 def test_a_slow_network_makes_gpus_share_within_their_machine():
-    config = recipes.for_size("llama-3b", ROWS_OF_2048)
+    # several micro-batches a step: weights travel for each of them
+    config = recipes.for_size("llama-3b", [*ROWS_OF_2048, "train.micro_batch_tokens=2048"])
     slow = find_machine("h100", between_gb_per_second=1.0)
     (plan,) = plan_cluster(config, slow, (64,))
     everyone, inside = (c for c in plan.candidates if c.layout.startswith("fsdp2"))
@@ -93,6 +94,16 @@ def test_what_does_not_fit_with_activations_is_computed_again_and_what_never_fit
     assert small.best is None
     assert (small.seconds, small.mfu, small.cost, small.tokens_per_second) == (None, None, None, None)
     assert small.candidates
+
+
+def test_on_a_slow_network_computing_again_is_cheaper_than_sending_again():
+    slow = find_machine("h100", between_gb_per_second=1.5)
+    fast, slowly = (
+        plan_cluster(recipes.for_size("llama-8b", ROWS_OF_2048), m, (64,))[0] for m in (H100, slow)
+    )
+    assert not fast.best.checkpointing
+    assert slowly.best.checkpointing
+    assert slowly.best.accumulation < fast.best.accumulation
 
 
 def test_strong_scaling_keeps_the_step_and_weak_scaling_the_rows_of_a_gpu():

@@ -7,10 +7,9 @@ r"""A run and a kind of GPU come in; the best layout on so many GPUs, its memory
     MFU         = FLOPs per token * tokens / (step * GPUs * peak)            hardware.py
     cost        = GPUs * hours * price
 
-For each layout the micro-batch and sharing that fit and make the shortest step are taken, blocks are computed
-again only where nothing fits without, and the fastest layout is the best; of two that differ by less than
-1 %, the simpler. `efficiency` is what one GPU alone reaches of its peak while it computes: an assumption,
-stated with every figure.
+For each layout the micro-batch, recomputation and sharing that fit and make the shortest step are taken, and
+the fastest layout is the best; of two that differ by less than 1 %, the simpler. `efficiency` is what one GPU
+alone reaches of its peak while it computes: an assumption, stated with every figure.
 
 Strong scaling: the same step on more GPUs; rows for each become few, messages stay as long. Weak scaling: a
 step grows with the GPUs, and fewer steps see the same tokens; whether they learn as much is another question
@@ -22,6 +21,7 @@ other jobs use, and Muon's exchange of whole matrices.
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Literal, NamedTuple
 
 from scratchlm.config import Config
@@ -272,11 +272,13 @@ def _best(task: Task, layouts: list[Layout], rows: int) -> Candidate:
     """The fastest that fits; where none does, the one that needs least."""
     asked, context = task.config.train.micro_batch_tokens, task.settings.context_length
     sizes = divisors(rows, rows) if asked == "auto" else [largest_divisor(rows, asked // context)]
-    for again in [True] if task.config.train.gradient_checkpointing else [False, True]:
-        found = [_candidate(task, layout, rows, micro, again) for layout in layouts for micro in sizes]
-        if fitting := [candidate for candidate in found if candidate.fits]:
-            break
-    else:
+    checkpointing = [True] if task.config.train.gradient_checkpointing else [False, True]
+    found = [
+        _candidate(task, layout, rows, micro, again)
+        for layout, again, micro in product(layouts, checkpointing, sizes)
+    ]
+    fitting = [candidate for candidate in found if candidate.fits]
+    if not fitting:
         return min(found, key=lambda candidate: candidate.memory_bytes)
     return min(fitting, key=lambda candidate: (candidate.step_seconds, candidate.accumulation))
 
