@@ -81,7 +81,8 @@ def heard(here):
 
 
 def test_all_get_the_words_and_the_launcher_is_silent_when_all_are_done(program, capfd):
-    program("print('view of', rank)")
+    # a session of its own: Ctrl-C in the terminal reaches the launcher, and the process through it alone
+    program("assert os.getsid(0) == os.getpid()\nprint('view of', rank)")
     assert (program.here / "started-1-0").read_text() == "train quick"
     assert capfd.readouterr() == ("view of 0\n", "")
 

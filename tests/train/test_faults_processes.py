@@ -162,7 +162,7 @@ def test_processes_with_other_settings_or_data_are_refused_with_what_differs(pla
         port = str(listener.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     shared |= {"OBSERVED": str(place.path), "HARM": "", "NO_COLOR": "1"}
-    children = []
+    children, last = [], ["-o", "run", "--plugin", str(PLUGIN)]
     for rank, own in enumerate(settings):
         folder = place / f"machine-{rank}"
         folder.mkdir()
@@ -171,8 +171,7 @@ def test_processes_with_other_settings_or_data_are_refused_with_what_differs(pla
         )
         children.append(
             subprocess.Popen(
-                [sys.executable, "-m", "scratchlm", "train", str(place / "tiny.toml"), *own]
-                + ["-o", "run", "--plugin", str(PLUGIN)],
+                [sys.executable, "-m", "scratchlm", "train", str(place / "tiny.toml"), *own, *last],
                 cwd=folder,
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stderr=subprocess.PIPE,
