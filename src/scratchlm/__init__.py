@@ -19,6 +19,7 @@ text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> generat
     evaluate/     likelihood over a whole split
     train/        run settings, assembly, the training loop, its guard and record, resume, the plan
     study/        the report with its plots, runs side by side, reference curves
+    lab/          studies: many runs that answer one question, and their report
     bench/        training steps and attention timed and weighed, profiles, the memory timeline
     cs336/        the course's adapter functions over this library
     recipes/      one TOML file per named run; launch/: files that start one on a cluster

@@ -10,7 +10,7 @@ replaces. The resolved configuration is saved with the run as JSON and loads bac
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -210,12 +210,21 @@ def _explain(kind: type[BaseModel], detail: ErrorDetails) -> str:
 def _owner(kind: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
     owner: Any = kind
     for step in path:
+        if isinstance(step, int):
+            continue  # the place in a list: its items are of one kind
         fields = getattr(owner, "model_fields", {})
         if step not in fields:
             return None
-        annotation = fields[step].annotation
-        options = [option for option in (annotation, *get_args(annotation)) if isinstance(option, type)]
-        owner = next((option for option in options if issubclass(option, BaseModel)), None)
+        owner = next(_models_in(fields[step].annotation), None)
         if owner is None:
             return None
     return owner
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names, however deep: tuple[Case, ...] | None -> Case."""
+    if get_args(annotation):
+        for option in get_args(annotation):
+            yield from _models_in(option)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation

@@ -26,6 +26,7 @@ def build_app() -> typer.Typer:
         report,
         run,
         runs,
+        study,
         tokenizer,
     )
 
@@ -45,6 +46,7 @@ def build_app() -> typer.Typer:
         app.command(rich_help_panel=LOOK)(command)
     app.command(name="help", rich_help_panel=LOOK)(help.help_part)
     app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
+    app.add_typer(study.app, name="study", rich_help_panel=LOOK)
     app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel=LOOK)
     app.add_typer(bench.app, name="bench", rich_help_panel=LOOK)
     app.add_typer(corpus.app, name="corpus", rich_help_panel=GROUPS)

@@ -30,6 +30,9 @@ VARIABLES = {
     SOFT: "--soft",
     PAPER: "--paper",
 }
+SERIES = tuple(f"#0a0b0{number}" for number in range(1, 9))
+"""Stand-ins for lines that must be told apart; the page names the variables --series-1 to --series-8."""
+VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)}
 """Stand-in colour -> the CSS variable that takes its place."""
 
 INCHES: dict[Shape, float] = {"wide": 7.6, "narrow": 3.7}
@@ -81,7 +84,7 @@ def smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]
 
 def learning_curves(train: Curve, valid: Curve, floor: float | None, shape: Shape) -> str:
     """Draw the loss on training batches and on the validation split over tokens, and the floor."""
-    figure, (axes,) = _figure(shape, rows=1, columns=1, height={"wide": 3.5, "narrow": 2.9}[shape])
+    figure, (axes,) = new_figure(shape, rows=1, columns=1, height={"wide": 3.5, "narrow": 2.9}[shape])
     train, valid = train.finite(), valid.finite()
     smoothed = Curve(train.tokens, smooth(train.values)).thinned()
     raw = train.thinned()
@@ -109,23 +112,23 @@ def learning_curves(train: Curve, valid: Curve, floor: float | None, shape: Shap
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     axes.set_xlabel("tokens seen in training", color=MUTED)
-    _style(axes, "loss, nats per token", num_ticks=6)
-    return _svg(figure, f"learning-{shape}", "Training and validation loss over the number of tokens seen")
+    style(axes, "loss, nats per token", num_ticks=6)
+    return to_svg(figure, f"learning-{shape}", "Training and validation loss over the number of tokens seen")
 
 
 def step_curves(panels: Sequence[Panel], shape: Shape) -> str:
     """Draw small plots, side by side on a wide page and below each other on a narrow one."""
     many = len(panels)
     rows, columns = (1, many) if shape == "wide" else (many, 1)
-    figure, all_axes = _figure(
+    figure, all_axes = new_figure(
         shape, rows=rows, columns=columns, height=1.75 if shape == "wide" else 1.55 * many
     )
     for axes, panel in zip(all_axes, panels, strict=True):
         curve = panel.curve.finite().thinned()
         axes.plot(curve.tokens, curve.values, color=ACCENT, linewidth=1.4)
         axes.set_ylim(bottom=0, top=_robust_top(curve.values))
-        _style(axes, panel.title, num_ticks=4)
-    return _svg(
+        style(axes, panel.title, num_ticks=4)
+    return to_svg(
         figure, f"steps-{shape}", ", ".join(panel.title for panel in panels) + " over the tokens seen"
     )
 
@@ -134,7 +137,7 @@ def distance_from_expected(
     tokens: Sequence[float], differences: Sequence[float], tolerances: Sequence[float], shape: Shape
 ) -> str:
     """Draw how far each validation was from the expected loss, and the band of what is normal."""
-    figure, (axes,) = _figure(shape, rows=1, columns=1, height={"wide": 2.1, "narrow": 1.9}[shape])
+    figure, (axes,) = new_figure(shape, rows=1, columns=1, height={"wide": 2.1, "narrow": 1.9}[shape])
     band = np.asarray(tolerances)
     axes.fill_between(tokens, -band, band, color=SOFT, alpha=0.55, linewidth=0, zorder=1)
     axes.axhline(0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=2)
@@ -145,28 +148,28 @@ def distance_from_expected(
     reach = 1.15 * max(float(band.max()), float(finite.max(initial=0.0)))
     axes.set_ylim(-reach, reach)
     unit = ", nats per token" if shape == "wide" else ""
-    _style(axes, f"loss above (+) or below the expected{unit}", num_ticks=4)
+    style(axes, f"loss above (+) or below the expected{unit}", num_ticks=4)
     axes.yaxis.set_major_formatter(
         lambda value, _: f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
     )
     axes.set_xlabel("tokens seen in training", color=MUTED)
-    return _svg(figure, f"expected-{shape}", "How far each validation loss was from the expected one")
+    return to_svg(figure, f"expected-{shape}", "How far each validation loss was from the expected one")
 
 
 def length_bars(lengths: Sequence[int], shape: Shape, *, longest: int = 16) -> str:
     """Draw how many tokens have 1, 2, 3 ... bytes; everything from `longest` on is one bar."""
-    figure, (axes,) = _figure(shape, rows=1, columns=1, height=2.0)
+    figure, (axes,) = new_figure(shape, rows=1, columns=1, height=2.0)
     last = min(longest, max(lengths))
     counts = np.bincount(np.minimum(lengths, last), minlength=last + 1)[1:]
     places = np.arange(1, last + 1)
     axes.bar(places, counts, width=0.72, color=ACCENT, zorder=2)
     step = 1 if shape == "wide" or last <= 10 else 3
     names = [f"{place}+" if place == last < max(lengths) else str(place) for place in places]
-    _style(axes, "number of tokens", num_ticks=4)
+    style(axes, "number of tokens", num_ticks=4)
     axes.set_xticks(places[::step], names[::step])
     axes.set_xlim(0.4, last + 0.6)
     axes.set_xlabel("bytes in the token", color=MUTED)
-    return _svg(figure, f"lengths-{shape}", "How many tokens of the vocabulary have which length in bytes")
+    return to_svg(figure, f"lengths-{shape}", "How many tokens of the vocabulary have which length in bytes")
 
 
 def _average(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
@@ -197,7 +200,8 @@ def _robust_top(values: Float[np.ndarray, " points"]) -> float:
     return 1.08 * top if top > 0 else 1.0
 
 
-def _figure(shape: Shape, *, rows: int, columns: int, height: float) -> "tuple[Figure, list[Axes]]":
+def new_figure(shape: Shape, *, rows: int, columns: int, height: float) -> "tuple[Figure, list[Axes]]":
+    """A figure as wide as `shape` and `height` inches high, with rows * columns plots."""
     from matplotlib.figure import Figure  # a second to import: only when something is drawn
 
     figure = Figure(figsize=(INCHES[shape], height), layout="constrained")
@@ -205,7 +209,8 @@ def _figure(shape: Shape, *, rows: int, columns: int, height: float) -> "tuple[F
     return figure, list(np.atleast_1d(figure.subplots(rows, columns)).flat)
 
 
-def _style(axes: "Axes", title: str, *, num_ticks: int) -> None:
+def style(axes: "Axes", title: str, *, num_ticks: int) -> None:
+    """Give a plot the look of all: a title at the left, few ticks, no frame."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_title(title, loc="left", fontsize=9, color=MUTED, pad=7)
@@ -237,7 +242,7 @@ def _signed(value: float) -> str:
     return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
-def _svg(figure: "Figure", name: str, title: str) -> str:
+def to_svg(figure: "Figure", name: str, title: str) -> str:
     """The drawing as an <svg> element whose ids start with `name`, for a page that holds several."""
     import matplotlib
 

@@ -1,0 +1,230 @@
+"""Rows come in, what they say comes out: mean and spread per label, difference to the base, a plain verdict.
+
+    better by 0.013 +- 0.004 nats per token       the interval of the paired differences leaves 0 out
+    within noise (-0.002 +- 0.010)                it does not
+    lower by 0.013, one seed                      nobody can tell
+
+Runs that diverged are counted apart and in no mean. With k labels there are k - 1 comparisons; at 95 % one in
+twenty comes out "clear" by chance, so a narrow one deserves more seeds.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from scratchlm.lab.rows import Result
+from scratchlm.lab.spec import Study
+from scratchlm.lab.statistics import Interval, Spread, paired_interval, spread
+
+Verdict = Literal["base", "better", "worse", "within noise", "one seed", "diverged", "failed"]
+
+MIN_FIT = 3
+"""Points through which a parabola goes."""
+FIT_SPAN = 5
+"""Points around the lowest one that the parabola is fitted to: farther away the curve is none."""
+
+
+class Line(NamedTuple):
+    """What is known of one label."""
+
+    label: str
+    metric: Spread | None
+    """None where no run came to an end."""
+    num_diverged: int
+    num_failed: int
+    difference: Interval | None
+    """To the base, over the seeds that both have."""
+    verdict: Verdict
+    words: str
+    """The verdict in words."""
+
+
+class Axis(NamedTuple):
+    """A study along one number: where it is best, and where training breaks."""
+
+    key: str
+    values: list[float]
+    labels: list[str]
+    log: bool
+    best: float | None
+    """Bottom of the parabola; None where the points have none inside."""
+    stable: float | None
+    """Largest value above the best at which no seed diverged."""
+    unstable: float | None
+    """Smallest value above the best at which one did."""
+
+
+class Analysis(NamedTuple):
+    """Everything that report and tables say."""
+
+    lines: list[Line]
+    base: str
+    unit: str
+    floor: float | None
+    axis: Axis | None
+    conclusion: str
+
+
+def analyse(study: Study, results: Sequence[Result], unit: str) -> Analysis:
+    """Weigh the results of a study.
+
+    Args:
+        study: Which metric, which base.
+        results: Rows of rows.csv, in the order of the cells.
+        unit: Of the metric.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    if not results:
+        raise ValueError(f"{study.name}: no run has ended yet; there is nothing to weigh.")
+    labels = list(dict.fromkeys(result.label for result in results))
+    base = study.base if study.base in labels else labels[0]
+    lines = [_line(study, label, base, results, unit) for label in labels]
+    floors = {result.floor(study.metric) for result in results if result.floor(study.metric) is not None}
+    axis = axis_of(study, lines, results)
+    floor = floors.pop() if len(floors) == 1 else None
+    return Analysis(lines, base, unit, floor, axis, _conclusion(lines, base, axis))
+
+
+def _line(study: Study, label: str, base: str, results: Sequence[Result], unit: str) -> Line:
+    own, other = (_by_seed(study, results, name) for name in (label, base))
+    ours = [result for result in results if result.label == label]
+    num_diverged = sum(result.diverged for result in ours)
+    num_failed = sum(result.state == "failed" for result in ours)
+    known = spread(list(own.values())) if own else None
+    common = [seed for seed in own if seed in other]
+    difference = None
+    if label != base and common:
+        difference = paired_interval([own[seed] - other[seed] for seed in common])
+    verdict, words = _judge(label == base, known, difference, num_diverged, num_failed, unit)
+    return Line(label, known, num_diverged, num_failed, difference, verdict, words)
+
+
+def _by_seed(study: Study, results: Sequence[Result], label: str) -> dict[int, float]:
+    found = {}
+    for result in results:
+        value = result.metric(study.metric)
+        if result.label == label and result.state == "finished" and value is not None:
+            found[result.seed] = value
+    return found
+
+
+def _judge(
+    is_base: bool, known: Spread | None, difference: Interval | None, diverged: int, failed: int, unit: str
+) -> tuple[Verdict, str]:
+    if known is None:
+        many = f"{diverged} of {diverged + failed}" if diverged else ""
+        return ("diverged", f"diverged ({many} runs)") if diverged else ("failed", "failed")
+    also = f"; {diverged} of {diverged + failed + known.count} runs diverged" if diverged else ""
+    if is_base:
+        return "base", f"what the others are compared to{also}"
+    if difference is None:
+        return "one seed", f"has no seed in common with the base{also}"
+    size = f"{abs(difference.mean):.3f}"
+    if difference.half_width is None:
+        side = "lower" if difference.mean < 0 else "higher"
+        return "one seed", f"{side} by {size} {unit}; one seed, so the noise is unknown{also}"
+    if not difference.is_clear:
+        return (
+            "within noise",
+            f"within noise ({difference.mean:+.3f} +- {difference.half_width:.3f} {unit}){also}",
+        )
+    side: Verdict = "better" if difference.mean < 0 else "worse"
+    return side, f"{side} by {size} +- {difference.half_width:.3f} {unit}{also}"
+
+
+def axis_of(study: Study, lines: Sequence[Line], results: Sequence[Result]) -> Axis | None:
+    """The number along which the study goes; None where its cells differ otherwise."""
+    overrides = {result.label: json.loads(result.overrides) for result in results}
+    keys = {key for settings in overrides.values() for key in settings}
+    if len(keys) != 1 or len(lines) < MIN_FIT:
+        return None
+    key = keys.pop()
+    values = [overrides[line.label].get(key) for line in lines]
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        return None
+    points = sorted(zip(values, lines, strict=True), key=lambda point: point[0])
+    log = points[0][0] > 0 and points[-1][0] / points[0][0] >= 10
+    known = [(value, line.metric.mean) for value, line in points if line.metric is not None]
+    best = parabola_bottom(known, log=log) if known else None
+    lowest = min(known, key=lambda point: point[1])[0] if known else -math.inf
+    above = [(value, line) for value, line in points if value > lowest]
+    unstable = next((value for value, line in above if line.num_diverged), None)
+    stable = [
+        value for value, line in points if not line.num_diverged and (unstable is None or value < unstable)
+    ]
+    labels = [line.label for _, line in points]
+    return Axis(key, [value for value, _ in points], labels, log, best, max(stable, default=None), unstable)
+
+
+def parabola_bottom(points: Sequence[tuple[float, float]], *, log: bool) -> float | None:
+    """Where a least-squares parabola through the points around the lowest one has its bottom.
+
+    Args:
+        points: Value and metric, in the order of the values.
+        log: Whether the parabola is one in the value's logarithm.
+
+    Returns:
+        The value; None where the points curve the other way, or the bottom lies outside of them.
+    """
+    import numpy as np
+
+    lowest = min(range(len(points)), key=lambda index: points[index][1])
+    first = max(0, min(lowest - FIT_SPAN // 2, len(points) - FIT_SPAN))
+    near = points[first : first + FIT_SPAN]
+    if len(near) < MIN_FIT:
+        return None
+    x = np.array([math.log(value) if log else value for value, _ in near])
+    middle = x.mean()
+    bent, slope, _ = np.polyfit(x - middle, [metric for _, metric in near], 2)
+    if bent <= 0:
+        return None
+    bottom = float(middle - slope / (2 * bent))
+    if not x.min() <= bottom <= x.max():
+        return None
+    return math.exp(bottom) if log else bottom
+
+
+def _conclusion(lines: Sequence[Line], base: str, axis: Axis | None) -> str:
+    """A few sentences for people who read nothing else."""
+    known = [line for line in lines if line.metric is not None]
+    if not known:
+        return "No run came to an end, so nothing can be said."
+    best = min(known, key=lambda line: line.metric.mean)  # type: ignore[union-attr] - asked for above
+    assert best.metric is not None, best
+    seeds = "1 seed" if best.metric.count == 1 else f"mean of {best.metric.count} seeds"
+    said = [f"{best.label} is lowest with {best.metric.mean:.3f} ({seeds})"]
+    said[0] += "." if best.label == base else f": against {base}, {best.words}."
+    groups = (("within noise", f"Within noise of {base}"), ("worse", "Worse"), ("one seed", "One seed alone"))
+    for verdict, title in groups:
+        others = [line for line in known if line.verdict == verdict and line is not best]
+        shown = [f"{line.label} ({_signed(line)})" for line in others]
+        said += [f"{title}: {', '.join(shown)}."] if shown else []
+    for title, kind in (("Diverged", "diverged"), ("Failed", "failed")):
+        names = [line.label for line in lines if getattr(line, f"num_{kind}")]
+        said += [f"{title}: {', '.join(names)}."] if names else []
+    if axis is not None:
+        said.append(_axis_words(axis))
+    return " ".join(said)
+
+
+def _signed(line: Line) -> str:
+    if line.difference is None:
+        return "no seed in common"
+    noise = "" if line.difference.half_width is None else f" +- {line.difference.half_width:.3f}"
+    return f"{line.difference.mean:+.3f}{noise}"
+
+
+def _axis_words(axis: Axis) -> str:
+    name = axis.key.rpartition(".")[2]
+    fit = (
+        f"A parabola through the points around the lowest puts the best {name} at {axis.best:.3g}."
+        if axis.best is not None
+        else f"The lowest point lies at the edge of what was tried, so the best {name} may lie beyond."
+    )
+    if axis.unstable is None:
+        return f"{fit} No {name} up to {max(axis.values):g} diverged."
+    where = "" if axis.stable is None else f" between {axis.stable:g} and {axis.unstable:g}"
+    return f"{fit} The edge of stability lies{where or f' below {axis.unstable:g}'}."

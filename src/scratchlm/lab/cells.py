@@ -1,0 +1,248 @@
+"""A study comes in, its cells go out: every run of it with complete, checked settings, and its state.
+
+    cell = point x seed                      settings: recipe <- study <- point <- seed, steps of the budget
+    folder = cells/LABEL-sSEED-HASH          the hash of the complete settings: other settings, another cell
+
+Every cell is resolved before the first one runs, so a mistake anywhere costs nothing.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from scratchlm.config import Config, parse_override
+from scratchlm.lab.experiments import EXPERIMENTS, Experiment
+from scratchlm.lab.search import Point, overrides_of
+from scratchlm.lab.spec import Budget, Study
+from scratchlm.study.compare import flattened
+
+State = Literal["missing", "interrupted", "finished", "diverged", "failed"]
+
+OF_THE_MACHINE = (
+    "name",
+    "description",
+    "nproc",
+    "restarts",
+    "wait_seconds",
+    "data.workers",
+    "data.queue_size",
+)
+"""Settings that are no part of what a cell is."""
+SLUG_LENGTH = 32
+HASH_LENGTH = 10
+"""40 bits: two of 10,000 cells get one hash with a chance of 5e-5."""
+
+
+class Cell(NamedTuple):
+    """One run of a study."""
+
+    label: str
+    seed: int
+    overrides: dict[str, Any]
+    """The point's settings by dotted key."""
+    config: Config
+    """Complete settings."""
+    key: str
+    """Name of its folder."""
+
+
+def experiment_of(study: Study) -> Experiment:
+    """What the study's cells do."""
+    return EXPERIMENTS.build(study.experiment)
+
+
+def resolve(study: Study, points: Iterable[Point], steps: Mapping[str, int] | None = None) -> list[Cell]:
+    """The cells of these points, complete.
+
+    Args:
+        study: In one size.
+        points: From search.py.
+        steps: Label -> steps, where a budget in minutes was settled before.
+
+    Raises:
+        ValueError: A cell's settings are wrong; the message names the cell.
+    """
+    made: list[Cell] = []
+    seen: dict[str, Cell] = {}
+    experiment = experiment_of(study)
+    for point in points:
+        for seed in study.seeds:
+            cell = _cell(study, experiment, point, seed, (steps or {}).get(point.label))
+            if cell.key.rpartition("-")[2] in seen:
+                other = seen[cell.key.rpartition("-")[2]]
+                raise ValueError(f"{study.name}: cells {other.label!r} and {cell.label!r} are the same run.")
+            seen[cell.key.rpartition("-")[2]] = cell
+            made.append(cell)
+    labels = [cell.label for cell in made]
+    if study.base is not None and labels and study.base not in labels and study.optuna is None:
+        raise ValueError(
+            f"{study.name}: base={study.base!r} is no cell; known: {', '.join(dict.fromkeys(labels))}."
+        )
+    return made
+
+
+def _cell(study: Study, experiment: Experiment, point: Point, seed: int, steps: int | None) -> Cell:
+    _check_words(study, point)
+    words = [*study.settings, *point.settings, f"seed={seed}"]
+    try:
+        if experiment.settings.__name__ == "RunConfig":
+            words = [*_fitted(study, experiment, words, steps), *words]
+        config = experiment.resolve(study.recipe, words)
+    except ValueError as error:
+        raise ValueError(f"{study.name}, cell {point.label!r}: {error}") from None
+    return Cell(point.label, seed, overrides_of(point), config, _key(point.label, seed, config))
+
+
+def _check_words(study: Study, point: Point) -> None:
+    """Refuse words that contradict each other or the study."""
+    for where, words in (
+        (study.name, study.settings),
+        (f"{study.name}, cell {point.label!r}", point.settings),
+    ):
+        values: dict[str, str] = {}
+        for word in words:
+            parse_override(word)
+            key, _, value = (part.strip() for part in word.partition("="))
+            if values.setdefault(key, value) != value:
+                raise ValueError(f"{where}: {key}={values[key]} and {word} contradict each other; keep one.")
+            if key == "seed":
+                raise ValueError(f"{where}: {word}: seeds are given once, by seeds=[...].")
+            if key == "train.steps" and study.budget is not None:
+                raise ValueError(
+                    f"{where}: {word} contradicts the budget, which decides the steps; drop one."
+                )
+
+
+def _fitted(study: Study, experiment: Experiment, words: list[str], steps: int | None) -> list[str]:
+    """Words under all others: steps by the budget, and how often a curve gets a point."""
+    config: Any = experiment.resolve(study.recipe, ["train.steps=1000000", *words] if study.budget else words)
+    if study.budget is not None:
+        steps = steps or steps_of(experiment, config, study.budget)
+    steps = steps or config.train.steps
+    return [
+        f"train.steps={steps}",
+        f"train.eval_every={max(1, steps // study.validations)}",
+        f"train.sample_every={steps}",
+        f"train.save_every={max(1, steps // 4)}",
+        "train.keep_checkpoints=1",
+        f"train.log_every={max(1, min(10, steps // 100))}",
+    ]
+
+
+def steps_of(experiment: Experiment, config: Any, budget: Budget) -> int:
+    """How many steps a budget pays for.
+
+    Raises:
+        ValueError: Not even one.
+    """
+    batch = config.train.batch_tokens
+    need = experiment.estimate(config, timed=budget.minutes is not None)
+    if budget.tokens is not None:
+        what, steps = f"{budget.tokens:,} tokens", budget.tokens / batch
+    elif budget.flops is not None:
+        what, steps = f"{budget.flops:.3g} FLOPs", budget.flops / (need.flops / need.steps)
+    else:
+        assert budget.minutes is not None, budget
+        what, steps = f"{budget.minutes:g} minutes", 60 * budget.minutes / ((need.seconds or 0) / need.steps)
+    if steps < 1:
+        one = {"tokens": f"{batch:,} tokens", "FLOPs": f"{need.flops / need.steps:.3g} FLOPs"}
+        raise ValueError(
+            f"budget: {what} are less than one step (train.batch_tokens={batch:,}"
+            f"{'' if budget.flops is None else ', ' + one['FLOPs']}); give more, or make steps smaller."
+        )
+    return math.floor(steps)
+
+
+def _key(label: str, seed: int, config: Config) -> str:
+    flat = flattened(config.model_dump(mode="json"))
+    kept = {key: value for key, value in flat.items() if key not in OF_THE_MACHINE}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
+    slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")[:SLUG_LENGTH]
+    return f"{slug or 'cell'}-s{seed}-{digest}"
+
+
+class StudyFolder(NamedTuple):
+    """Where a study's files lie."""
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        """The study as it is run here."""
+        return self.path / "study.json"
+
+    @property
+    def rows(self) -> Path:
+        """One row per run."""
+        return self.path / "rows.csv"
+
+    @property
+    def steps(self) -> Path:
+        """Steps of each label where the budget is a time."""
+        return self.path / "steps.json"
+
+    def cell(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.path / "cells" / cell.key
+
+    def note(self, key: str, kind: str) -> Path:
+        """What the runner and a cell's process tell each other: request, progress, failure, log."""
+        return self.path / "state" / f"{key}.{kind}"
+
+    def shared(self, key: str) -> Path:
+        """A tokenizer with its shards that several cells use."""
+        return self.path / "shared" / key
+
+
+def state_of(folder: StudyFolder, cell: Cell) -> State:
+    """What became of a cell."""
+    failure = read_note(folder.note(cell.key, "failure"))
+    if failure:
+        return "diverged" if failure.get("kind") == "diverged" else "failed"
+    run = folder.cell(cell)
+    if not (run / "config.json").is_file():
+        return "missing"
+    summary = read_note(run / "summary.json")
+    if not summary or summary.get("stopped_early"):
+        return "interrupted"
+    return "diverged" if has_diverged(run, summary) else "finished"
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none yet."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def guessing_loss(summary: Mapping[str, Any]) -> float | None:
+    """The loss of who gives each token the same probability; of the toy, its loss at the start."""
+    if summary.get("guessing_loss") is not None:
+        return float(summary["guessing_loss"])
+    vocab_size = (summary.get("tokenizer") or {}).get("vocab_size")
+    return math.log(vocab_size) if vocab_size else None
+
+
+def has_diverged(run: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether a run ended with a loss that is no number, or worse than guessing and than at its start."""
+    loss, guessing = summary.get("valid_loss"), guessing_loss(summary)
+    if loss is None:
+        return False
+    if not math.isfinite(loss):
+        return True
+    return guessing is not None and loss > guessing and loss > _first_loss(run)
+
+
+def _first_loss(run: Path) -> float:
+    """The loss of the first row of metrics.jsonl: a model may start worse than guessing."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        with (run / "metrics.jsonl").open(encoding="utf-8") as file:
+            return float(json.loads(file.readline())["loss"])
+    return -math.inf
