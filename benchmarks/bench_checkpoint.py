@@ -4,10 +4,10 @@
     on the disk    until `wait` returns: hashed, written, flushed, renamed
     read           every process verifies and reads its rows of everything
 
-Each process holds its rows of weights and two moments of a model of `--parameters`, as FSDP does (what all hold
-alike is shared out in the same way). The candidates take turns, each round in fresh processes on one machine;
-the second save counts, since the first meets a cold allocator. The disk is the bottleneck where it is slower
-than the processes; `--folder /dev/shm` measures without it.
+Each process holds its rows of weights and two moments of a model of `--parameters`, as FSDP does (what all
+have is shared out the same way). The candidates take turns, each round in fresh processes on one machine; the
+second save counts, since the first meets a cold allocator. The disk is the bottleneck where it is slower than
+the processes; `--folder /dev/shm` measures without it.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """`scratchlm checkpoint` from the command line."""
 
 import shutil
+import threading
 
 import pytest
 import torch
 from tiny_settings import TINY, TINY_STORIES
 
-from scratchlm.checkpoint import load_checkpoint, save_checkpoint
+from scratchlm.checkpoint import Coordinator, Saver, load_checkpoint, save_checkpoint
 from scratchlm.lock import run_lock
 
 
@@ -17,6 +18,25 @@ def checkpoints(tmp_path):
         tensors = {"model": {"w": torch.full((1000,), float(step))}}
         save_checkpoint(tmp_path / "run" / "checkpoints", step, tensors, {}, identity={"world_size": 2})
     return tmp_path / "run" / "checkpoints"
+
+
+@pytest.fixture
+def of_two(tmp_path):
+    """A folder of two checkpoints, each written by two processes."""
+    store = torch.distributed.HashStore()
+
+    def work(rank):
+        coordinator = Coordinator(store, rank, 2)
+        with Saver(tmp_path / "pair" / "checkpoints", newest=2, coordinator=coordinator) as saver:
+            for step in (1, 2):
+                saver.save(step, {"model": {"w": torch.full((1000,), float(step))}}, {}, {"world_size": 2})
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return tmp_path / "pair" / "checkpoints"
 
 
 def damage(path):
@@ -65,6 +85,18 @@ def test_verify_names_the_damaged_file_and_where_a_run_would_go_on(cli, checkpoi
     assert cli("checkpoint", "verify", "run").error.endswith(
         "3 of 3 cannot be used; no run can go on from here."
     )
+
+
+def test_a_missing_file_of_one_process_is_named(cli, of_two):
+    listed = cli("checkpoint", "list", "pair")
+    assert [line.split()[-3:] for line in listed.out.splitlines()[1:]] == [["3", "2", "complete"]] * 2
+    assert cli("checkpoint", "verify", "pair").out.count("every byte is right") == 2
+    (of_two / "step-0000002" / "model-r00002-of-00002.safetensors").unlink()
+    missing = "model-r00002-of-00002.safetensors: missing; this checkpoint is incomplete"
+    assert missing in " ".join(cli("checkpoint", "list", "pair").out.split())
+    found = cli("checkpoint", "verify", "pair")
+    assert missing in " ".join(found.out.split())
+    assert found.error == "error: pair: 1 of 2 cannot be used; a run goes on from step-0000001."
 
 
 @pytest.mark.parametrize("command", ["list", "verify"])
