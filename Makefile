@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
 CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,beartype.beartype
 
-.PHONY: demo test test-slow lint format bench-train bench-tokenizer docs clean
+.PHONY: demo test test-slow lint format bench-train bench-distributed bench-tokenizer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
@@ -38,6 +38,10 @@ bench-train: $(VENV)/.development
 	$(BIN)/python benchmarks/train_table.py
 	$(BIN)/python benchmarks/bench_optimizers.py
 	$(BIN)/python benchmarks/bench_plan.py --save
+
+bench-distributed: $(VENV)/.development
+	$(BIN)/python benchmarks/bench_distributed.py
+	$(BIN)/python benchmarks/distributed_table.py
 
 docs: $(VENV)/.documentation
 	$(BIN)/mkdocs build --strict
