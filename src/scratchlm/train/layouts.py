@@ -10,15 +10,16 @@ r"""A layout and a model's sizes come in; the bytes each GPU holds and the messa
     ddp                                       all-reduce 4 P, once
     zero1                                     all-reduce 4 P, once               broadcast 4 P
     zero2                                     reduce 4 P, each micro-batch       broadcast 4 P
-    fsdp2               all-gather w P, each  all-gather w (P - R), each;
-                                              reduce-scatter 4 P, once
+    fsdp2               all-gather, each:     all-gather w B, each;
+                        w B + 4 R             reduce-scatter 4 P, once
     fsdp2, S < N        the same within S     ... and all-reduce 4 P / S among the N / S copies
 
-P parameters, of which R in the root (embeddings, head, last norm), N GPUs, S GPUs that share one copy, w
-bytes of a whole weight: 2 in bfloat16, else 4; s bytes of optimizer state for each parameter, 8 for AdamW; M
-parameters of the owner that has most: at least P / N, and never less than the largest matrix, since matrices
-are dealt out whole. Parameters, gradients and their sums are float32. "Each" is each micro-batch. Several
-micro-batches a step cost fsdp2 the whole gradients, 4 P, since they are added up before they travel.
+P parameters, B of them in blocks and R in the root (embeddings, head, last norm), N GPUs, S GPUs that share
+one copy, w bytes of a block's whole weight: 2 in bfloat16, else 4; s bytes of optimizer state for each
+parameter, 8 for AdamW; M parameters of the owner that has most: at least P / N, and never less than the
+largest matrix, since matrices are dealt out whole. Parameters, gradients and their sums are float32. "Each"
+is each micro-batch. Several micro-batches a step cost fsdp2 the whole gradients, 4 P, since they are added up
+before they travel.
 
 Source: Rajbhandari et al. 2020 (ZeRO), https://arxiv.org/abs/1910.02054, sections 3, 5 and 7; Zhao et al.
 2023 (FSDP), https://arxiv.org/abs/2304.11277, section 3.2, which calls S < N hybrid sharding. As our engines
@@ -58,7 +59,7 @@ class Sizes(NamedTuple):
     state_bytes: float = 8.0
     """Optimizer state for each parameter."""
     whole_bytes: int = 2
-    """Of a weight while fsdp2 computes with it."""
+    """Of a block's weight while fsdp2 computes with it; the root's has 4."""
     averages: bool = False
     """Whether an average of the weights is kept."""
     matrices: tuple[int, ...] = ()
@@ -68,11 +69,6 @@ class Sizes(NamedTuple):
     def root(self) -> int:
         """Parameters outside the blocks."""
         return self.parameters - self.num_blocks * self.block
-
-    @property
-    def largest_unit(self) -> int:
-        """Parameters that are whole together: a block, or the root."""
-        return max(self.block, self.root)
 
     def largest_share(self, owners: int) -> float:
         """Share of all parameters that the busiest of so many owners has, at least 1 / owners."""
@@ -181,16 +177,16 @@ def messages_of(layout: Layout, sizes: Sizes) -> Messages:
 
 def _sharded_messages(layout: Layout, sizes: Sizes) -> Messages:
     units, group = sizes.num_blocks + 1, layout.sharers
-    weights, root = sizes.whole_bytes * sizes.parameters, sizes.whole_bytes * sizes.root
+    blocks, root = float(sizes.whole_bytes * sizes.num_blocks * sizes.block), 4.0 * sizes.root
     sums = 4.0 * sizes.parameters
-    last = (Message("reduce-scatter", sums, units, group, 4.0 * sizes.root),)
+    last = (Message("reduce-scatter", sums, units, group, root),)
     if layout.shard < layout.gpus:
         rows = 1 / layout.shard
-        last += (Message("all-reduce", rows * sums, units, layout.copies, rows * 4.0 * sizes.root),)
+        last += (Message("all-reduce", rows * sums, units, layout.copies, rows * root),)
     return Messages(
-        forward=(Message("all-gather", weights, units, group, root),),
+        forward=(Message("all-gather", blocks + root, units, group, root),),
         # the root stays whole between the two passes; the last block is whole already
-        backward=(Message("all-gather", weights - root, sizes.num_blocks, group, 0.0),),
+        backward=(Message("all-gather", blocks, sizes.num_blocks, group, 0.0),),
         last_backward=last,
     )
 
@@ -227,11 +223,10 @@ def _most(matrices: tuple[int, ...], owners: int) -> int:
 
 def _beside(layout: Layout, sizes: Sizes) -> MemoryPart:
     if layout.name == "fsdp2":
-        w, unit = sizes.whole_bytes, sizes.largest_unit
-        # gathered; their gradients as they come; the same in float32 on their way
-        numbers = GATHERED_BLOCKS * sizes.block + sizes.root
-        total = w * numbers + w * (sizes.block + sizes.root) + 4 * unit
-        return MemoryPart("whole units", total, f"{GATHERED_BLOCKS} blocks and the root, and gradients")
+        # gathered; a block's gradients as they come, and in float32 on their way; the root and its gradients
+        blocks = (sizes.whole_bytes * (GATHERED_BLOCKS + 1) + 4) * sizes.block
+        words = f"{GATHERED_BLOCKS} blocks and the root, and gradients"
+        return MemoryPart("whole units", blocks + 8 * sizes.root, words)
     casts = 2 * sizes.parameters if sizes.whole_bytes == 2 else 0
     whole, count = 4.0 * sizes.parameters, {"ddp": 0, "zero1": BUCKETS_IN_FLIGHT, "zero2": layout.gpus}
     buckets = count[layout.name] if layout.gpus > 1 else 0
