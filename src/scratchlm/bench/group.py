@@ -7,7 +7,8 @@ r"""A measurement and a number of processes come in; what process 0 finds goes o
 Benchmarks of communication need several processes that begin together; nobody should have to start them by
 hand. The parent keeps the store through which they meet, so no port can be lost between choosing and using
 it, starts `python -m scratchlm.bench.group` once for each process, and ends them all when one of them fails
-or the caller stops. Each gets an equal share of the cores; over gloo none sees a GPU.
+or the caller stops; if the parent is killed, the end of their input ends them. Each gets an equal share of
+the cores; over gloo none sees a GPU.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ def read_group(
             child = subprocess.Popen(
                 [sys.executable, "-m", "scratchlm.bench.group", name, case.model_dump_json()],
                 env=_environment(rank, world_size, store.port, backend),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                 stderr=words,
                 text=True,
@@ -141,13 +142,15 @@ def _end(child: subprocess.Popen[str]) -> None:
     if child.poll() is None:
         child.kill()
     child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def main(words: list[str]) -> None:
     """Be one process: join the others, do the work, leave."""
     name, text = words
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     module = importlib.import_module(f"scratchlm.bench.{name}")
     case = module.CASE.model_validate_json(text)
     processes = Processes.from_environment(timeout_seconds=TIMEOUT_SECONDS)
@@ -162,6 +165,11 @@ def main(words: list[str]) -> None:
     sys.stdout.flush()
     # a thread of gloo's may abort an interpreter that is being taken down; all is said, so leave at once
     os._exit(0)
+
+
+def _leave_with_parent() -> None:
+    sys.stdin.read()  # nothing comes: it ends when the parent does
+    os._exit(1)
 
 
 if __name__ == "__main__":
