@@ -58,7 +58,7 @@ def write_reports(folder: Path) -> tuple[Analysis, Path]:
     Raises:
         ValueError: The folder holds no study, or no run of it has ended.
     """
-    study, scale, _ = open_study(folder)
+    study, scale = open_study(folder)
     results = read_rows(StudyFolder(folder).rows)
     experiment = experiment_of(study)
     unit = experiment.unit if study.metric == "loss" else study.numbers

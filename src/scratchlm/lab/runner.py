@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.lab.cells import Cell, State, StudyFolder, experiment_of, read_note, resolve, state_of
+from scratchlm.config import load
+from scratchlm.lab.cells import Cell, State, StudyFolder, read_note, resolve, state_of
 from scratchlm.lab.processes import Job, Task, drain, start
 from scratchlm.lab.rows import Result, result_of, write_rows
 from scratchlm.lab.search import Point, is_open, points
@@ -280,25 +281,16 @@ def score(results: Sequence[Result], metric: str) -> float:
     return sum(value for value in values if value is not None) / len(values)
 
 
-def open_study(folder: Path) -> tuple[Study, ScaleName, list[Cell]]:
-    """The study of a folder, its size's name, and the cells that have a row.
+def open_study(folder: Path) -> tuple[Study, ScaleName]:
+    """The study of a folder, and its size's name.
 
     Raises:
         ValueError: The folder holds no study.
     """
-    from scratchlm.config import load
-    from scratchlm.lab.rows import read_rows
-
     saved = read_note(StudyFolder(folder).study)
     if not saved:
         raise ValueError(f"{folder}: no study (study.json is missing); give the folder that study run wrote.")
-    study = load(Study, base=saved["study"])
-    experiment = experiment_of(study)
-    cells = []
-    for row in read_rows(StudyFolder(folder).rows):
-        config = load(experiment.settings, base=read_note(folder / "cells" / row.cell / "config.json"))
-        cells.append(Cell(row.label, row.seed, json.loads(row.overrides), config, row.cell))
-    return study, saved["scale"], cells
+    return load(Study, base=saved["study"]), saved["scale"]
 
 
 def _claim(folder: StudyFolder, study: Study, scale: ScaleName) -> None:

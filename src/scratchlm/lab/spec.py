@@ -109,6 +109,10 @@ class Scale(Config):
 
     settings: tuple[str, ...] = ()
     """key=value words over the study's settings."""
+    recipe: str | None = None
+    """Instead of the study's."""
+    cells: tuple[Case, ...] | None = Field(default=None, min_length=1)
+    """Instead of the study's, where a cell's settings depend on the size."""
     budget: Budget | None = None
     """Instead of the study's."""
     seeds: tuple[int, ...] | None = None
@@ -178,6 +182,14 @@ class Study(Config):
         """The metric with its unit."""
         return "nats per token" if self.metric == "loss" else "bits per byte"
 
+    def varied(self) -> set[str]:
+        """The settings that cells set."""
+        search = self.random or self.optuna
+        found = set(search.space) if search is not None else set(flat_grid(self.grid or {}))
+        for case in self.cells or ():
+            found |= {word.partition("=")[0].strip() for word in case.settings}
+        return found
+
     def scaled(self, scale: ScaleName) -> "Study":
         """The study in one size: settings, budget and seeds of `scale` laid over its own.
 
@@ -191,8 +203,8 @@ class Study(Config):
                 return self
             raise ValueError(f"{self.name}: has no scale {scale!r}; known: {', '.join(known)}.")
         changes: dict[str, Any] = {"settings": (*self.settings, *chosen.settings), "scales": Scales()}
-        changes |= {"budget": chosen.budget} if chosen.budget else {}
-        changes |= {"seeds": chosen.seeds} if chosen.seeds else {}
+        for name in ("budget", "seeds", "recipe", "cells"):
+            changes |= {name: getattr(chosen, name)} if getattr(chosen, name) else {}
         return self.model_copy(update=changes)
 
 
@@ -247,8 +259,15 @@ def read_study(name_or_path: str, scale: ScaleName = "cpu", overrides: Iterable[
             tree[keys[0]] = value
         else:
             raise ValueError(f"{word}: set {keys[0]} as a whole, or change the study's file.")
-    tree["settings"] = [*laid_over(tree["settings"], words.run)]
+    tree["settings"] = laid_over(tree["settings"], words.run)
     study = load(Study, base=tree)
+    varied = study.varied()
+    for word in words.run:
+        key = word.partition("=")[0].strip()
+        if key in varied:
+            raise ValueError(
+                f"{study.name}: {word} and the cells both set {key}; change the study's cells instead."
+            )
     beside = path.parent / study.recipe
     if study.recipe and Path(study.recipe).suffix and beside.is_file():
         return study.model_copy(update={"recipe": str(beside)})

@@ -70,6 +70,8 @@ class Notes:
         elif isinstance(event, Validated):
             self.now["valid_loss"] = event.loss
         elif isinstance(event, StepEnded):
+            if "step" not in self.now:
+                self.last = -SECONDS_BETWEEN_NOTES  # the first step is told at once
             self.now |= {
                 "phase": "training",
                 "step": event.step,

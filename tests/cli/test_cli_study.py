@@ -1,0 +1,56 @@
+"""Claims about `scratchlm study`: one error line for what is wrong, and the toy from command to report."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+
+def test_the_toy_runs_from_one_command_to_its_report(cli):
+    done = cli("study", "run", "sgd-toy", "steps=8", "--folder", "toy", "--jobs", "2")
+    assert done.code == 0, done
+    assert "1000, seed 1: diverged" in done.out
+    assert "The report: toy/report.html" in done.out
+    text = Path("toy/rows.csv").read_text(encoding="utf-8")
+    rows = {row["label"]: row for row in csv.DictReader(text.splitlines())}
+    assert float(rows["100"]["final_loss"]) < 1e-6 < 1 < float(rows["10"]["final_loss"])
+    assert rows["1000"]["diverged"] == "True"
+    assert json.loads(rows["10"]["overrides"]) == {"lr": 10.0}
+    assert cli("study", "report", "toy").code == 0
+    again = cli("study", "run", "sgd-toy", "steps=8", "--folder", "toy")
+    assert again.code == 0
+    assert "running" not in again.out
+
+
+def test_every_study_is_listed_with_its_question(cli):
+    out = cli("study", "list").out
+    for name in ("lr-sweep", "norms", "positions", "feedforward", "optimizers", "schedules", "sgd-toy"):
+        assert f"\n{name}\n" in f"\n{out}"
+    assert "Does a transformer need its norms, and where?" in out
+    assert "cpu: 7 cells, 3 seeds; gpu: 7 cells, 3 seeds" in out
+
+
+def test_show_says_what_would_run(cli):
+    out = cli("study", "show", "schedules").out
+    assert "warm-up, stable, decay" in out
+    assert "319,488" in out
+    assert "12 runs (seeds 1, 2, 3): about " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "lr-swep"], "unknown study 'lr-swep'. Did you mean 'lr-sweep'?"),
+        (["run", "nothing.toml"], "nothing.toml: no such file. Shipped studies: feedforward, lr-sweep"),
+        (["run", "lr-sweep", "model.d_modle=3"], "unknown key 'd_modle'. Did you mean 'd_model'?"),
+        (["run", "lr-sweep", "optimizer.lr=3"], "optimizer.lr=3 and the cells both set optimizer.lr"),
+        (["run", "lr-sweep", "budget.tokens=5"], "budget: 5 tokens are less than one step"),
+        (["run", "sgd-toy", "--jobs", "0"], "jobs=0: at least one cell must run at a time."),
+        (["report", "nothing"], "nothing: no study (study.json is missing)"),
+        (["show", "norms", "seeds=[]"], "seeds"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_one_line(cli, words, message):
+    assert message in cli("study", *words).error

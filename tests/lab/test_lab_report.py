@@ -1,0 +1,95 @@
+"""Claims about a study's report: it stands alone, shows its figures, and says what was weighed."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from synthetic_study import row, write_study
+
+from scratchlm.lab.report import write_reports
+from scratchlm.lab.spec import Study
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Whether every tag is closed, and the text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.mistakes, self.text = [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.mistakes.append(tag)
+
+    def handle_data(self, data):
+        self.text += data if "style" not in self.open else ""
+
+
+@pytest.fixture(params=["along one setting", "by name"])
+def folder(request, tmp_path):
+    rates = {"0.1": 0.1, "0.01": 0.01, "0.001": 0.001, "0.5": 0.5}
+    along = request.param == "along one setting"
+    study = Study(
+        name="made-up",
+        question="Is it <b>so</b>?",
+        about="Because.",
+        seeds=(1, 2),
+        cells=tuple({"label": label} for label in rates),
+        base="0.01",
+    )
+    rows = [
+        row(
+            label,
+            seed,
+            math.nan if rate == 0.5 else 1.0 + 0.2 * (math.log10(rate) + 2) ** 2 + 0.01 * seed,
+            overrides={"optimizer.lr": rate} if along else {"model.name": label},
+        )
+        for label, rate in rates.items()
+        for seed in (1, 2)
+    ]
+    write_study(tmp_path, study, rows)
+    return tmp_path
+
+
+def test_the_page_stands_alone_and_every_tag_is_closed(folder):
+    analysis, path = write_reports(folder)
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert (page.open, page.mistakes) == ([], [])
+    assert not re.search(r"https?:|//[a-z]|<script|@import|<link|src=", html)
+    assert "Is it <b>so</b>?" in page.text, "escaped, so a reader sees the tags"
+    assert "it broke <here>" in page.text
+    assert all(sentence in page.text for sentence in analysis.conclusion.replace("+-", "±").split(". ")[:1])
+
+
+def test_the_page_has_curves_over_four_things_and_the_final_numbers_in_two_shapes(folder):
+    html = write_reports(folder)[1].read_text(encoding="utf-8")
+    names = re.findall(r'<svg class="plot (\w+)"[^>]*aria-label="([^"]*)"', html)
+    assert len(names) == 2 * (4 + 1)
+    for what in ("steps", "tokens seen", "floating-point operations", "seconds of training"):
+        assert ("wide", f"Validation loss over {what}, a line for each cell") in names
+    assert not re.search(r"#0a0[ab]0", html), "every stand-in colour became a variable of the page"
+
+
+def test_the_markdown_has_its_figures_beside_it(folder):
+    write_reports(folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((figures/\w+\.svg)\)", text):
+        svg = (folder / name).read_text(encoding="utf-8")
+        assert svg.startswith("<svg ")
+        assert "var(--" not in svg
+    assert text.count("](figures/") == 2
+    assert "| 0.1 | 1.215 | 0.0071 | 2 | worse by 0.200" in text
+
+
+def test_a_folder_without_a_study_is_told(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("no study (study.json is missing)")):
+        write_reports(tmp_path)
