@@ -39,6 +39,7 @@ from scratchlm.distributed.ddp import take_from_first
 from scratchlm.distributed.engine import ENGINES, Engine, Groups, Place, Work
 from scratchlm.distributed.engine_matrices import ShardedMatrices
 from scratchlm.distributed.process import Processes
+from scratchlm.runtime import autocast
 
 METHODS = ("hidden", "head")
 """A model's methods that are called from outside beside `forward`."""
@@ -65,6 +66,7 @@ class FSDP2(Engine):
         """Deal out every block, then the rest; begin with the weights of process 0."""
         self.model, self.processes, self.loss = work.model, processes, work.objective
         model = self.model
+        self._device, self._precision = next(model.parameters()).device, work.precision
         mesh = self._mesh(next(model.parameters()).device, processes)
         self._group, self._part, self._parts = mesh.get_group("shard"), mesh.get_local_rank("shard"), 0
         self._parts = mesh["shard"].size()
@@ -152,7 +154,8 @@ class FSDP2(Engine):
     def examining(self) -> Iterator[None]:
         """Forward passes without backward would leave whole parameters behind: free them."""
         try:
-            yield
+            with autocast(self._device, self._precision):
+                yield
         finally:
             for module in self.model.modules():
                 if isinstance(module, FSDPModule):
