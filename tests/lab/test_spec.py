@@ -103,6 +103,7 @@ def test_a_random_search_draws_the_same_cells_again(tmp_path):
         ({"budget": "{}"}, "budget: is empty; give one of tokens, flops or minutes."),
         ({"settings": '["train.steps=5"]'}, "train.steps=5 contradicts the budget"),
         ({"settings": '["model.d_model=8", "model.d_model=16"]'}, "contradict each other; keep one."),
+        ({"settings": '["train={ steps = 5 }"]'}, "train={ steps = 5 } contradicts the budget"),
         ({"settings": '["seed=3"]'}, "seed=3: seeds are given once, by seeds=[...]."),
         ({"settings": '["model.d_modle=8"]'}, "model.d_modle: unknown key 'd_modle'. Did"),
         ({"grid": '{ "optimizer.momentun" = [0.1] }'}, "two, cell '0.1': "),

@@ -33,6 +33,8 @@ OF_THE_MACHINE = (
     "data.queue_size",
 )
 """Settings that are no part of what a cell is."""
+LONG = 1_000_000
+"""Steps of a run whose length is not known yet."""
 SLUG_LENGTH = 32
 HASH_LENGTH = 10
 """40 bits: two of 10,000 cells get one hash with a chance of 5e-5."""
@@ -91,7 +93,8 @@ def _cell(study: Study, experiment: Experiment, point: Point, seed: int, steps: 
     words = [*study.settings, *point.settings, f"seed={seed}"]
     try:
         if experiment.settings.__name__ == "RunConfig":
-            words = [*_fitted(study, experiment, words, steps), *words]
+            steps = _steps(study, experiment, words, steps)
+            words = [*_often(study, steps), *words, f"train.steps={steps}"]
         config = experiment.resolve(study.recipe, words)
     except ValueError as error:
         raise ValueError(f"{study.name}, cell {point.label!r}: {error}") from None
@@ -106,26 +109,32 @@ def _check_words(study: Study, point: Point) -> None:
     ):
         values: dict[str, str] = {}
         for word in words:
-            parse_override(word)
+            keys, parsed = parse_override(word)
+            inside = flattened({".".join(keys): parsed})
             key, _, value = (part.strip() for part in word.partition("="))
             if values.setdefault(key, value) != value:
                 raise ValueError(f"{where}: {key}={values[key]} and {word} contradict each other; keep one.")
-            if key == "seed":
+            if "seed" in inside:
                 raise ValueError(f"{where}: {word}: seeds are given once, by seeds=[...].")
-            if key == "train.steps" and study.budget is not None:
+            if "train.steps" in inside and study.budget is not None:
                 raise ValueError(
                     f"{where}: {word} contradicts the budget, which decides the steps; drop one."
                 )
 
 
-def _fitted(study: Study, experiment: Experiment, words: list[str], steps: int | None) -> list[str]:
-    """Words under all others: steps by the budget, and how often a curve gets a point."""
-    config: Any = experiment.resolve(study.recipe, ["train.steps=1000000", *words] if study.budget else words)
-    if study.budget is not None:
-        steps = steps or steps_of(experiment, config, study.budget)
-    steps = steps or config.train.steps
+def _steps(study: Study, experiment: Experiment, words: list[str], settled: int | None) -> int:
+    """How many steps a cell makes."""
+    if study.budget is None:
+        config: Any = experiment.resolve(study.recipe, words)
+        return config.train.steps
+    # what has a length in steps (a warm-up) shall not be refused before the length is known
+    config = experiment.resolve(study.recipe, [*words, f"train.steps={LONG}"])
+    return settled or steps_of(experiment, config, study.budget)
+
+
+def _often(study: Study, steps: int) -> list[str]:
+    """Words under all others: how often a cell of that many steps is measured, saved and told."""
     return [
-        f"train.steps={steps}",
         f"train.eval_every={max(1, steps // study.validations)}",
         f"train.sample_every={steps}",
         f"train.save_every={max(1, steps // 4)}",
