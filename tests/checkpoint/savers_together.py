@@ -54,11 +54,13 @@ def equal(found, step):
     )
 
 
-def together(work, world_size, store=None):
+def together(work, world_size, store=None, patience_seconds=5.0):
     """Call work(rank, coordinator) in a thread for each process; return what each returned or raised."""
     store = store or new_store()
     outcomes = [None] * world_size
-    coordinators = [Coordinator(store, rank, world_size, patience_seconds=1.0) for rank in range(world_size)]
+    coordinators = [
+        Coordinator(store, rank, world_size, patience_seconds=patience_seconds) for rank in range(world_size)
+    ]
 
     def one(rank):
         try:

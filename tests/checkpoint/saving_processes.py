@@ -276,7 +276,7 @@ MODES = {
     "another-number": another_number,
     "kill-one": kill_one,
     "kill-at-any-line": lambda folder: kill_at_lines(folder, 800, 230),
-    "kill-at-many-lines": lambda folder: kill_at_lines(folder, 17, 7),
+    "kill-at-many-lines": lambda folder: kill_at_lines(folder, 41, 17),
 }
 
 

@@ -1,7 +1,9 @@
 """Several savers, one checkpoint: whole on all, or given up on all with the name of who failed."""
 
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +61,34 @@ def test_large_shares_are_cut_into_several_files(tmp_path, monkeypatch):
     names = verify(latest(tmp_path)).groups["model"]
     assert "model-r00001-of-00002-00002.safetensors" in names
     assert equal(load_checkpoint(latest(tmp_path)).tensors, 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to name what is flushed")
+def test_each_process_flushes_its_files_before_it_says_so_and_the_name_comes_last(tmp_path, monkeypatch):
+    calls, fsync, deliver, rename = [], os.fsync, Coordinator.deliver, os.rename
+
+    def recorded_fsync(descriptor):
+        calls.append(("flush", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def recorded_deliver(coordinator, part):
+        calls.append(("deliver", coordinator.rank))
+        deliver(coordinator, part)
+
+    def recorded_rename(source, target):
+        calls.append(("rename", os.path.basename(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Coordinator, "deliver", recorded_deliver)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    save_together(tmp_path, [1], 2)
+    delivered, named = calls.index(("deliver", 1)), calls.index(("rename", "step-0000001"))
+    for group in ("model", "optimizer"):
+        assert ("flush", f"{group}-r00002-of-00002.safetensors") in calls[:delivered]
+    assert delivered < named
+    for name in ("model-r00001-of-00002.safetensors", "state.json", "manifest.json"):
+        assert ("flush", name) in calls[:named]
 
 
 def test_a_later_step_never_leaks_in(tmp_path):
@@ -180,7 +210,7 @@ def test_a_process_that_falls_silent_is_named_in_bounded_time(tmp_path, silent):
             saver.save(1, tensors_of(1, rank, 2), {})
 
     started = time.monotonic()
-    outcomes = together(work, 2)
+    outcomes = together(work, 2, patience_seconds=1.0)
     assert 1 <= time.monotonic() - started < 5
     error = outcomes[1 - silent]
     assert isinstance(error, ProcessError)
@@ -192,11 +222,16 @@ def test_a_slow_disk_is_no_loss(tmp_path, monkeypatch):
     write = folder.write_tensors
 
     def slow(file, tensors):
-        time.sleep(1.7 if "model-r00002" in file.name else 0)  # patience is 1 s
+        time.sleep(3.5 if "model-r00002" in file.name else 0)
         return write(file, tensors)
 
     monkeypatch.setattr(folder, "write_tensors", slow)
-    assert save_together(tmp_path, [1], 2) == [None, None]
+
+    def work(rank, coordinator):
+        with Saver(tmp_path, newest=2, coordinator=coordinator) as saver:
+            saver.save(1, tensors_of(1, rank, 2), {})
+
+    assert together(work, 2, patience_seconds=2.0) == [None, None]
     assert equal(load_checkpoint(latest(tmp_path)).tensors, 1)
 
 
