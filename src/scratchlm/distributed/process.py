@@ -314,7 +314,7 @@ class Processes:
             raise ProcessError(
                 f"process {self.rank} of {self.world_size} failed at {doing} after {seconds:.1f} s: {found}. "
                 f"Waiting is limited to {self.timeout_seconds:g} s. The first message of another "
-                " process says more; go on from the last checkpoint with --resume."
+                "process says more; go on from the last checkpoint with --resume."
             ) from None
 
     def _missing(self) -> str:
