@@ -78,7 +78,7 @@ class DDP(Engine):
         return DistributedDataParallel(
             objective,
             # ours are constants; a broadcast of them before each forward pass is traffic for nothing
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             bucket_cap_mb=self.bucket_mb,
             find_unused_parameters=self.find_unused,
             gradient_as_bucket_view=True,

@@ -1,0 +1,69 @@
+"""The engines with products in bfloat16; how rows are cut, and what is refused."""
+
+import itertools
+
+import pytest
+import torch
+from engine_runs import losses, runs, told
+
+from scratchlm.distributed.engine import OneProcess
+from scratchlm.distributed.engine_fsdp import FSDP2, blocks_of, first_row, policy
+from scratchlm.distributed.process import Processes
+from scratchlm.model import MODELS, ModelSettings
+from scratchlm.optim import OPTIMIZERS
+
+HALF_ROUNDING = 2e-3
+"""Half of bfloat16's 2^-8 at the most; measured 1e-4 over 4 steps."""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_products_in_bfloat16_lose_what_one_process_loses(tmp_path):
+    half = "train.precision=bfloat16"
+    wanted = {2: [told("ddp", half), told("fsdp2", half, "distributed=fsdp2")], 1: [told("one", half)]}
+    runs(tmp_path, wanted)
+    for name in ("ddp", "fsdp2"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=HALF_ROUNDING)
+
+
+def test_blocks_are_gathered_in_the_format_of_products_and_added_up_in_float32():
+    assert policy("float32").param_dtype is None
+    half = policy("bfloat16")
+    assert (half.param_dtype, half.reduce_dtype) == (torch.bfloat16, torch.float32)
+    assert not half.cast_forward_inputs, "the sums from block to block stay in float32"
+
+
+def test_rows_are_cut_as_torch_cuts_chunks():
+    for rows in (1, 2, 5, 7, 12):
+        for parts in (2, 3, 4):
+            sizes = [len(chunk) for chunk in torch.arange(rows).chunk(parts)]
+            cuts = [first_row(rows, part, parts) for part in range(parts + 1)]
+            found = [end - begin for begin, end in itertools.pairwise(cuts)]
+            assert found == sizes + [0] * (parts - len(sizes))
+
+
+def test_a_models_blocks_are_the_items_of_its_lists():
+    settings = ModelSettings(context_length=8, d_model=8, num_layers=3, num_heads=2).with_vocabulary(11)
+    model = MODELS.get("transformer")(settings)
+    assert blocks_of(model) == list(model.layers)
+
+
+def test_groups_that_do_not_fit_the_processes_are_refused():
+    processes = Processes()
+    processes.world_size = 6
+    with pytest.raises(ValueError, match=r"shard_processes=4: 6 processes .* choose from 2, 3, 6"):
+        FSDP2(shard_processes=4)._mesh(torch.device("cpu"), processes)
+
+
+def test_an_optimizer_that_needs_whole_matrices_is_refused_rows_of_them():
+    engine, weight = FSDP2(), torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"MuonReference needs whole matrices.*optimizer.name=muon"):
+        engine.make_optimizer(
+            lambda groups: OPTIMIZERS.build("muon_reference", groups), [{"params": [weight]}]
+        )
+
+
+def test_one_process_gets_no_engine_of_several():
+    from scratchlm.distributed.engine import engine_for
+
+    assert isinstance(engine_for("fsdp2", {}, Processes()), OneProcess)
