@@ -13,6 +13,7 @@ without reservation, at the address and day of PRICES; a guide for comparisons, 
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -52,9 +53,9 @@ class Machine(Config):
         return find_accelerator(self.name)
 
 
-def _machine(
-    name: str, memory: float, speed: float, inside: float, between: float, **more: object
-) -> Machine:
+def _machine(name: str, *figures: int | float, **more: Any) -> Machine:
+    """The figures: memory, its speed, inside, between."""
+    memory, speed, inside, between = figures
     return Machine(
         name=name,
         memory_gb=memory,
