@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.distributed
 def test_the_toy_runs_from_one_command_to_its_report(cli):
-    done = cli("study", "run", "sgd-toy", "steps=8", "--folder", "toy", "--jobs", "2")
+    words = ("study", "run", "sgd-toy", "grid={ lr = [10.0, 100.0, 1000.0] }", "steps=8", "--folder", "toy")
+    done = cli(*words, "--jobs", "3")
     assert done.code == 0, done
     assert "1000, seed 1: diverged" in done.out
     assert "The report: toy/report.html" in done.out
@@ -18,7 +20,7 @@ def test_the_toy_runs_from_one_command_to_its_report(cli):
     assert rows["1000"]["diverged"] == "True"
     assert json.loads(rows["10"]["overrides"]) == {"lr": 10.0}
     assert cli("study", "report", "toy").code == 0
-    again = cli("study", "run", "sgd-toy", "steps=8", "--folder", "toy")
+    again = cli(*words)
     assert again.code == 0
     assert "running" not in again.out
 

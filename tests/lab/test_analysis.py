@@ -40,7 +40,7 @@ def test_a_difference_that_changes_its_sign_with_the_seed_is_within_noise():
 
 def test_one_seed_says_nothing_of_noise():
     lines = lines_of([row("base", 1, 1.0), row("other", 1, 0.9)])
-    assert lines["other"].words == "lower by 0.100 nats per token; one seed, so the noise is unknown"
+    assert lines["other"].words == "lower by 0.100 nats per token (one seed)"
 
 
 def test_runs_that_diverged_are_counted_apart_and_in_no_mean():

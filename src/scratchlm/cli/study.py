@@ -142,11 +142,12 @@ def default_folder(name: str, scale: Size) -> Path:
 
 def _print_analysis(study: "Study", analysis: "Analysis") -> None:
     from scratchlm.cli.console import out, print_table, table
+    from scratchlm.lab.analysis import figure
 
     made = table("cell", analysis.unit, "spread", "against the base", numbers=(analysis.unit, "spread"))
     for line in analysis.lines:
         known = line.metric
-        mean = "-" if known is None else f"{known.mean:.4g}"
+        mean = "-" if known is None else figure(known.mean)
         deviation = "-" if known is None or known.deviation is None else f"{known.deviation:.4f}"
         made.add_row(line.label, mean, deviation, line.words)
     out().print()

@@ -2,7 +2,7 @@
 
     better by 0.013 +- 0.004 nats per token       the interval of the paired differences leaves 0 out
     within noise (-0.002 +- 0.010)                it does not
-    lower by 0.013, one seed                      nobody can tell
+    lower by 0.013 nats per token (one seed)      nobody can tell
 
 Runs that diverged are counted apart and in no mean. With k labels there are k - 1 comparisons; at 95 % one in
 twenty comes out "clear" by chance, so a narrow one deserves more seeds.
@@ -23,6 +23,10 @@ MIN_FIT = 3
 """Points through which a parabola goes."""
 FIT_SPAN = 5
 """Points around the lowest one that the parabola is fitted to: farther away the curve is none."""
+
+
+STEEP = 100.0
+"""Points whose numbers differ by more than this factor lie on no parabola."""
 
 
 class Line(NamedTuple):
@@ -122,10 +126,10 @@ def _judge(
         return "base", f"what the others are compared to{also}"
     if difference is None:
         return "one seed", f"has no seed in common with the base{also}"
-    size = f"{abs(difference.mean):.3f}"
+    size = figure(abs(difference.mean))
     if difference.half_width is None:
         side = "lower" if difference.mean < 0 else "higher"
-        return "one seed", f"{side} by {size} {unit}; one seed, so the noise is unknown{also}"
+        return "one seed", f"{side} by {size} {unit} (one seed){also}"
     if not difference.is_clear:
         return (
             "within noise",
@@ -174,7 +178,7 @@ def parabola_bottom(points: Sequence[tuple[float, float]], *, log: bool) -> floa
     lowest = min(range(len(points)), key=lambda index: points[index][1])
     first = max(0, min(lowest - FIT_SPAN // 2, len(points) - FIT_SPAN))
     near = points[first : first + FIT_SPAN]
-    if len(near) < MIN_FIT:
+    if len(near) < MIN_FIT or max(metric for _, metric in near) > STEEP * abs(points[lowest][1]):
         return None
     x = np.array([math.log(value) if log else value for value, _ in near])
     middle = x.mean()
@@ -195,7 +199,7 @@ def _conclusion(lines: Sequence[Line], base: str, axis: Axis | None) -> str:
     best = min(known, key=lambda line: line.metric.mean)  # type: ignore[union-attr] - asked for above
     assert best.metric is not None, best
     seeds = "1 seed" if best.metric.count == 1 else f"mean of {best.metric.count} seeds"
-    said = [f"{best.label} is lowest with {best.metric.mean:.3f} ({seeds})"]
+    said = [f"{best.label} is lowest with {figure(best.metric.mean)} ({seeds})"]
     said[0] += "." if best.label == base else f": against {base}, {best.words}."
     groups = (("within noise", f"Within noise of {base}"), ("worse", "Worse"), ("one seed", "One seed alone"))
     for verdict, title in groups:
@@ -217,12 +221,17 @@ def _signed(line: Line) -> str:
     return f"{line.difference.mean:+.3f}{noise}"
 
 
+def figure(value: float) -> str:
+    """A number with three places; very small and very large ones with their power of ten."""
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
 def _axis_words(axis: Axis) -> str:
     name = axis.key.rpartition(".")[2]
     fit = (
         f"A parabola through the points around the lowest puts the best {name} at {axis.best:.3g}."
         if axis.best is not None
-        else f"The lowest point lies at the edge of what was tried, so the best {name} may lie beyond."
+        else f"The points around the lowest have no bottom between them, so no best {name} is fitted."
     )
     if axis.unstable is None:
         return f"{fit} No {name} up to {max(axis.values):g} diverged."

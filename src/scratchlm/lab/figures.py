@@ -30,6 +30,8 @@ OVER: dict[Over, str] = {
 """What a curve is drawn over -> the words below the axis."""
 START_SHARE = 0.1
 """First part of the longest run that may lie above the picture: it would squeeze the rest."""
+REACH = 1.0
+"""The floor is drawn if it lies no farther below the numbers than they span."""
 LOG_RATIO = 100.0
 """Losses that span more than this are drawn on a logarithmic scale."""
 
@@ -92,7 +94,7 @@ def learning_figure(
             axes.fill_between(places, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
     if floor is not None and floor > 0:
         axes.axhline(floor, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-    style(axes, f"validation loss, {unit}", num_ticks=6)
+    style(axes, f"loss, {unit}", num_ticks=6)
     _vertical(axes, curves, over, floor)
     axes.set_xlabel(OVER[over], color=MUTED)
     if over == "flops":
@@ -128,7 +130,7 @@ def axis_figure(analysis: Analysis, axis: Axis, results: Sequence[Result], metri
     )
     axes.minorticks_off()
     axes.margins(x=0.05)
-    if analysis.floor:
+    if analysis.floor and in_reach(analysis.floor, numbers.min(), numbers.max()):
         axes.axhline(analysis.floor, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
     bottom, top = axes.get_ylim()
     lost = [value_of[line.label] for line in analysis.lines if line.num_diverged]
@@ -143,10 +145,10 @@ def axis_figure(analysis: Analysis, axis: Axis, results: Sequence[Result], metri
         clip_on=False,
     )
     axes.set_ylim(bottom, top)
-    _mark(axes, axis.best, "best by fit", SERIES[2])
+    _mark(axes, axis.best, "best by fit", SERIES[2], height=0.98)
     if axis.unstable is not None:
         last = axis.unstable if axis.stable is None else (axis.stable * axis.unstable) ** 0.5
-        _mark(axes, last if axis.log else axis.unstable, "edge of stability", SERIES[1])
+        _mark(axes, last if axis.log else axis.unstable, "edge of stability", SERIES[1], height=0.88)
     axes.set_xlabel(axis.key, color=MUTED)
     return to_svg(figure, f"axis-{shape}", f"Final {analysis.unit} over {axis.key}")
 
@@ -164,12 +166,18 @@ def ends_figure(analysis: Analysis, results: Sequence[Result], metric: str, shap
             axes.plot([line.metric.mean], [place], "|", color=INK, markersize=15, markeredgewidth=2, zorder=4)
         if line.label == analysis.base and line.metric is not None:
             axes.axvline(line.metric.mean, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    style(axes, f"{analysis.unit} at the end: a dot for each seed, a bar at the mean", num_ticks=6)
+    legend = ": a dot for each seed, a bar at the mean" if shape == "wide" else ""
+    style(axes, f"{analysis.unit} at the end{legend}", num_ticks=6)
     axes.grid(axis="y", visible=False)
     axes.set_yticks(range(len(lines)), [line.label for line in reversed(lines)])
     axes.set_ylim(-0.6, len(lines) - 0.4)
     axes.margins(x=0.06)
     return to_svg(figure, f"ends-{shape}", f"Final {analysis.unit} of each cell")
+
+
+def in_reach(floor: float, low: float, high: float) -> bool:
+    """Whether a floor lies near enough below the numbers to be drawn; far below it would squeeze them."""
+    return low - floor <= REACH * max(high - low, 0.05)
 
 
 def look(index: int) -> tuple[str, object]:
@@ -190,12 +198,13 @@ def _rows(run: Path) -> list[dict]:
     return read_run(run).valid if (run / "metrics.jsonl").is_file() else []
 
 
-def _mark(axes: "Axes", value: float | None, words: str, colour: str) -> None:
+def _mark(axes: "Axes", value: float | None, words: str, colour: str, *, height: float) -> None:
+    """Draw a line at a value; its name stands at `height`, a share of the picture's."""
     if value is None:
         return
     axes.axvline(value, color=colour, linewidth=1.2, linestyle=(0, (2, 2)), zorder=2)
     axes.annotate(
-        words, (value, 0.98), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
+        words, (value, height), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
         ha="left", va="top", color=colour, fontsize=9, zorder=6,
     )  # fmt: skip
 
@@ -216,6 +225,7 @@ def _vertical(axes: "Axes", curves: Sequence[Learning], over: Over, floor: float
     late = np.concatenate([curve.losses[:, curve.places[over] >= start].ravel() for curve in curves])
     late = late[np.isfinite(late)]
     shown = late if len(late) else values
-    low, high = min(float(shown.min()), floor or float("inf")), float(shown.max())
+    low, high = float(shown.min()), float(shown.max())
+    low = floor if floor and in_reach(floor, low, high) else low
     room = max(high - low, 0.05)
     axes.set_ylim(low - 0.06 * room, high + 0.04 * room)

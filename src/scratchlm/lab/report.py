@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.lab.analysis import Analysis, analyse
+from scratchlm.lab.analysis import Analysis, analyse, figure
 from scratchlm.lab.cells import StudyFolder, experiment_of
 from scratchlm.lab.figures import (
     OVER,
@@ -22,6 +22,7 @@ from scratchlm.lab.figures import (
 )
 from scratchlm.lab.rows import Result, read_rows
 from scratchlm.lab.runner import open_study
+from scratchlm.lab.search import shown
 from scratchlm.lab.spec import Study
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study import pages, units
@@ -113,6 +114,7 @@ def _values(
         "setup": setup_of(study, scale, results),
         "failures": [result for result in results if result.error],
         "seeds": len(study.seeds),
+        "has_texts": study.experiment == "train",
     }
 
 
@@ -123,7 +125,7 @@ def table_rows(analysis: Analysis, results: Sequence[Result]) -> list[TableRow]:
     found = []
     for line in analysis.lines:
         own = next(result for result in results if result.label == line.label)
-        settings = ", ".join(f"{key}={value}" for key, value in json.loads(own.overrides).items())
+        settings = ", ".join(f"{key}={shown(value)}" for key, value in json.loads(own.overrides).items())
         known, difference = line.metric, line.difference
         noise = ""
         if difference is not None:
@@ -135,7 +137,7 @@ def table_rows(analysis: Analysis, results: Sequence[Result]) -> list[TableRow]:
             TableRow(
                 line.label,
                 settings or "the study's own settings",
-                "\N{EN DASH}" if known is None else _number(known.mean),
+                "\N{EN DASH}" if known is None else figure(known.mean),
                 "\N{EN DASH}" if known is None or known.deviation is None else f"{known.deviation:.4f}",
                 f"{known.count if known else 0}{lost}",
                 noise.replace("-", "\N{MINUS SIGN}"),
@@ -152,7 +154,7 @@ def setup_of(study: Study, scale: str, results: Sequence[Result]) -> list[tuple[
     parameters = sorted({result.parameters for result in results if result.parameters})
     seconds = sum(result.seconds or 0.0 for result in results)
     pairs = [
-        ("starts from", study.recipe or study.experiment),
+        ("starts from", Path(study.recipe).stem if study.recipe else study.experiment),
         ("settings over it", "  ".join(study.settings) or "none"),
         ("seeds", ", ".join(map(str, study.seeds))),
         ("size", scale),
@@ -175,14 +177,16 @@ def _write_markdown(
     curves: Sequence[Learning],
     unit: str,
 ) -> None:
-    figures, shown = folder / FIGURES, []
+    figures, drawings = folder / FIGURES, []
     floor = next((result.floor_loss for result in results if result.floor_loss is not None), None)
     if curves:
         over = "tokens" if max(float(curve.places["tokens"][-1]) for curve in curves) > 0 else "step"
         drawn = learning_figure(curves, over, floor, unit, "wide")
         write_text_atomically(figures / "learning.svg", standalone(drawn))
-        shown.append(f"![Validation loss over {OVER[over]}]({FIGURES}/learning.svg)")
-        shown.append(f"Lines: {', '.join(_named(index, curve.label) for index, curve in enumerate(curves))}.")
+        drawings.append(f"![Validation loss over {OVER[over]}]({FIGURES}/learning.svg)")
+        drawings.append(
+            f"Lines: {', '.join(_named(index, curve.label) for index, curve in enumerate(curves))}."
+        )
     if any(line.metric is not None for line in analysis.lines):
         axis = analysis.axis
         drawn = (
@@ -191,7 +195,7 @@ def _write_markdown(
             else axis_figure(analysis, axis, results, study.metric, "wide")
         )
         write_text_atomically(figures / "final.svg", standalone(drawn))
-        shown.append(f"![Final numbers]({FIGURES}/final.svg)")
+        drawings.append(f"![Final numbers]({FIGURES}/final.svg)")
     setup = "\n".join(f"* {name}: {value}" for name, value in setup_of(study, scale, results))
     rows = [
         f"| {_cell(row.label)} | {row.mean} | {row.deviation} | {row.seeds} | {_cell(row.words)} |"
@@ -205,7 +209,7 @@ def _write_markdown(
         f"## Conclusion\n{analysis.conclusion}",
         f"## Setup\n{study.about}\n\n{setup}".replace("\n\n\n", "\n\n"),
         "## Result\n" + "\n".join([head, *rows]),
-        *shown,
+        *drawings,
         *(["## What did not come to its end\n" + "\n".join(errors)] if errors else []),
     ]
     write_text_atomically(folder / MARKDOWN, "\n\n".join(parts) + "\n")
@@ -214,10 +218,6 @@ def _write_markdown(
 def _named(index: int, label: str) -> str:
     colours = ("teal", "orange", "violet", "pink", "blue", "green", "brown", "grey")
     return f"{label} ({colours[index % 8]}{', dashed' if index >= 8 else ''})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def _range(values: Sequence[int]) -> str:
