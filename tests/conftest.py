@@ -8,6 +8,9 @@ import pytest
 
 from scratchlm import registry
 
+# processes that meet look each other up by name: where no name server answers, not for five seconds
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
