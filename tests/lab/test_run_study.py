@@ -3,6 +3,9 @@
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from scratchlm.lab.rows import read_rows
 from scratchlm.lab.runner import run_study
 from scratchlm.lab.spec import Study
+from scratchlm.lock import lock_holder
 from scratchlm.registry import load_plugin
 
 PLUGIN = Path(__file__).with_name("slow_optimizers.py")
@@ -89,6 +93,39 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_a_row(tmp_path):
     third = run_study(study, folder, jobs=2, plugins=[PLUGIN])
     assert [row.final_loss for row in third.results] == [rows["slow"].final_loss, rows["fast"].final_loss]
     assert written == {path: path.stat().st_mtime_ns for path in (folder / "cells").glob("*/summary.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_study_that_is_killed_leaves_no_process_and_goes_on(tmp_path):
+    folder, code = (
+        tmp_path / "study",
+        f"""
+import sys; sys.path.insert(0, {str(PLUGIN.parent)!r})
+from pathlib import Path
+from test_run_study import GOOD, PLUGIN, load_plugin, run_study, study_of
+load_plugin(PLUGIN)
+run_study(study_of(GOOD[0]), Path({str(tmp_path / "study")!r}), plugins=[PLUGIN], jobs=1)
+""",
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(lambda: list(folder.glob("cells/slow*/metrics.jsonl")))
+    runner.kill()
+    runner.wait()
+    cell = next(folder.glob("cells/slow*"))
+    wait_for(lambda: lock_holder(cell) is None)
+    assert list(cell.glob("checkpoints/step-*")), "its process saw that the runner was gone, and saved"
+
+    load_plugin(PLUGIN)
+    done = run_study(study_of(GOOD[0]), folder, jobs=1, plugins=[PLUGIN])
+    assert [(row.state, row.steps) for row in done.results] == [("finished", 100)]
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

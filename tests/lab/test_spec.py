@@ -61,6 +61,15 @@ def test_a_budget_in_flops_gives_larger_models_fewer_steps(tmp_path):
     assert all(1e10 - need.flops / need.steps < need.flops <= 1e10 for need in spent)
 
 
+def test_a_budget_in_minutes_is_the_same_for_all_seeds_and_what_was_settled_before(tmp_path):
+    path = write(tmp_path, budget="{ minutes = 0.5 }")
+    steps = [cell.config.train.steps for cell in cells_of(path)]
+    assert steps[0] == steps[1]
+    study = read_study(path)
+    again = resolve(study, points(study, {}), {"0.001": 7, "0.01": 9})
+    assert [cell.config.train.steps for cell in again] == [7, 7, 9, 9]
+
+
 def test_words_with_a_key_of_the_study_change_the_study_and_others_its_runs(tmp_path):
     cells = cells_of(write(tmp_path), "seeds=[7]", "budget.tokens=1024", "model.d_model=96")
     assert [(cell.seed, cell.config.train.steps, cell.config.model.d_model) for cell in cells] == [

@@ -76,6 +76,8 @@ def run(
     _print_errors(outcome)
     out().print()
     out().print(f"The report: {page}", style="bold")
+    if any(result.state == "failed" for result in outcome.results):
+        raise typer.Exit(2)
 
 
 @app.command(name="list")

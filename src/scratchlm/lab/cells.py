@@ -71,10 +71,12 @@ def resolve(study: Study, points: Iterable[Point], steps: Mapping[str, int] | No
     """
     made: list[Cell] = []
     seen: dict[str, Cell] = {}
-    experiment = experiment_of(study)
+    experiment, settled = experiment_of(study), dict(steps or {})
     for point in points:
         for seed in study.seeds:
-            cell = _cell(study, experiment, point, seed, (steps or {}).get(point.label))
+            cell = _cell(study, experiment, point, seed, settled.get(point.label))
+            if study.budget is not None and study.experiment == "train":
+                settled[point.label] = cell.config.train.steps  # type: ignore[attr-defined]
             if cell.key.rpartition("-")[2] in seen:
                 other = seen[cell.key.rpartition("-")[2]]
                 raise ValueError(f"{study.name}: cells {other.label!r} and {cell.label!r} are the same run.")

@@ -88,6 +88,7 @@ class StudyRun:
         """Run until every cell has a row, or a signal."""
         with self.signals, self._ending_processes():
             while not self.signals.requested():
+                self._settle()
                 self._prepare()
                 queue = [cell for cell in self.cells if self._wanted(cell)]
                 self._work_off(queue)
@@ -101,15 +102,18 @@ class StudyRun:
 
     def _known_cells(self) -> list[Cell]:
         """The cells that results so far decide; budgets in minutes are settled once, in a file."""
-        steps: dict[str, int] = read_note(self.folder.steps)
-        if not is_open(self.study):
-            found = resolve(self.study, points(self.study, {}), steps)
-        else:
-            found = resolve(self.study, self._proposals(steps), steps)
+        note, budget = read_note(self.folder.steps), self.study.budget
+        same = budget is not None and note.get("minutes") == budget.minutes
+        steps: dict[str, int] = note.get("steps", {}) if same else {}
+        found = self._proposals(steps) if is_open(self.study) else points(self.study, {})
+        return resolve(self.study, found, steps)
+
+    def _settle(self) -> None:
+        """Keep what a budget in minutes became, so that the cells stay the same."""
         if self.study.budget is not None and self.study.budget.minutes is not None:
-            settled = {cell.label: cell.config.train.steps for cell in found}  # type: ignore[attr-defined]
-            write_text_atomically(self.folder.steps, json.dumps(settled, indent=2) + "\n")
-        return found
+            settled = {cell.label: cell.config.train.steps for cell in self.cells}  # type: ignore[attr-defined]
+            note = {"minutes": self.study.budget.minutes, "steps": settled}
+            write_text_atomically(self.folder.steps, json.dumps(note, indent=2) + "\n")
 
     def _proposals(self, steps: dict[str, int]) -> list[Point]:
         """Points of a search by results: told what is there, until it waits for more."""
