@@ -107,5 +107,5 @@ def test_a_mistyped_size_is_told_with_the_known_ones(cli):
 def test_numbers_and_times_and_prices_for_people():
     assert numbers_of("1, 8,64") == (1, 8, 64)
     assert [short(value) for value in (0.0, 0.01234, 2.5)] == ["0", "12.3 ms", "2.5 s"]
-    assert [days(value) for value in (75, 300_000)] == ["1 min 15 s", "3.5 days"]
+    assert [days(value) for value in (75.0, 300_000.0)] == ["1 min 15 s", "3.5 days"]
     assert [money(value) for value in (None, 3.456, 12345.6)] == ["?", "$3.46", "$12,346"]

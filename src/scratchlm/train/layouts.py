@@ -119,8 +119,8 @@ class Messages(NamedTuple):
 
     def sent_bytes(self, accumulation: int) -> float:
         """What each GPU sends in a step of so many micro-batches."""
-        each = sum(message.sent_bytes for message in self.forward + self.backward)
-        once = sum(message.sent_bytes for message in self.last_backward + self.update)
+        each = math.fsum(message.sent_bytes for message in self.forward + self.backward)
+        once = math.fsum(message.sent_bytes for message in self.last_backward + self.update)
         return accumulation * each + once
 
 
@@ -149,12 +149,12 @@ def held(layout: Layout, sizes: Sizes, accumulation: int) -> tuple[MemoryPart, .
     """
     shares = _shares(layout, sizes, accumulation)
     parts = [
-        _part("weights", 4, sizes, shares["weights"]),
-        _part("gradients", 4, sizes, shares["gradients"]),
+        _part("weights", 4.0, sizes, shares["weights"]),
+        _part("gradients", 4.0, sizes, shares["gradients"]),
         _part("optimizer", sizes.state_bytes, sizes, shares["optimizer"]),
     ]
     if sizes.averages:
-        parts.append(_part("average", 4, sizes, shares["weights"]))
+        parts.append(_part("average", 4.0, sizes, shares["weights"]))
     return (*parts, _beside(layout, sizes))
 
 

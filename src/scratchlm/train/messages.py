@@ -114,7 +114,7 @@ def delay(kind: Kind, machine: Machine, group: Group) -> float:
 
 def total_seconds(messages: tuple[Message, ...], machine: Machine) -> float:
     """Return the seconds of all messages, one after the other."""
-    return sum(message.seconds(machine) for message in messages)
+    return math.fsum(message.seconds(machine) for message in messages)
 
 
 def exposed_seconds(messages: tuple[Message, ...], machine: Machine, computing: float) -> float:
@@ -122,5 +122,5 @@ def exposed_seconds(messages: tuple[Message, ...], machine: Machine, computing: 
 
     The first (or last) call of each is bare; the others go on beside the computation and cost it nothing.
     """
-    bare = sum(message.bare_seconds(machine) for message in messages)
+    bare = math.fsum(message.bare_seconds(machine) for message in messages)
     return bare + max(0.0, total_seconds(messages, machine) - bare - computing)
