@@ -56,3 +56,38 @@ def test_show_says_what_would_run(cli):
 )
 def test_what_is_wrong_is_one_line(cli, words, message):
     assert message in cli("study", *words).error
+
+
+def test_a_stopped_study_says_how_to_go_on(cli, monkeypatch):
+    from scratchlm.lab import runner
+
+    monkeypatch.setattr(runner, "run_study", lambda *_, **__: runner.Outcome([], "SIGINT", 3))
+    done = cli("study", "run", "sgd-toy", "steps=8", "--folder", "my toy")
+    assert done.code == 130
+    assert "stopped, 3 runs are left; go on with: scratchlm study run sgd-toy steps=8 " in done.err
+    assert "--folder 'my toy'" in done.err
+
+
+def test_the_live_table_shows_what_runs_and_counts_the_rest():
+    import io
+
+    from rich.console import Console
+
+    from scratchlm.cli.study_live import draw
+    from scratchlm.lab.cells import resolve
+    from scratchlm.lab.runner import CellView, Snapshot
+    from scratchlm.lab.search import points
+    from scratchlm.lab.spec import read_study
+
+    study = read_study("sgd-toy")
+    cells = resolve(study, points(study, {}))
+    at_work = {"phase": "training", "step": 5, "total": 10, "loss": 1.25, "seconds_left": 75.0}
+    states = [("finished", {}), ("running", at_work), ("running", {"phase": "starting"}), ("missing", {})]
+    views = [CellView(cell, *state) for cell, state in zip(cells, states, strict=True)]
+    console = Console(width=100, file=io.StringIO())
+    console.print(draw("toy", Snapshot(views, 1)))
+    text = console.file.getvalue()
+    assert "============------------  5 / 10" in text
+    assert "1.250   1 min 15 s" in text
+    assert "starting" in text
+    assert "1 of 4 runs ended, 1 waiting, preparing tokenizer and data" in text
