@@ -4,9 +4,12 @@ import itertools
 import json
 
 import pytest
+from synthetic_study import row
 
+from scratchlm.lab import shipped
 from scratchlm.lab.cells import resolve
 from scratchlm.lab.experiments import EXPERIMENTS, QuadraticConfig
+from scratchlm.lab.rows import write_rows
 from scratchlm.lab.search import points
 from scratchlm.lab.spec import read_study
 from scratchlm.model.accounting import num_parameters
@@ -42,3 +45,14 @@ def test_the_sweep_has_the_rates_of_the_course():
     cells = resolve(study, points(study, {}))
     assert [cell.config.optimizer.settings["lr"] for cell in cells[::3]] == rates
     assert len(cells) == 21
+
+
+def test_a_shipped_study_shows_what_was_measured_from_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "RESULTS", tmp_path)
+    write_rows(tmp_path / "norms-gpu.csv", [row("pre-norm", 1, 1.5), row("post-norm", 1, 1.25)])
+    known = {one.name: one for one in shipped.shipped()}
+    assert known["lr-sweep"].conclusions == {}
+    assert known["norms"].conclusions == {
+        "gpu": "post-norm is lowest with 1.250 (1 seed): against pre-norm, lower by 0.250 nats per token "
+        "(one seed)."
+    }
