@@ -26,6 +26,7 @@ State = Literal["missing", "interrupted", "finished", "diverged", "failed"]
 OF_THE_MACHINE = (
     "name",
     "description",
+    "distributed",
     "nproc",
     "restarts",
     "wait_seconds",
@@ -171,7 +172,11 @@ def steps_of(experiment: Experiment, config: Any, budget: Budget) -> int:
 
 def _key(label: str, seed: int, config: Config) -> str:
     flat = flattened(config.model_dump(mode="json"))
-    kept = {key: value for key, value in flat.items() if key not in OF_THE_MACHINE}
+    kept = {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in OF_THE_MACHINE)
+    }
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
     slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")[:SLUG_LENGTH]
     return f"{slug or 'cell'}-s{seed}-{digest}"

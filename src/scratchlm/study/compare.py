@@ -35,6 +35,7 @@ WITHOUT_INFLUENCE = (
     "train.gradient_checkpointing", "train.log_every", "train.eval_every", "train.sample_every",
     "train.first_sample", "train.save_every", "train.keep_checkpoints", "train.keep_every",
     "train.save_in_background", "train.statistics_every", "train.track", "train.guard",
+    "distributed", "nproc", "restarts", "wait_seconds",
 )  # fmt: skip
 """Settings that leave the expected loss as it is: seeds and rounding move it by less than the spread."""
 
