@@ -154,7 +154,7 @@ def setup_of(study: Study, scale: str, results: Sequence[Result]) -> list[tuple[
     parameters = sorted({result.parameters for result in results if result.parameters})
     seconds = sum(result.seconds or 0.0 for result in results)
     pairs = [
-        ("starts from", Path(study.recipe).stem if study.recipe else study.experiment),
+        ("starts from", _start(study)),
         ("settings over it", "  ".join(study.settings) or "none"),
         ("seeds", ", ".join(map(str, study.seeds))),
         ("size", scale),
@@ -213,6 +213,12 @@ def _write_markdown(
         *(["## What did not come to its end\n" + "\n".join(errors)] if errors else []),
     ]
     write_text_atomically(folder / MARKDOWN, "\n\n".join(parts) + "\n")
+
+
+def _start(study: Study) -> str:
+    """A recipe's name, or the last two parts of its file's path."""
+    path = Path(study.recipe)
+    return f"{path.parent.name}/{path.name}" if path.suffix else study.recipe or study.experiment
 
 
 def _named(index: int, label: str) -> str:

@@ -99,7 +99,7 @@ def result_of(study: Study, scale: str, folder: StudyFolder, cell: Cell) -> Resu
         seconds=number(done, "seconds") or (known.seconds if known else None),
         diverged=state == "diverged",
         error=str(failure.get("error") or ""),
-        hardware=f"{hardware}, {environment.get('threads')} threads" if hardware else "",
+        hardware=f"{hardware}, threads: {environment.get('threads')}" if hardware else "",
         versions=", ".join(f"{key} {value}" for key, value in versions.items()),
         commit=str(environment.get("commit") or ""),
         date=_date(run),
