@@ -11,7 +11,7 @@ import torch
 from scratchlm.data.shard_writer import ShardWriter
 from scratchlm.data.shards import TokenDataset
 from scratchlm.evaluate import evaluate_split
-from scratchlm.evaluate.likelihood import likelihood
+from scratchlm.evaluate.likelihood import likelihood, rows_together
 
 VOCABULARY = 11
 END = 0
@@ -193,3 +193,9 @@ def test_split_without_tokens_is_refused(split):
     empty = TokenDataset(split.folder, nothing, [], np.zeros(0, dtype=np.int64))
     with pytest.raises(ValueError, match="the split has no tokens; prepare it again"):
         evaluate_split(Uniform(), empty, context_length=8, device=CPU)
+
+
+def test_rows_go_together_as_far_as_their_logits_fit():
+    assert rows_together(256, 1536) == 16
+    assert rows_together(1024, 50257) == 2
+    assert rows_together(8192, 128256) == 1

@@ -27,7 +27,9 @@ def evaluate(
     ] = None,
     split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "valid",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after about this many tokens.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows computed at once.")] = 16,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows computed at once; by default what fits into memory.")
+    ] = None,
     checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,

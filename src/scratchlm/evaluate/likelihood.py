@@ -29,6 +29,13 @@ from scratchlm.distributed.process import Processes
 from scratchlm.generate.engine import evaluating
 from scratchlm.loss import IGNORE, bits_per_byte, token_losses
 
+MOST_ROWS = 16
+"""Rows that go through a model together; more of them fill no processor better."""
+LOGIT_BYTES = 2**31
+"""Fewer rows where their logits would take more."""
+BYTES_OF_A_LOGIT = 14
+"""Alive at once while losses are computed: bfloat16, float32 and its exponential, and a copy (counted)."""
+
 
 class Likelihood(NamedTuple):
     """How well a model predicted a text."""
@@ -58,7 +65,7 @@ def evaluate_split(
     dataset: TokenDataset,
     *,
     context_length: int,
-    rows_per_batch: int = 16,
+    rows_per_batch: int | None = None,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[None]] | None = None,
     max_tokens: int | None = None,
@@ -72,6 +79,7 @@ def evaluate_split(
         dataset: The split, as token shards.
         context_length: Positions in one row, at least 1; the model's own one for a fair number.
         rows_per_batch: Rows that go through the model together; changes speed and memory, not the result.
+            None: what `rows_together` says.
         device: Where the model's parameters are.
         autocast: Called around each forward pass to lower its precision, or None.
         max_tokens: For a quick look: stop after the first row that reaches this many tokens. The bytes are
@@ -100,7 +108,8 @@ def evaluate_split(
         return {"documents": documents_of(inputs, dataset.end_of_text_id)} if documents else {}
 
     total, num_tokens = 0.0, 0
-    batches = _batches(_rows(dataset, context_length, max_tokens), rows_per_batch)
+    size = rows_per_batch or rows_together(context_length, dataset.manifest.vocab_size)
+    batches = _batches(_rows(dataset, context_length, max_tokens), size)
     together = processes or Processes()
     with evaluating(model), torch.no_grad():
         for batch in _share(batches, together):
@@ -113,6 +122,14 @@ def evaluate_split(
         sums = together.sum(torch.tensor([total, num_tokens], dtype=torch.float64))
         total, num_tokens = float(sums[0]), int(sums[1])
     return likelihood(total, num_tokens, _bytes_of(dataset, num_tokens))
+
+
+def rows_together(context_length: int, vocab_size: int) -> int:
+    """How many rows go through a model at once: 16, or fewer so that their logits stay within 2 GiB.
+
+    Example: (256, 1536) -> 16; (2048, 128256) -> 1.
+    """
+    return min(MOST_ROWS, max(1, LOGIT_BYTES // (BYTES_OF_A_LOGIT * context_length * vocab_size)))
 
 
 def likelihood(total_nats: float, num_tokens: int, num_bytes: int) -> Likelihood:

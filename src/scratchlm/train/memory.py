@@ -19,13 +19,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from scratchlm.evaluate.likelihood import rows_together
 from scratchlm.loss import token_losses
 from scratchlm.model import MODELS, ModelConfig, accounting
 from scratchlm.runtime import autocast
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.objective import Objective, logit_rows
-from scratchlm.train.probe import VALIDATION_ROWS
 
 PROCESS_BYTES = 380_000_000
 """What a process holds when its data are ready and training begins (measured: 370 to 420 MB)."""
@@ -166,7 +166,8 @@ def traced_peak(
         for _ in range(1 + (micro_rows < config.rows_per_step)):  # a second one starts with gradients
             objective(ids, ids).backward()
         with torch.no_grad(), autocast(ids.device, precision):  # validation, which may need more
-            rows = torch.zeros(VALIDATION_ROWS, settings.context_length, dtype=torch.long)
+            together = rows_together(settings.context_length, settings.vocab_size)
+            rows = torch.zeros(together, settings.context_length, dtype=torch.long)
             token_losses(model.eval()(rows), rows)
     return living.peak
 

@@ -4,7 +4,7 @@ r"""Settings come in; the time and the memory of a few real steps on random ids 
 
     micro-batch    forward, loss and backward of one micro-batch, in the run's number format
     update         clipping and the optimizer
-    validation     forward passes over 16 rows
+    validation     forward passes over the rows that validation takes at once
     compiling      a first compiled micro-batch, less what the later ones take; the probe filled torch's cache
 
 Time depends on ids hardly at all, so random ones will do: no text and no tokenizer is needed. The first steps
@@ -26,6 +26,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from scratchlm.evaluate.likelihood import rows_together
 from scratchlm.hardware import synchronize
 from scratchlm.loss import token_losses
 from scratchlm.model import MODELS, ModelConfig
@@ -42,8 +43,6 @@ WARM_SECONDS = 0.5
 """Steps are not timed for so long: the first small ones took a quarter more than the later (measured)."""
 SECONDS = 10.0
 """Fewer steps when they take longer than this together; two at least, of which the faster counts."""
-VALIDATION_ROWS = 16
-"""Rows that validation computes at once: the default of `evaluate_split`."""
 
 
 class Probe(NamedTuple):
@@ -194,7 +193,8 @@ def _time_compiling(eager: Objective, batch: tuple[torch.Tensor, torch.Tensor]) 
 def _time_validation(settings: ModelConfig, model: torch.nn.Module, execution: Execution) -> float:
     """Seconds per token of looking as evaluate/likelihood.py does, not compiled: the fastest of three."""
     device = execution.device
-    ids = torch.randint(settings.vocab_size, (VALIDATION_ROWS, settings.context_length), device=device)
+    rows = rows_together(settings.context_length, settings.vocab_size)
+    ids = torch.randint(settings.vocab_size, (rows, settings.context_length), device=device)
     seconds = []
     model.eval()
     with torch.no_grad():
