@@ -266,7 +266,7 @@ def test_help_of_a_command_imports_nothing_heavy(words):
 
 
 def test_help_costs_little_more_than_the_library_that_prints_it():
-    """Processor time, the best of five each, in turns: 0.15 s on quiet cores, twice that beside neighbours."""
+    """Processor time, the best of five each: 0.15 s on quiet cores, twice that beside neighbours."""
     printing = ["-c", "import typer, typer.rich_utils, rich.markdown, rich.panel"]
 
     def seconds(words):
