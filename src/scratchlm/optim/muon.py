@@ -167,15 +167,17 @@ class Muon(Optimizer):
         adamw = adamw_settings(lr, betas, eps, weight_decay, cautious_decay)
         muon = _settings(momentum, scale, iterations, adamw_ratio)
         super().__init__(params, {**adamw, **muon, "precision": precision})
+        self.matrices: Any = WholeMatrices()
+        """From the rows that are here to whole matrices and back."""
         self._choose()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if not hasattr(self, "matrices"):  # a copy; what takes a saved state over keeps its way to matrices
+            self.matrices = WholeMatrices()
         self._choose()  # a copy chooses for its own machine
 
     def _choose(self) -> None:
-        self.matrices: Any = WholeMatrices()
-        """From the rows that are here to whole matrices and back."""
         self._move, self._orthogonalize = choose("adamw").function, choose("orthogonalize").function
         self._precisions: dict[tuple[PrecisionName, torch.device], torch.dtype] = {}
 
