@@ -66,7 +66,7 @@ def test_a_smaller_chip_of_a_similar_name_has_no_peak(name):
 def test_every_published_peak_names_its_document_and_bfloat16_is_the_faster():
     for row in hardware.ACCELERATORS:
         assert row.source.startswith("https://")
-        # a figure with sparsity would be twice too large; the B200's matrix units are 30 times its vector units
+        # a figure with sparsity would be twice too large; B200's matrix units are 30 times its vector units
         assert 1.5 < row.bfloat16 / row.float32 < (31 if row.words == "B200" else 20), row
 
 
