@@ -67,6 +67,9 @@ class Engine:
     owns_state = False
     """Whether the optimizer's state of a parameter is kept by one process only."""
 
+    compiles_loss = True
+    """Whether torch.compile, where it is used, sees the loss too, and not the model's blocks alone."""
+
     def __init__(self) -> None:
         """Keep settings only; `wrap` does the work."""
         self.processes = Processes()

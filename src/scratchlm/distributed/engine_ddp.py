@@ -12,6 +12,7 @@ Source: Li et al. 2020, "PyTorch Distributed", https://arxiv.org/abs/2006.15704.
 """
 
 import contextlib
+import inspect
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -75,10 +76,13 @@ class DDP(Engine):
         if self.how != "torch":
             settings = {"bucket_mb": self.bucket_mb} if self.how == "bucketed" else {}
             return DATA_PARALLEL.build(self.how, objective, **settings)
+        # torch 2.13 has a new name for it and warns of the old one, which older versions know alone
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return DistributedDataParallel(
             objective,
             # ours are constants; a broadcast of them before each forward pass is traffic for nothing
-            forward_sync_buffers=False,
+            **{sync_buffers: False},
             bucket_cap_mb=self.bucket_mb,
             find_unused_parameters=self.find_unused,
             gradient_as_bucket_view=True,

@@ -13,7 +13,12 @@ gets a way to whole matrices (engine_matrices.py).
 With bfloat16 or float16 blocks are gathered in that format, which halves the traffic, and compute as autocast
 does, but for their gains, which are rounded too; gradients are added up in float32. `shard_processes` deals
 out among so many neighbours only and averages between such groups (hybrid sharding): traffic of parameters
-stays within a machine. Compiled are the blocks, one after the other, each with its hooks around it.
+stays within a machine. Compiled are the blocks, one after the other, each with its hooks around it; the loss
+is not.
+
+Two moments need more than 1/N. A step of several micro-batches adds whole gradients up (4 bytes a parameter)
+before it deals out their sum, so that they travel once; and at the start each process has all weights, which
+it has drawn from the seed, until its rows are cut out of them.
 
 Source: Zhao et al. 2023, "PyTorch FSDP", https://arxiv.org/abs/2304.11277, sections 3.2 and 3.2.3.
 """
@@ -50,6 +55,7 @@ class FSDP2(Engine):
     """Fully sharded data parallelism: parameters, gradients and state in N parts."""
 
     whole = False
+    compiles_loss = False
 
     def __init__(self, *, shard_processes: int | None = None, reshard_after_forward: bool = True) -> None:
         """Keep the settings.
@@ -67,8 +73,8 @@ class FSDP2(Engine):
         self.model, self.processes, self.loss = work.model, processes, work.objective
         model = self.model
         self._device, self._precision = next(model.parameters()).device, work.precision
-        mesh = self._mesh(next(model.parameters()).device, processes)
-        self._group, self._part, self._parts = mesh.get_group("shard"), mesh.get_local_rank("shard"), 0
+        mesh = self._mesh(self._device, processes)
+        self._group, self._part = mesh.get_group("shard"), mesh.get_local_rank("shard")
         self._parts = mesh["shard"].size()
         self._replica = mesh.get_local_rank("replicate") if mesh.ndim == 2 else 0
         self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -127,7 +133,7 @@ class FSDP2(Engine):
             parameter.grad = None
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Add whole gradients up until the last micro-batch, which deals out their sum."""
+        """Add whole gradients up, in float32, until the last micro-batch, which deals out their sum."""
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
@@ -152,11 +158,21 @@ class FSDP2(Engine):
 
     @contextlib.contextmanager
     def examining(self) -> Iterator[None]:
-        """Forward passes without backward would leave whole parameters behind: free them."""
+        """Forward passes without backward would leave whole parameters behind: free them.
+
+        Blocks are not compiled meanwhile, as the model is not with the other engines: a text that grows, and
+        hooks that measure, would compile each of them anew. Only blocks: a kernel may need its compiler.
+        """
+        blocks = blocks_of(self.model)
+        compiled = [block._compiled_call_impl for block in blocks]
+        for block in blocks:
+            block._compiled_call_impl = None
         try:
             with autocast(self._device, self._precision):
                 yield
         finally:
+            for block, call in zip(blocks, compiled, strict=True):
+                block._compiled_call_impl = call
             for module in self.model.modules():
                 if isinstance(module, FSDPModule):
                     module.reshard()

@@ -79,16 +79,16 @@ def build_trainer(
     abandon: Callable[[], bool],
 ) -> Trainer:
     """The trainer with everything that a step needs."""
+    engine = engine_for(config.distributed.name, config.distributed.settings, processes)
     objective = Objective(
         model,
         config.train,
         device=execution.device,
         precision=execution.precision,
         micro_tokens=execution.micro_rows * config.model.context_length,
-        compiled=execution.compile,
+        compiled=execution.compile and engine.compiles_loss,
         end_of_text_id=dataset.end_of_text_id,
     )
-    engine = engine_for(config.distributed.name, config.distributed.settings, processes)
     engine.wrap(Work(model, objective, execution.precision, execution.compile), processes)
     return Trainer(
         engine,
