@@ -17,8 +17,10 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
 from together import environment, free_port
 
+from scratchlm.checkpoint import load_checkpoint
 from scratchlm.train.metrics import JsonLines
 
 TINY = (
@@ -53,6 +55,22 @@ TINY = (
 ROWS = 12
 """Of a step."""
 
+ROUNDING = 2e-6
+"""Gradients are added in another order; measured over 6 steps: 6e-7 of the loss."""
+MUON_ROUNDING = 1e-5
+"""Newton-Schulz makes small differences larger: measured 1e-6."""
+
+RICH = (
+    "model.tied=true",
+    "optimizer=muon",
+    "optimizer.precision=float32",
+    "train.ema_decay=0.9",
+    "train.statistics_every=2",
+    "train.gradient_checkpointing=true",
+    "train.grad_clip=0.1",
+)
+"""What the other settings leave out."""
+
 SECONDS = 300
 """Of all starts together; on an idle machine they take about twenty."""
 
@@ -67,19 +85,23 @@ def told(name, *settings, begin=None, **more):
         **more: harm={"what": "SIGTERM" or "nan", "row": the row of this process at which it happens} or
             {"what": "spike", "after": rows}; rank=the process that it happens to, all of them by default.
     """
-    return {"name": name, "begin": begin, "settings": [*TINY, *settings], **more}
+    # the last value, at the first place: another model.name forgets what was said of the model before it
+    words = {word.partition("=")[0]: word for word in (*TINY, *settings)}
+    return {"name": name, "begin": begin, "settings": list(words.values()), **more}
 
 
-def runs(folder, wanted):
+def runs(folder, wanted, seconds=SECONDS):
     """Let processes run what they are told; return number of processes -> what each of them read.
 
     Args:
         folder: For all runs.
         wanted: Number of processes -> their runs; one start after another.
+        seconds: How long all may take.
     """
     command = [sys.executable, __file__, str(folder), json.dumps(list(wanted.items()))]
-    own = environment(0, 1, 1)  # of one thread
-    ended = subprocess.run(command, env=own, capture_output=True, text=True, timeout=SECONDS, check=False)
+    # of one thread; a compiler's own processes would not be those of a fork
+    own = environment(0, 1, 1) | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    ended = subprocess.run(command, env=own, capture_output=True, text=True, timeout=seconds, check=False)
     assert ended.returncode == 0, ended.stderr
     return {
         size: [
@@ -109,6 +131,28 @@ def rows_of(path, kind):
 def losses(path, kind="train"):
     """The losses that a run wrote down."""
     return [row["loss"] for row in rows_of(path, kind)]
+
+
+def stop(step, world_size):
+    """SIGTERM reaches the last process alone, in the middle of a step; counted from where the run begins."""
+    return {"harm": {"what": "SIGTERM", "row": (step - 1) * ROWS // world_size + 1}, "rank": world_size - 1}
+
+
+def saved(folder, name, step):
+    """A run's checkpoint."""
+    return load_checkpoint(folder / name / "checkpoints" / f"step-{step:07d}")
+
+
+def close(one, other, **tolerance):
+    """See that two checkpoints hold the same tensors and counts."""
+    for group in ("model", "optimizer", "ema"):
+        assert one.tensors.get(group, {}).keys() == other.tensors.get(group, {}).keys()
+        for name, tensor in one.tensors.get(group, {}).items():
+            torch.testing.assert_close(
+                other.tensors[group][name], tensor, msg=lambda text, name=name: f"{name}: {text}", **tolerance
+            )
+    assert one.state["optimizer"] == other.state["optimizer"]
+    assert one.state["parameters"] == other.state["parameters"]
 
 
 def _start(folder, size, several):
@@ -143,7 +187,7 @@ def _work(folder, several):
 
     seen, harm = [], {}
     _watch(seen, harm)
-    processes = Processes.from_environment(timeout_seconds=60)
+    processes = Processes.from_environment(timeout_seconds=SECONDS)  # a compiler lets others wait
     set_threads(1)
     orders = {}
     for one in several:
@@ -164,8 +208,6 @@ def _work(folder, several):
 
 def _watch(seen, harm):
     """A model that notes what it reads and does harm; a session that saves again what it has read."""
-    import torch
-
     from scratchlm.model import MODELS
     from scratchlm.model.transformer import TransformerLM
     from scratchlm.train.session import Session
@@ -185,6 +227,15 @@ def _watch(seen, harm):
                 return hidden * 30
             return hidden
 
+    @MODELS.register("frozen")
+    class Frozen(TransformerLM):
+        """Embeddings, all of the first block and a part of the last are not trained."""
+
+        def __init__(self, config):
+            super().__init__(config)
+            for part in (self.token_embeddings, self.layers[0], self.layers[-1].attn):
+                part.requires_grad_(False)
+
     restore = Session._restore
 
     def restore_and_save(session, changes):
@@ -196,7 +247,7 @@ def _watch(seen, harm):
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # noqa: F401 - what every optimizer of torch imports
+    import torch._dynamo
 
     import scratchlm.train.run  # noqa: F401
     from scratchlm.distributed.engine import ENGINES

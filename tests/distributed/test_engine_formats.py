@@ -1,16 +1,19 @@
 """The engines with products in bfloat16; how rows are cut, and what is refused."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 from engine_runs import losses, runs, told
+from torch._dynamo.testing import CompileCounter
 
 from scratchlm.distributed.engine import OneProcess
 from scratchlm.distributed.engine_fsdp import FSDP2, blocks_of, first_row, policy
 from scratchlm.distributed.process import Processes
 from scratchlm.model import MODELS, ModelSettings
 from scratchlm.optim import OPTIMIZERS
+from scratchlm.optim.muon import WholeMatrices
 
 HALF_ROUNDING = 2e-3
 """Half of bfloat16's 2^-8 at the most; measured 1e-4 over 4 steps."""
@@ -46,6 +49,32 @@ def test_a_models_blocks_are_the_items_of_its_lists():
     settings = ModelSettings(context_length=8, d_model=8, num_layers=3, num_heads=2).with_vocabulary(11)
     model = MODELS.get("transformer")(settings)
     assert blocks_of(model) == list(model.layers)
+
+
+@pytest.mark.compile
+def test_texts_that_grow_compile_no_block_anew():
+    settings = ModelSettings(context_length=8, d_model=8, num_layers=2, num_heads=2).with_vocabulary(11)
+    engine, counter = FSDP2(), CompileCounter()
+    engine.model = MODELS.get("transformer")(settings)
+    engine._device, engine._precision = torch.device("cpu"), "float32"
+    for block in engine.model.layers:
+        block.compile(dynamic=False, backend=counter)
+    for _ in range(2):
+        engine.model(torch.ones(1, 8, dtype=torch.int64)).sum().backward()
+        before = counter.frame_count
+        with engine.examining(), torch.no_grad():
+            for length in (3, 4, 5):
+                engine.model(torch.ones(1, length, dtype=torch.int64))
+        assert counter.frame_count == before > 0
+
+
+def test_a_saved_state_leaves_muon_its_way_to_whole_matrices():
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = OPTIMIZERS.build("muon", [{"params": [weight]}])
+    optimizer.matrices = way = object()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.matrices is way
+    assert isinstance(copy.deepcopy(optimizer).matrices, WholeMatrices)
 
 
 def test_groups_that_do_not_fit_the_processes_are_refused():
