@@ -28,6 +28,7 @@ def build_app() -> typer.Typer:
         runs,
         study,
         tokenizer,
+        visualize,
     )
 
     app = typer.Typer(
@@ -44,6 +45,7 @@ def build_app() -> typer.Typer:
         app.command(rich_help_panel=PREPARE)(command)
     for command in (plan.plan, doctor.doctor, profile.profile, launch.launch):
         app.command(rich_help_panel=LOOK)(command)
+    app.command(rich_help_panel=LOOK)(visualize.visualize)
     app.command(name="help", rich_help_panel=LOOK)(help.help_part)
     app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
     app.add_typer(study.app, name="study", rich_help_panel=LOOK)

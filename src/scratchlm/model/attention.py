@@ -68,7 +68,7 @@ class CausalSelfAttention(Module):
         if documents_BT is not None and cache is not None:
             raise ValueError("attention: documents and a cache do not go together; leave one of them out.")
         start = cache.length if cache is not None else 0
-        q_BHTK, k_BGSK, v_BGSK = self._project(x, position, start)
+        q_BHTK, k_BGSK, v_BGSK = self.project(x, position, start)
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(layer, k_BGSK, v_BGSK)
         y_BHTK = self.attention(
@@ -82,7 +82,8 @@ class CausalSelfAttention(Module):
         )
         return self.output_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
 
-    def _project(self, x: Float[Tensor, "batch time d_model"], position: Position, start: int) -> Heads:
+    def project(self, x: Float[Tensor, "batch time d_model"], position: Position, start: int) -> Heads:
+        """Return queries, keys and values of tokens of which the first stands at `start`."""
         parts = (self.q_proj, self.k_proj, self.v_proj)
         arrange = (position.arrange, position.arrange, lambda rows: rows)
         weight = torch.cat([order(part.weight) for order, part in zip(arrange, parts, strict=True)])
