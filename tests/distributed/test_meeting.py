@@ -1,6 +1,9 @@
 """The meeting place: threads stand for processes; who is missing is named, and who failed is heard."""
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,7 +11,9 @@ import pytest
 from together import TORCHRUN, free_port
 from torch.distributed import TCPStore
 
+from scratchlm.distributed import meeting
 from scratchlm.distributed.meeting import FailedError, Meeting, MissingError, connect
+from scratchlm.distributed.store import StoreError
 
 pytestmark = pytest.mark.distributed
 
@@ -104,3 +109,45 @@ def test_nobody_at_the_port_is_process_0_that_is_missing(monkeypatch):
     point(monkeypatch, port)
     with pytest.raises(MissingError, match=rf"no answer from process 0 at 127.0.0.1:{port} \("):
         connect(1, 1)
+
+
+KEEPING = """
+import time
+from torch.distributed import TCPStore
+kept = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(kept.port, flush=True)
+time.sleep(300)
+"""
+
+
+def test_a_store_that_says_nothing_any_more_keeps_nobody_waiting(monkeypatch):
+    keeper = subprocess.Popen([sys.executable, "-c", KEEPING], stdout=subprocess.PIPE, text=True)
+    try:
+        point(monkeypatch, int(keeper.stdout.readline()))
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        first, second = meet(2, 0, 1)
+        first.store.seconds = second.store.seconds = 1.0  # instead of STORE_SECONDS: all have come
+        keeper.send_signal(signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(StoreError, match="no answer from the common store within 1 s"):
+            first.hear("choice", 1, seconds=float("inf"))
+        assert 1 <= time.monotonic() - started < 10
+        ways = [first.failure, lambda: first.say("word", "hello"), lambda: first.fail("lost")]
+        ways += [lambda: first.silent("word", seconds=60), lambda: first.hear("choice", 1)]
+        started = time.monotonic()
+        for call in ways:
+            with pytest.raises(StoreError):
+                call()
+        assert time.monotonic() - started < 1, "waited again for who said nothing before"
+        with pytest.raises(StoreError):  # of its own connection, whichever call it makes first
+            second.say("word", "hello") or second.failure()
+    finally:
+        keeper.kill()
+        keeper.wait()
+
+
+def test_the_limit_of_the_store_follows_the_usual_one(store):
+    (one,) = meet(1, 0, seconds=600)
+    assert one.store.seconds == meeting.STORE_SECONDS[1]
+    (one,) = meet(1, 0, seconds=0.5)
+    assert one.store.seconds == meeting.STORE_SECONDS[0]

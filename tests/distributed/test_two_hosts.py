@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from scratchlm.checkpoint.coordinator import PATIENCE_SECONDS
+
 SETTINGS = ["corpus.num_train=40", "corpus.num_valid=5", "train.batch_tokens=256", "train.save_every=5"]
 SETTINGS += ["train.eval_every=100", "train.sample_every=1000", "train.log_every=1", "train.compile=false"]
 SETTINGS += ["train.precision=float32", "tokenizer.vocab_size=300", "model.context_length=64"]
@@ -68,13 +70,16 @@ class Hosts:
             self.children.append((child, place))
         return self.children[-2:]
 
+    def pids(self, host):
+        """Numbers of the processes on a host."""
+        found = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
     def end(self):
         """End what still runs on the hosts, by its number."""
-        for name in self.names:
-            for pid in subprocess.run(
-                ["ip", "netns", "pids", name], capture_output=True, text=True
-            ).stdout.split():
-                os.kill(int(pid), 9)
+        for host in (0, 1):
+            for pid in self.pids(host):
+                os.kill(pid, 9)
         for child, _ in self.children:
             child.kill()
             child.wait()
@@ -134,7 +139,7 @@ def test_two_hosts_train_as_one_process(hosts, tmp_path):
 @pytest.mark.distributed
 def test_a_cut_cable_ends_the_run_and_the_same_command_goes_on(hosts, tmp_path):
     folder, words = tmp_path / "two", ["train.steps=150", "train.save_every=5"]
-    (near, said), _ = hosts.start(folder, *words, meeting="one")
+    (near, said), (far, far_said) = hosts.start(folder, *words, meeting="one")
     deadline = time.monotonic() + SECONDS
     while not (folder / "checkpoints" / "step-0000005").is_dir():
         assert near.poll() is None, said.read_text(encoding="utf-8")
@@ -148,7 +153,12 @@ def test_a_cut_cable_ends_the_run_and_the_same_command_goes_on(hosts, tmp_path):
     assert "process 0 of 2 failed at" in text
     assert "no answer from process 1" in text
     assert max(losses(folder)) < 150
-    hosts.end()  # the far side, whose launcher cannot reach the meeting place any more
+    while hosts.pids(1) != [far.pid]:  # the process stops by itself; it waits for a save that has begun, too
+        assert time.monotonic() - cut < 2 * WAIT + PATIENCE_SECONDS + 30, far_said.read_text(encoding="utf-8")
+        time.sleep(0.1)
+    assert "process 1 of 2 failed at" in (text := far_said.read_text(encoding="utf-8"))
+    assert "process 0 or its launcher is gone, or cannot be reached" in text
+    hosts.end()  # the far torchrun, whose own calls of the store have no limit
     hosts.cable("up")
     finish(hosts.start(folder, *words, meeting="two"))
     # to the bit: two numbers have the same sum in either order, and rounding would hide a step gone wrong

@@ -19,6 +19,7 @@ from typing import Any
 
 from scratchlm.checkpoint.manifest import CheckpointError
 from scratchlm.distributed.process import ProcessError
+from scratchlm.distributed.store import within
 
 PATIENCE_SECONDS = 30.0
 """A process without a sign of life for so long is lost: one that swaps may be silent for seconds."""
@@ -48,14 +49,27 @@ class Coordinator:
             rank: This process's number, 0 .. world_size - 1; the first one writes the manifest.
             world_size: Number of processes that save.
             patience_seconds: How long another may be silent before it is lost.
+
+        Raises:
+            ProcessError: The store does not answer.
         """
         from torch.distributed import PrefixStore
 
         self.rank, self.world_size, self.patience_seconds = rank, world_size, patience_seconds
-        # a connection of its own: the main thread's may be busy for minutes
-        store = PrefixStore("checkpoint", store.clone())
-        number = store.add(f"opened/{rank}", 1)  # a second run of the same processes has keys of its own
-        self._store = PrefixStore(str(number), store)
+
+        def reach() -> Any:
+            own = PrefixStore("checkpoint", store.clone())  # the main thread's may be busy for minutes
+            number = own.add(f"opened/{rank}", 1)  # a second run of the same processes has keys of its own
+            return PrefixStore(str(number), own)
+
+        try:
+            self._store = within(patience_seconds, reach)
+        except (RuntimeError, TimeoutError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ProcessError(
+                f"process {rank} of {world_size} cannot reach the others ({reason}): process 0 or torchrun "
+                "is gone. Go on from the last checkpoint with --resume."
+            ) from None
         self._saves, self._step = 0, 0
         self._cause: dict[str, Any] | None = None
         self._over, self._num_lost = False, 0

@@ -14,18 +14,21 @@ call is ours, since the library says "timed out" where we want to know who is mi
 """
 
 import os
-import queue
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any
 
+from scratchlm.distributed.store import BoundedStore, within
+
 POLL_SECONDS = 0.02
 """Between two looks at the store; each takes less than a millisecond of processor time."""
 SLOW_POLL_SECONDS = 0.2
 """The same after a second of waiting: a thousand processes may wait for hours for the first one."""
+STORE_SECONDS = (5.0, 30.0)
+"""How long the store's host may be silent: at least, and at most where the usual limit is longer. A network
+that finds another way, or a host that swaps, takes some seconds."""
 
 
 class MissingError(TimeoutError):
@@ -57,20 +60,21 @@ class Meeting:
         Raises:
             ValueError: The port is taken by another program.
             MissingError: Not all processes came.
+            StoreError: The store's host says nothing any more; so for all methods.
         """
-        from torch import distributed
-
         self.rank, self.world_size, self.timeout_seconds = rank, world_size, timeout_seconds
-        entrance = distributed.PrefixStore("scratchlm", connect(rank, timeout_seconds))
+        least, most = STORE_SECONDS
+        found = BoundedStore(connect(rank, timeout_seconds), seconds=min(most, max(least, timeout_seconds)))
+        entrance = found.under("scratchlm")
         nonce = uuid.uuid4().hex
         room = nonce if rank == 0 else self._enter(entrance, nonce)
-        self.store: Any = distributed.PrefixStore(room, entrance)
+        self.store = entrance.under(room)
         """Keys of this start alone."""
         self.say("here", "yes")
         if rank == 0:
             self._welcome(entrance, room)
         else:
-            self._wait(lambda: self.store.check(["all"]), self.timeout_seconds, self._absent)
+            self._wait(lambda: self.store.check("all"), self.timeout_seconds, self._absent)
 
     def say(self, name: str, text: str) -> None:
         """Leave a text for the others, under a name and this process's number."""
@@ -90,8 +94,8 @@ class Meeting:
         """
         key = f"{name}/{rank}"
         limit = self.timeout_seconds if seconds is None else seconds
-        self._wait(lambda: self.store.check([key]), limit, lambda: [rank])
-        return self.store.get(key).decode()
+        self._wait(lambda: self.store.check(key), limit, lambda: [rank])
+        return self.store.get(key)
 
     def fail(self, text: str) -> None:
         """Tell all others why this process ends; who said so first counts."""
@@ -101,35 +105,35 @@ class Meeting:
 
     def failure(self) -> str:
         """What `fail` was told first; empty while nobody failed."""
-        return self.store.get("failed").decode() if self.store.check(["failed"]) else ""
+        return self.store.get("failed") if self.store.check("failed") else ""
 
     def silent(self, name: str, *, seconds: float) -> list[int]:
         """Who has not said anything under `name` after so many seconds of waiting."""
         others = set(range(self.world_size)) - {self.rank}
         deadline = time.monotonic() + seconds
         while others and time.monotonic() < deadline:
-            others = {rank for rank in others if not self.store.check([f"{name}/{rank}"])}
+            others = {rank for rank in others if not self.store.check(f"{name}/{rank}")}
             time.sleep(POLL_SECONDS)
         return sorted(others)
 
-    def _enter(self, entrance: Any, nonce: str) -> str:
+    def _enter(self, entrance: BoundedStore, nonce: str) -> str:
         """Show that this process has just come; return the name of the room."""
         entrance.set(f"hello/{self.rank}", nonce)
-        self._wait(lambda: entrance.check([f"welcome/{nonce}"]), self.timeout_seconds, lambda: [0])
-        return entrance.get(f"welcome/{nonce}").decode()
+        self._wait(lambda: entrance.check(f"welcome/{nonce}"), self.timeout_seconds, lambda: [0])
+        return entrance.get(f"welcome/{nonce}")
 
-    def _welcome(self, entrance: Any, room: str) -> None:
+    def _welcome(self, entrance: BoundedStore, room: str) -> None:
         """Answer every nonce, those of an earlier start too, until all are in the room."""
         awaited, answered = set(range(1, self.world_size)), set()
 
         def all_here() -> bool:
             for rank in sorted(awaited):
-                if entrance.check([f"hello/{rank}"]):
-                    nonce = entrance.get(f"hello/{rank}").decode()
+                if entrance.check(f"hello/{rank}"):
+                    nonce = entrance.get(f"hello/{rank}")
                     if nonce not in answered:
                         answered.add(nonce)
                         entrance.set(f"welcome/{nonce}", room)
-                if self.store.check([f"here/{rank}"]):
+                if self.store.check(f"here/{rank}"):
                     awaited.discard(rank)
             return not awaited
 
@@ -138,7 +142,7 @@ class Meeting:
 
     def _absent(self) -> list[int]:
         """Who is not in the room; nobody: process 0 has gone since."""
-        return [r for r in range(self.world_size) if not self.store.check([f"here/{r}"])] or [0]
+        return [r for r in range(self.world_size) if not self.store.check(f"here/{r}")] or [0]
 
     def _wait(
         self, ready: Callable[[], bool], seconds: float, missing: Callable[[], Collection[int]]
@@ -170,7 +174,7 @@ def connect(rank: int, timeout_seconds: float) -> Any:
         return TCPStore(host, port, is_master=keeps, timeout=limit, wait_for_workers=False, multi_tenant=True)
 
     try:
-        return _within(timeout_seconds, build)
+        return within(timeout_seconds + 1, build)  # the library's own message comes first where there is one
     except RuntimeError as error:
         if keeps:
             raise ValueError(
@@ -182,26 +186,6 @@ def connect(rank: int, timeout_seconds: float) -> Any:
     except TimeoutError:  # a program that is no store takes the call and says nothing
         reason = "whoever listens there is none of these processes"
     raise MissingError([0], f" at {host}:{port} ({reason})")
-
-
-def _within(seconds: float, build: Callable[[], Any]) -> Any:
-    """Call `build`, whose own limit does not hold once somebody has taken the call."""
-    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            results.put(build())
-        except RuntimeError as error:
-            results.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        result = results.get(timeout=seconds + 1)  # the library's own message comes first where there is one
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(result, RuntimeError):
-        raise result
-    return result
 
 
 def _reason(error: Exception) -> str:

@@ -26,7 +26,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from scratchlm.distributed.meeting import FailedError, Meeting, MissingError
+from scratchlm.distributed.meeting import STORE_SECONDS, FailedError, Meeting, MissingError
+from scratchlm.distributed.store import StoreError, within
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +118,11 @@ class Processes:
 
     @property
     def store(self) -> Any:
-        """The key-value store of this start (torch.distributed.Store); None where there is one process."""
-        return self._meeting.store if self._meeting is not None else None
+        """The key-value store of this start (torch.distributed.Store); None where there is one process.
+
+        Its calls have no limit: use it in threads of your own (`scratchlm.distributed.store.within`).
+        """
+        return self._meeting.store.raw if self._meeting is not None else None
 
     def rows(self, rows_per_step: int) -> range:
         """The rows of each step that this process computes. Example: rank 1 of 2, 8 rows -> range(4, 8).
@@ -164,9 +168,9 @@ class Processes:
         if self._meeting is None:
             return value
         turn = self._turn("choice")
-        if self.first:
-            self._meeting.say(turn, json.dumps(value))
         with self.naming("waiting for process 0's choice"):
+            if self.first:
+                self._meeting.say(turn, json.dumps(value))
             return json.loads(self._meeting.hear(turn))
 
     def agree(self, what: str, found: Mapping[str, Any]) -> None:
@@ -183,9 +187,9 @@ class Processes:
         if self._meeting is None:
             return
         turn = self._turn("agree")
-        if self.first:
-            self._meeting.say(turn, json.dumps(found))
         with self.naming(f"comparing the {what}"):
+            if self.first:
+                self._meeting.say(turn, json.dumps(found))
             first = json.loads(self._meeting.hear(turn))
             self._meeting.say(f"{turn}/differs", differences(first, json.loads(json.dumps(found))))
             verdict = ""
@@ -245,7 +249,8 @@ class Processes:
                 self._meeting.hear(turn, seconds=math.inf)
         yield
         if self.first and self._meeting is not None:
-            self._meeting.say(turn, "done")
+            with self.naming("letting the others go on"):
+                self._meeting.say(turn, "done")
 
     def close(self) -> None:
         """Leave the others; what comes after is this process's own business."""
@@ -267,13 +272,23 @@ class Processes:
             torch.cuda.set_device(self.local_rank)
             backend = "cpu:gloo,cuda:nccl"
         meeting = Meeting(self.rank, self.world_size, timeout_seconds=self.timeout_seconds)
-        distributed.init_process_group(
-            backend,
-            store=distributed.PrefixStore("group", meeting.store),
-            rank=self.rank,
-            world_size=self.world_size,
-            timeout=timedelta(seconds=self.timeout_seconds),
-        )
+
+        def join() -> None:
+            if "nccl" in backend:
+                torch.cuda.set_device(self.local_rank)  # each thread has a device of its own
+            distributed.init_process_group(
+                backend,
+                store=distributed.PrefixStore("group", meeting.store.raw),
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=timedelta(seconds=self.timeout_seconds),
+            )
+
+        try:
+            # the library's own limits come first: it connects, then waits for all
+            within(2 * self.timeout_seconds + STORE_SECONDS[1], join)
+        except TimeoutError as error:
+            raise StoreError(f"torch's process group was not made: {error}") from None
         self._meeting = meeting
 
     def _turn(self, name: str) -> str:
@@ -328,7 +343,7 @@ class Processes:
             missing = self._meeting.silent("lives", seconds=ROLL_CALL_SECONDS)
             return str(MissingError(missing)) if missing else "all processes answer"
         except RuntimeError:
-            return "process 0 or its launcher is gone"
+            return "process 0 or its launcher is gone, or cannot be reached"
 
 
 def check_rows(rows_per_step: int, world_size: int) -> None:
