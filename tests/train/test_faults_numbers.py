@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from real_runs import FORWARDS, Place, checkpoint, figures, losses, rows_of, sample_order
+
+from scratchlm.train.session import NonFiniteLossError, Session
 
 EVERY_STEP = ("train.save_every=1",)
 
@@ -61,6 +64,29 @@ def test_after_the_limit_the_run_stops_and_leaves_the_batch(place):
     assert all(
         torch.equal(tensor, saved.tensors["model"][name]) for name, tensor in good.tensors["model"].items()
     )
+
+
+@pytest.mark.distributed
+def test_two_processes_give_up_together_and_the_checkpoint_is_whole(place):
+    bad = f"nan-loss@{4 * FORWARDS // 2}/1 nan-loss@{5 * FORWARDS // 2}/1"
+    settings = ("train.guard.max_skipped=2", "nproc=2")
+    error = place.train("run", *settings, harm=bad, fresh=True, all_cores=True).error
+    assert "2 steps left out in a row" in error
+    assert checkpoint(place / "run").step == 6
+    assert not list((place / "run" / "checkpoints").glob(".*"))
+
+
+def test_who_gives_up_leaves_when_the_others_have_saved_too(tmp_path):
+    done = []
+    session = SimpleNamespace(
+        folder=SimpleNamespace(path=tmp_path),
+        processes=SimpleNamespace(first=False, barrier=lambda: done.append("barrier")),
+        _save=lambda wait: done.append(f"save, wait={wait}"),
+    )
+    result = SimpleNamespace(step=3, judgement=SimpleNamespace(reason="bad"))
+    with pytest.raises(NonFiniteLossError, match="step 3: bad"):
+        Session._give_up(session, result)
+    assert done == ["save, wait=True", "barrier"]
 
 
 def test_a_good_step_in_between_starts_the_count_anew(place):

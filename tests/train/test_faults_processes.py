@@ -111,7 +111,7 @@ def disturbed(tmp_path_factory):
     Checkpoints are written in the foreground, so that the one of step 8 is there.
     """
     place = Place(tmp_path_factory.mktemp("disturbed"))
-    settings = ("train.save_every=8", "train.save_in_background=false", "nproc=2")
+    settings = ("train.save_every=8", "train.save_best=false", "train.save_in_background=false", "nproc=2")
     harm = f"nan-gradient@{5 * SHARE}/1 lost@{10 * SHARE + 1}/1 then-SIGTERM@{SHARE}/1"
     yield place, place.train("run", *settings, harm=harm, **TWO)
     place.close()
@@ -230,7 +230,7 @@ def test_a_lost_process_ends_the_run_which_goes_on_from_its_checkpoint(never_sto
     ended = place.train("run", harm=f"SIGKILL@{9 * SHARE + 1}/{rank}", processes=2)
     assert ended.code != 0
     start = checkpoint(place / "run").step
-    assert start in (4, 8)
+    assert start in (4, 5, 8)
     assert not os.path.exists(place / "run" / "summary.json")
     place.done("run", "--resume", processes=2)
     assert sample_order(place, "run", (0, start)) == sample_order(never_stopped, "whole")

@@ -62,7 +62,7 @@ def test_killed_and_resumed_equals_never_stopped_without_a_row_twice(never_stopp
     assert killed.code == -9, killed
     assert rows_of(place / "parts", "train")[-1]["step"] == 9
     at = checkpoint(place / "parts").step
-    assert at in (4, 8)
+    assert at in (4, 5, 8)  # of step 5 as the best validated
     with (place / "parts" / "metrics.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"kind": "train", "step": 10, "lo')  # a line that the kill tore
     place.done("parts", "--resume")
@@ -160,5 +160,5 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_continues_the_r
     resumed = place.train("parts", "--resume")
     assert resumed.code == 0, resumed
     assert str(damaged) in resumed.err + resumed.out
-    assert_same_run(place, "parts", never_stopped, starts=(0, 4))
+    assert_same_run(place, "parts", never_stopped, starts=(0, 5))
     assert_equal_bits(checkpoint(place / "parts", 12), checkpoint(never_stopped / "whole", 12))

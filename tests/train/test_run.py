@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from scratchlm.checkpoint import latest, load_checkpoint
-from scratchlm.train import recipes
+from scratchlm.evaluate.likelihood import Likelihood
+from scratchlm.train import examine, recipes
 from scratchlm.train.events import Sampled, StepEnded, Validated
 from scratchlm.train.folder import load_run
 from scratchlm.train.metrics import JsonLines
@@ -102,6 +103,33 @@ def test_any_kept_checkpoint_can_be_read_and_a_missing_one_is_named(tmp_path):
         load_run(tmp_path / "run", checkpoint="3")
     with pytest.raises(ValueError, match="newest, best or the number of a step"):
         load_run(tmp_path / "run", checkpoint="last")
+
+
+def best_and_saved(tmp_path, monkeypatch, losses, *settings):
+    """Train while the validations find these losses; return the best checkpoint's step and all that stay."""
+    found = iter(losses)
+
+    def validate(model, dataset, **how):
+        return Likelihood(next(found), 1.0, 1.0, 1, 1)
+
+    monkeypatch.setattr(examine, "evaluate_split", validate)
+    run(tiny("train.eval_every=2", "train.keep_checkpoints=1", *settings), tmp_path / "run")
+    kept = sorted(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    return load_run(tmp_path / "run", checkpoint="best").step, kept
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "best", "kept"),
+    [
+        # validated after 2, 4, 6, 8, 10, 12; saved after 4, 8, 12, and after 6 for it is the best
+        ([9.0, 8.0, 5.0, 7.0, 6.0, 8.0], (), 6, [6, 12]),
+        ([9.0, 8.0, 5.0, 7.0, 6.0, 8.0], ("train.save_best=false",), 8, [8, 12]),
+        ([1.0, 8.0, 9.0, 9.0, 9.0, 9.0], (), 4, [4, 12]),  # the first was before anything is saved
+        ([9.0, 8.0, 7.0, 6.0, 5.0, 4.0], (), 12, [12]),
+    ],
+)
+def test_the_best_validated_checkpoint_is_there(tmp_path, monkeypatch, losses, settings, best, kept):
+    assert best_and_saved(tmp_path, monkeypatch, losses, *settings) == (best, kept)
 
 
 def test_averaged_weights_are_what_a_run_with_them_writes_with(tmp_path):

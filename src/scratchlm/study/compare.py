@@ -33,7 +33,7 @@ WITHOUT_INFLUENCE = (
     "data", "corpus.folder", "model.attention",
     "train.device", "train.precision", "train.compile", "train.micro_batch_tokens",
     "train.gradient_checkpointing", "train.log_every", "train.eval_every", "train.sample_every",
-    "train.first_sample", "train.save_every", "train.keep_checkpoints", "train.keep_every",
+    "train.first_sample", "train.save_every", "train.save_best", "train.keep_checkpoints", "train.keep_every",
     "train.save_in_background", "train.statistics_every", "train.track", "train.guard",
     "distributed", "nproc", "restarts", "wait_seconds",
 )  # fmt: skip

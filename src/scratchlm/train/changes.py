@@ -32,6 +32,7 @@ HARMLESS = (
     "train.sample_every",
     "train.first_sample",
     "train.save_every",
+    "train.save_best",
     "train.keep_checkpoints",
     "train.keep_every",
     "train.save_in_background",

@@ -72,7 +72,10 @@ class TrainConfig(Config):
     save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay; the one of the best validation stays too, if it was saved."""
+    """How many of the newest checkpoints stay; the best validated one stays too."""
+    save_best: bool = True
+    """Save as well when a validation is the best so far, once `save_every` steps are done; otherwise the best
+    is the best of those that were saved anyway."""
     keep_every: int | None = Field(default=None, ge=1)
     """Checkpoints of steps that are multiples of this stay for ever."""
     save_in_background: bool = True

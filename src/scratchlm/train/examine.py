@@ -69,7 +69,7 @@ class Examiner:
         return next(self.model.parameters()).device
 
     def validate(self, progress: Progress, processes: Processes, *, everything: bool) -> Likelihood:
-        """Measure the validation split, or `eval_tokens` of it, together; a new best goes into `progress`."""
+        """Measure the validation split, or `eval_tokens` of it, together; `progress` keeps the best loss."""
         train, step = self.config.train, progress.done_steps
         with self._averaged():
             found = evaluate_split(
@@ -84,7 +84,7 @@ class Examiner:
             )
         best = found.loss < progress.best_loss
         if best:
-            progress.best_loss, progress.best_step = found.loss, step
+            progress.best_loss = found.loss
         row = {"kind": "valid", "step": step, "tokens": step * train.batch_tokens, "loss": found.loss}
         row |= {"bits_per_byte": found.bits_per_byte, "seconds": progress.training_seconds}
         self.record.add(row)

@@ -24,7 +24,7 @@ from scratchlm.checkpoint.manifest import folder_name, step_of
 from scratchlm.checkpoint.retention import checkpoint_folders
 from scratchlm.config import load
 from scratchlm.model.transformer import TransformerLM
-from scratchlm.runtime import choose_device
+from scratchlm.runtime import choose_device, log
 from scratchlm.tokenizer import Tokenizer, load_tokenizer
 from scratchlm.train.build import build_model
 from scratchlm.train.config import RunConfig
@@ -99,7 +99,7 @@ def load_run(path: Path, *, device: str = "auto", checkpoint: str = "newest") ->
     Args:
         path: The run folder.
         device: Where the model shall be.
-        checkpoint: "newest", "best" (of the best validation) or a step's number.
+        checkpoint: "newest", "best" (the best validated one) or a step's number.
 
     Raises:
         ValueError: `path` is no run folder, or it does not hold this checkpoint, whole.
@@ -134,7 +134,9 @@ def read_config(folder: RunFolder) -> RunConfig:
 
 
 def read_checkpoint(folder: RunFolder, which: str = "newest") -> Checkpoint:
-    """A checkpoint that verifies: "newest", "best" (of the best validation) or a step's number.
+    """A checkpoint that verifies: "newest", "best" (the best validated one) or a step's number.
+
+    Before the first validation of a step that was saved the newest is the best that is known.
 
     Raises:
         CheckpointError: There is none, or not this one.
@@ -149,7 +151,9 @@ def read_checkpoint(folder: RunFolder, which: str = "newest") -> Checkpoint:
     if which != "best" and not which.isdecimal():
         raise ValueError(f"checkpoint {which!r}: is newest, best or the number of a step.")
     step = int(newest.state["best_step"] if which == "best" else which)
-    if step == newest.step:
+    if which == "best" and step == 0:
+        log.warning("%s: no checkpoint was validated yet; the newest is taken.", folder.path)
+    if step == newest.step or (which == "best" and step == 0):
         return newest
     wanted = folder.checkpoints / folder_name(step)
     if not wanted.is_dir():

@@ -245,7 +245,10 @@ def _disk_bytes(config: RunConfig, settings: ModelConfig, states: int, data_toke
     train = config.train
     one = memory.saved_bytes(config, accounting.num_parameters(settings), states)
     forever = train.steps // train.keep_every if train.keep_every else 0
-    kept = min(train.keep_checkpoints + 1 + forever, -(-train.steps // train.save_every) + 1)
+    saves = -(-train.steps // train.save_every)
+    if train.save_best:
+        saves += max(0, train.steps - train.save_every) // train.eval_every
+    kept = min(train.keep_checkpoints + 1 + forever, saves + 1)
     return one * kept + data_tokens * (2 if settings.vocab_size <= 2**16 else 4)
 
 

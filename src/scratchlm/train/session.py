@@ -129,6 +129,7 @@ class Session:
                 self._save(wait=True)  # first of all: whoever sent SIGTERM may not wait for more
             final = self._validate(everything=finished)
             if finished:
+                self._is_best(final)
                 self._sample()
                 self._save(wait=True)
             return summarise(self, final, stopped_early=not finished)
@@ -165,11 +166,10 @@ class Session:
         if self._measures_layers(step):
             ids = self.trainer.batches.loader.rows(step, 0, 1).inputs
             self.examiner.measure_layers(step, ids)
-        if step % train.eval_every == 0:
-            self._validate(everything=False)
+        best = step % train.eval_every == 0 and self._is_best(self._validate(everything=False))
         if step % train.sample_every == 0 or step == train.first_sample:
             self._sample()
-        if step % train.save_every == 0:
+        if step % train.save_every == 0 or best:
             self._save()
 
     def _measures_layers(self, step: int) -> bool:
@@ -211,6 +211,7 @@ class Session:
             batch = batch_of(result, self.trainer.batches.loader, data_offset=self.trainer.data_offset)
             runtime.write_text_atomically(path, json.dumps(batch) + "\n")
         self._save(wait=True)
+        self.processes.barrier()  # a launcher ends all when one has left: not before the checkpoint is whole
         raise NonFiniteLossError(
             f"step {result.step}: {result.judgement.reason}. The parameters are those of the last good step, "
             f"and saved; the batch is in {path}. Lower optimizer.lr, lengthen the schedule's warmup or lower "
@@ -219,6 +220,18 @@ class Session:
 
     def _validate(self, *, everything: bool) -> Likelihood:
         return self.examiner.validate(self.progress, self.processes, everything=everything)
+
+    def _is_best(self, found: Likelihood) -> bool:
+        """Whether this step's checkpoint shall be the best validated one; if so, it has to be saved."""
+        train, step = self.config.train, self.progress.done_steps
+        # early on nearly every validation is the best so far: such a run need not save at each
+        saved = step % train.save_every == 0 or step == train.steps
+        best = found.loss < self.progress.best_saved_loss
+        best = best and (saved or (train.save_best and step > train.save_every))
+        best = self.processes.any(best)  # all save, or none
+        if best:
+            self.progress.best_saved_loss, self.progress.best_step = found.loss, step
+        return best
 
     def _sample(self) -> None:
         if not self.trainer.engine.whole:  # nobody can alone

@@ -38,7 +38,11 @@ class Progress:
 
     done_steps: int = 0
     best_loss: float = math.inf
+    """Of all validations."""
+    best_saved_loss: float = math.inf
+    """Of the validations at steps that have a checkpoint."""
     best_step: int = 0
+    """Step of that one; 0: there is none yet."""
     training_seconds: float = 0.0
 
 
@@ -71,6 +75,7 @@ def take(
         "guard": trainer.guard.state(),
         "data_offset": trainer.data_offset,
         "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
+        "best_saved_loss": progress.best_saved_loss if math.isfinite(progress.best_saved_loss) else None,
         "best_step": progress.best_step,
         "training_seconds": progress.training_seconds,
         "records": records,
@@ -94,11 +99,13 @@ def put_back(saved: CheckpointReader, trainer: Trainer, average: EMA | None) -> 
         trainer.guard.restore(saved.state["guard"])
     trainer.data_offset = saved.state.get("data_offset", 0)
     best = saved.state["best_loss"]
+    best_saved = saved.state.get("best_saved_loss", best)  # older ones did not tell them apart
     return Progress(
-        saved.step,
-        math.inf if best is None else best,
-        saved.state["best_step"],
-        saved.state["training_seconds"],
+        done_steps=saved.step,
+        best_loss=math.inf if best is None else best,
+        best_saved_loss=math.inf if best_saved is None else best_saved,
+        best_step=saved.state["best_step"],
+        training_seconds=saved.state["training_seconds"],
     )
 
 
