@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from scratchlm.checkpoint import save_checkpoint
 from scratchlm.data.packing import evaluation_rows
 from scratchlm.loss import cross_entropy
 from scratchlm.model.config import ModelSettings
@@ -181,6 +182,18 @@ def test_words_that_are_no_token_are_refused_with_their_parts(tokenizer):
     assert token_text(tokenizer, chosen) == " saw"
 
 
+def test_a_damaged_checkpoint_costs_its_column_only(tokenizer, tmp_path, caplog):
+    model = make_model(tokenizer)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"model": model.state_dict()}, {})
+    (tmp_path / "step-0000002" / "model.safetensors").write_bytes(b"cut off")
+    tables = embeddings.read_tables(tmp_path)
+    assert [step for step, _ in tables] == [1, 3]
+    assert torch.equal(tables[0][1], model.token_embeddings.weight)
+    assert "step-0000002" in caplog.text
+    assert "left out" in caplog.text
+
+
 def test_a_diverged_model_s_weights_are_counted_and_drawn(tokenizer):
     model = make_model(tokenizer)
     with torch.no_grad():
@@ -188,7 +201,10 @@ def test_a_diverged_model_s_weights_are_counted_and_drawn(tokenizer):
     found = split.weight_histograms(model)
     assert found["ffn w1"][0].num_not_finite == 2 * 16
     assert found["ffn w1"][1].num_not_finite == 0
-    assert "NaN" not in figures.histogram_figure(found, "weights", "Weights", "wide")
+    assert "<path" in figures.histogram_figure(found, "weights", "Weights", "narrow")
+    nowhere = np.full(3, np.nan)
+    places = split.ByPlace(np.arange(3.0), nowhere, nowhere, np.ones(3, dtype=int))
+    assert "<svg" in figures.place_figure(places, None, "wide")
 
 
 def test_names_on_the_map_do_not_overlap_and_are_escaped():

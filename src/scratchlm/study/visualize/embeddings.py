@@ -10,6 +10,7 @@ A table of hundreds of dimensions loses most of its spread on a plane; neighbour
 Source: Pearson 1901; neighbours of word vectors as in Mikolov et al. 2013, https://arxiv.org/abs/1301.3781.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scratchlm.checkpoint import open_checkpoint
+from scratchlm.checkpoint import CheckpointError, open_checkpoint
 from scratchlm.checkpoint.retention import checkpoint_folders
 from scratchlm.data.shards import TokenDataset
 from scratchlm.study.visualize.passes import token_text
 from scratchlm.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 TABLE = "token_embeddings.weight"
 SHOWN_TOKENS = 300
@@ -132,10 +135,8 @@ def neighbours(
 def read_tables(checkpoints: Path) -> list[tuple[int, Float[Tensor, "vocab d_model"]]]:
     """Read nothing but the token table of the checkpoints in a folder: (step, table), the first first.
 
-    A checkpoint that averages its weights gives the averages, as validation does.
-
-    Raises:
-        CheckpointError: A checkpoint is damaged.
+    A checkpoint that averages its weights gives the averages, as validation does. A damaged one is named in a
+    warning and passed over.
     """
     folders = checkpoint_folders(checkpoints)
     if len(folders) > MAX_CHECKPOINTS:
@@ -143,9 +144,12 @@ def read_tables(checkpoints: Path) -> list[tuple[int, Float[Tensor, "vocab d_mod
         folders = [folders[index] for index in kept]
     found = []
     for folder in folders:
-        with open_checkpoint(folder) as reader:
-            averaged = "ema" in reader.groups and TABLE in reader.names("ema")
-            found.append((reader.step, reader.read("ema" if averaged else "model", TABLE).float()))
+        try:
+            with open_checkpoint(folder) as reader:
+                averaged = "ema" in reader.groups and TABLE in reader.names("ema")
+                found.append((reader.step, reader.read("ema" if averaged else "model", TABLE).float()))
+        except CheckpointError as error:
+            log.warning("%s Its neighbours are left out.", error)
     return found
 
 

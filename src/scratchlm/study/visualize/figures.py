@@ -68,6 +68,8 @@ def place_figure(in_row: ByPlace, in_document: ByPlace | None, shape: Shape) -> 
         )
         axes.plot(x, found.losses, color=colour, linewidth=1.7, marker="o", markersize=3)
     style(axes, "loss, nats per token", num_ticks=6)
+    # said, not found: the losses of a model that diverged have no limits
+    axes.set_xlim(0.95, 1.1 * (in_row.places[-1] + 1))
     axes.set_xscale("log", base=2)
     _plain_powers(axes)
     axes.set_ylim(bottom=0)
