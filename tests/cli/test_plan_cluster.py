@@ -36,6 +36,12 @@ def test_several_numbers_show_the_best_layout_of_each(cli):
     assert "2,048 rows a step are not divisible by 3,000 GPUs" in line(found, "not on")
 
 
+def test_what_is_planned_is_said_without_the_words_of_another_model(cli):
+    found = cli("plan", "gpt2-small", "model=llama-1b", "--gpus", 8).out.splitlines()
+    assert found[0] == "gpt2-small with model=llama-1b"
+    assert found[-1].startswith("  nproc=8 distributed=")
+
+
 def test_json_holds_every_figure_of_every_layout(cli):
     (plan,) = json.loads(cli("plan", *SMALL, "--gpus", 8, "--gpu", "a100", "--format", "json").out)
     assert (plan["gpus"], plan["machine"]["name"], plan["best"]) == (8, "A100", "ddp")
@@ -93,6 +99,11 @@ def test_what_fits_nowhere_says_how_much_it_needs(cli):
         (["--gpus", "8", "--efficiency", "2"], "efficiency=2.0: must be above 0 and at most 1"),
         (["--gpus", "8", "--price", "-1"], "price=-1.0: Input should be greater than or equal to 0"),
         (["--gpus", "8", "--gpu", "mine.toml"], "mine.toml: no such file"),
+        (["--gpus", "3000"], "2,048 rows a step are not divisible by 3,000 GPUs; choose 2,048."),
+        (["--gpus", "7"], "2,048 rows a step are not divisible by 7 GPUs; choose 4 or 8."),
+        (["--gpu", "h100"], "--gpu is for GPUs that are not here; say how many: --gpus 8."),
+        (["--per-machine", "4"], "--per-machine is for GPUs that are not here"),
+        (["--gpus", "8", "--format", "xml"], "Invalid value for '--format': 'xml' is not one of"),
     ],
 )
 def test_mistakes_are_one_line(cli, words, message):
@@ -105,7 +116,7 @@ def test_a_mistyped_size_is_told_with_the_known_ones(cli):
 
 
 def test_numbers_and_times_and_prices_for_people():
-    assert numbers_of("1, 8,64") == (1, 8, 64)
-    assert [short(value) for value in (0.0, 0.01234, 2.5)] == ["0", "12.3 ms", "2.5 s"]
+    assert numbers_of("1, 8,64,8") == (1, 8, 64)
+    assert [short(value) for value in (0.0, 0.01234, 2.5, 6350.2)] == ["0", "12.3 ms", "2.5 s", "6,350 s"]
     assert [days(value) for value in (75.0, 300_000.0)] == ["1 min 15 s", "3.5 days"]
     assert [money(value) for value in (None, 3.456, 12345.6)] == ["?", "$3.46", "$12,346"]

@@ -252,7 +252,8 @@ def tables(results: list[CommResult]) -> list[Table]:
     lines = costs(results)
     header = ["call", "processes", "backend", "size", "time", "algorithm", "bus", "line foretells"]
     rows = [[*_labels(result), *_figures(result, lines)] for result in results]
-    made = [Table("Collective calls", header, rows, 3)]
+    backends = " and ".join(dict.fromkeys(result.case.backend for result in results))
+    made = [Table(f"Collective calls over {backends}", header, rows, 3)]
     if lines:
         fitted = [
             [

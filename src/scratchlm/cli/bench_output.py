@@ -72,7 +72,7 @@ def print_tables(tables: "Iterable[Table]") -> None:
                 for column, cell in enumerate(cells)
             )
             shown.add_row(*styled)
-        print_table(shown)
+        print_table(shown, spare=("backend",))  # the title has it, too
 
 
 def _style(cell: str) -> str:

@@ -1,11 +1,13 @@
 """The terminal: two consoles and how numbers are written for people."""
 
+import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
 MINUTE = 60
 HOUR = 3600
@@ -49,18 +51,71 @@ def table(*columns: str, numbers: tuple[str, ...] = ()) -> "Table":
     return made
 
 
-def print_table(made: "Table") -> None:
-    """Print a table: as wide as the terminal, and as wide as it needs in a file or pipe."""
+def print_table(made: "Table", *, spare: Sequence[str] = ()) -> None:
+    """Print a table: as wide as the terminal, and as wide as it needs in a file or pipe.
+
+    Args:
+        made: From `table`.
+        spare: Columns that a narrow terminal can do without, those to leave out first in front.
+    """
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 10_000
     console = Console(highlight=False, markup=False, emoji=False, width=width)
     if width is None:
-        console.print(made)
+        console.print(_fitted(made, console.width, spare))
         return
     with console.capture() as capture:
         console.print(made)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def _fitted(made: "Table", width: int, spare: Sequence[str]) -> "Table":
+    """Make a table narrow enough: smaller gaps, columns left out, lines broken, but not in figures."""
+    if _needs(made, 3) <= width:
+        return made
+    left = list(spare)
+    while left and _needs(made, 2, broken=True) > width:
+        made = _without(made, left.pop(0))
+    made.padding = (0, 2, 0, 0)
+    widest = [_width(column, broken=False) for column in made.columns]
+    least = [_width(column, broken=True) for column in made.columns]
+    available = width - 2 * (len(made.columns) - 1)
+    if sum(least) > available:
+        return made  # rich folds what nothing else helps
+    while sum(widest) > available:  # from the widest of those that can still be broken
+        chosen = max(range(len(widest)), key=lambda number: (widest[number] > least[number], widest[number]))
+        widest[chosen] -= 1
+    for column, fitting in zip(made.columns, widest, strict=True):
+        column.width = fitting
+    return made
+
+
+def _without(made: "Table", name: str) -> "Table":
+    """The same table without a column."""
+    kept = [column for column in made.columns if column.header != name]
+    numbers = tuple(str(column.header) for column in kept if column.justify == "right")
+    fewer = table(*(str(column.header) for column in kept), numbers=numbers)
+    for cells in zip(*(column.cells for column in kept), strict=True):
+        fewer.add_row(*cells)
+    return fewer
+
+
+def _needs(made: "Table", gap: int, *, broken: bool = False) -> int:
+    return sum(_width(column, broken=broken) + gap for column in made.columns) - gap
+
+
+def _width(column: "Column", *, broken: bool) -> int:
+    """Of the longest line; `broken`: with breaks between words, in figures only behind "," and "/"."""
+    from rich.cells import cell_len
+
+    header, *cells = [str(cell) for cell in (column.header, *column.cells)]
+    lines = [header, *cells]
+    if broken:
+        pattern = r"[^,/]+[,/]?" if column.justify == "right" else r"^\s*\S+|\S+"  # a label keeps its indent
+        parts = [part for cell in cells for part in re.findall(pattern, cell)]
+        lines = [*header.split(), *(part.strip() if column.justify == "right" else part for part in parts)]
+    return max((cell_len(line) for line in lines), default=0)
 
 
 def write_text(text: str) -> None:

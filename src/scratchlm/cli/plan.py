@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from scratchlm.cli.plan_cluster import Form, Rented, show
+from scratchlm.cli.plan_cluster import Form, Rented, days, short, show
 from scratchlm.cli.run import Settings, read_recipe
 from scratchlm.cli.sources import Plugin, load_plugins
 
@@ -43,7 +43,10 @@ def plan(
         str | None,
         typer.Option(metavar="N[,N...]", help="Plan for GPUs that are not here.", show_default=False),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Kind of GPU, or a .toml file (see machines.py).")] = "h100",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Kind of GPU, or a .toml file (see machines.py).", show_default="h100"),
+    ] = None,
     scaling: Annotated[
         Literal["strong", "weak"],
         typer.Option(help="With several numbers: equal steps, or steps that grow with the GPUs."),
@@ -66,11 +69,22 @@ def plan(
     """
     load_plugins(plugin)
     config, prepared = _read(recipe, settings)
-    if gpus is None:
-        _plan_here(config, prepared, estimate)
-    else:
-        rented = Rented(gpus, gpu, scaling, efficiency, price, inside, between, per_machine)
-        show(config, prepared.vocab_size, rented, form)
+    rented = Rented(gpus or "", gpu or "h100", scaling, efficiency, price, inside, between, per_machine)
+    if gpus is not None:
+        show(config, prepared.vocab_size, rented, form, title=_title(config, settings))
+        return
+    for option, default in Rented._field_defaults.items():
+        if getattr(rented, option) != default or (option == "gpu" and gpu):
+            name = option.replace("_", "-")
+            raise ValueError(f"--{name} is for GPUs that are not here; say how many: --gpus 8.")
+    _plan_here(config, prepared, estimate, _title(config, settings))
+
+
+def _title(config: "RunConfig", settings: list[str] | None) -> str:
+    """What is planned: a recipe's own words, or where they may not hold any more the settings over it."""
+    if settings:
+        return f"{config.name} with {' '.join(settings)}"
+    return f"{config.name}: {config.description}".rstrip(": ")
 
 
 def _read(recipe: str | None, settings: list[str] | None) -> tuple["RunConfig", Prepared]:
@@ -87,7 +101,7 @@ def _read(recipe: str | None, settings: list[str] | None) -> tuple["RunConfig", 
     return read_recipe(recipe or "demo", words), _prepared(Path(recipe or "demo"))
 
 
-def _plan_here(config: "RunConfig", prepared: Prepared, estimate: bool) -> None:
+def _plan_here(config: "RunConfig", prepared: Prepared, estimate: bool, title: str) -> None:
     """Plan for this machine and print."""
     from scratchlm import runtime
     from scratchlm.cli.console import out, print_table, table
@@ -102,7 +116,7 @@ def _plan_here(config: "RunConfig", prepared: Prepared, estimate: bool) -> None:
             train_tokens=prepared.train_tokens,
             valid_tokens=prepared.valid_tokens,
         )
-    out().print(f"{config.name}: {config.description}".rstrip(": "), style="bold")
+    out().print(title, style="bold")
     rows = table("", "", "")
     vocab_size = prepared.vocab_size or int(config.tokenizer.settings.get("vocab_size", 256))
     shown = (
@@ -183,15 +197,15 @@ def _choice_rows(made: "Plan") -> list[Row]:
 def _time_rows(made: "Plan", config: "RunConfig") -> list[Row]:
     from scratchlm.cli.console import count, duration
 
-    steps = f"{config.train.steps:,} x {_short(made.step_seconds)}"
+    steps = f"{config.train.steps:,} x {short(made.step_seconds)}"
     compiling = f" + {made.compile_seconds:.0f} s compiling" if made.compile else ""
     if made.validation_seconds is None:
         validating = "; without validations, samples and checkpoints"
     else:
         validating = f" + {duration(made.validation_seconds)} of validations; without samples and checkpoints"
     return [
-        ("step", _short(made.step_seconds), _step_formula(made)),
-        ("time", f"about {duration(made.seconds)}", f"{steps}{compiling}{validating}"),
+        ("step", short(made.step_seconds), _step_formula(made)),
+        ("time", f"about {days(made.seconds)}", f"{steps}{compiling}{validating}"),
         ("speed", f"{count(made.tokens_per_second)} tokens/s", "batch / step"),
         ("MFU", *_mfu(made)),
     ]
@@ -202,8 +216,8 @@ def _step_formula(made: "Plan") -> str:
         return f"estimated from a matrix product here, {made.rate_flops_per_second / 1e9:,.0f} GFLOP/s"
     found = made.probed
     return (
-        f"{made.accumulation} x {_short(found.micro_seconds)} forward and backward + "
-        f"{_short(found.update_seconds)} update; median of {found.steps} tried"
+        f"{made.accumulation} x {short(found.micro_seconds)} forward and backward + "
+        f"{short(found.update_seconds)} update; median of {found.steps} tried"
     )
 
 
@@ -214,10 +228,6 @@ def _mfu(made: "Plan") -> tuple[str, str]:
         return "none", "unknown device: no peak, no MFU; `scratchlm doctor --measure` measures the peak"
     peak = f"{made.peak.flops_per_second / 1e9:,.0f} GFLOP/s, {made.peak.source}"
     return f"{made.mfu:.1%}", f"{MFU_FORMULA}; {peak}"
-
-
-def _short(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _patience() -> "contextlib.AbstractContextManager[object]":

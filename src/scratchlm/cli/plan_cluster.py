@@ -11,6 +11,8 @@ Row = tuple[str, str, str]
 """What, how much, why."""
 Form = Literal["table", "markdown", "json"]
 """How plans are printed."""
+SPARE = ("travelling", "sent a step", "tokens/s", "waiting")
+"""Columns that a narrow terminal does without."""
 DAY = 24 * 3600
 
 
@@ -28,7 +30,7 @@ class Rented(NamedTuple):
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
-    """Read "8" or "1,8,64" as numbers of GPUs.
+    """Read "8" or "1,8,64" as numbers of GPUs, each once.
 
     Raises:
         ValueError: A word is no number.
@@ -36,10 +38,10 @@ def numbers_of(text: str) -> tuple[int, ...]:
     words = text.replace(",", " ").split()
     if not words or not all(word.isascii() and word.isdigit() and int(word) for word in words):
         raise ValueError(f"--gpus {text!r}: give a number of GPUs, or several: --gpus 1,8,64,1024.")
-    return tuple(int(word) for word in words)
+    return tuple(dict.fromkeys(int(word) for word in words))
 
 
-def show(config: "RunConfig", vocab_size: int | None, rented: Rented, form: Form) -> None:
+def show(config: "RunConfig", vocab_size: int | None, rented: Rented, form: Form, *, title: str) -> None:
     """Plan and print.
 
     Args:
@@ -47,6 +49,10 @@ def show(config: "RunConfig", vocab_size: int | None, rented: Rented, form: Form
         vocab_size: The tokenizer's, where it is known.
         rented: What it shall run on.
         form: How to print.
+        title: What stands above the tables.
+
+    Raises:
+        ValueError: A value is out of range, or the rows cannot be shared by the only number of GPUs.
     """
     from scratchlm.machines import find_machine
     from scratchlm.train.cluster import EFFICIENCY, plan_cluster
@@ -71,7 +77,7 @@ def show(config: "RunConfig", vocab_size: int | None, rented: Rented, form: Form
     elif form == "markdown":
         _print_markdown(plans)
     else:
-        _print_tables(config, plans)
+        _print_tables(title, plans)
 
 
 def layouts_table(plan: "ClusterPlan") -> "Table":
@@ -140,8 +146,12 @@ def scaling_table(plans: list["ClusterPlan"]) -> "Table":
 
 
 def short(seconds: float) -> str:
-    """Seconds in three digits: 0.01234 -> "12.3 ms"."""
-    return "0" if not seconds else f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    """Seconds in three digits: 0.01234 -> "12.3 ms", 6350 -> "6,350 s"."""
+    if not seconds:
+        return "0"
+    if seconds >= 100:
+        return f"{seconds:,.0f} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def days(seconds: float) -> str:
@@ -186,17 +196,18 @@ def _print_markdown(plans: list["ClusterPlan"]) -> None:
     write_text(markdown([layouts_table(plans[0]) if single else scaling_table(plans)]))
 
 
-def _print_tables(config: "RunConfig", plans: list["ClusterPlan"]) -> None:
+def _print_tables(title: str, plans: list["ClusterPlan"]) -> None:
     from scratchlm.cli.console import out, print_table, table
 
-    console, first = out(), plans[0]
-    console.print(f"{config.name}: {config.description}".rstrip(": "), style="bold")
-    single = len(plans) == 1 and first.candidates
+    console, first, single = out(), plans[0], len(plans) == 1
+    if single and first.obstacle:
+        raise ValueError(f"--gpus {first.gpus}: {first.obstacle}.")
+    console.print(title, style="bold")
     shown = layouts_table(first) if single else scaling_table(plans)
-    made = table(*shown.header, numbers=tuple(shown.header[shown.labels :]))
+    made = table(*shown.header, numbers=tuple(filter(None, shown.header[shown.labels :])))
     for row in shown.rows:
         made.add_row(*row)
-    print_table(made)
+    print_table(made, spare=SPARE)
     console.print()
     facts = table("", "", "")
     obstacles = [("not on", f"{plan.gpus:,} GPUs", plan.obstacle) for plan in plans if plan.obstacle]
@@ -265,7 +276,7 @@ def _machine_rows(plan: "ClusterPlan") -> list[Row]:
     from scratchlm.train.cluster import USABLE
     from scratchlm.train.messages import BANDWIDTH_SHARE
 
-    machine = plan.machine
+    machine, prices = plan.machine, PRICES.removeprefix("https://")
     share = f"{BANDWIDTH_SHARE:.0%} of it is used"
     return [
         (
@@ -277,7 +288,7 @@ def _machine_rows(plan: "ClusterPlan") -> list[Row]:
         ("its memory", f"{machine.memory_gb:g} GB", f"{USABLE:.0%} for tensors"),
         ("links", f"{machine.inside_gb_per_second:g} GB/s", f"inside a machine of {machine.gpus}; {share}"),
         ("", f"{machine.between_gb_per_second:.3g} GB/s", "for each GPU to other machines (--between)"),
-        ("price", money(machine.price), f"for a GPU and hour (--price); {PRICES}" if machine.price else ""),
+        ("price", money(machine.price), f"for a GPU and hour (--price); {prices}" if machine.price else ""),
     ]
 
 
@@ -287,6 +298,8 @@ def _settings(plan: "ClusterPlan", best: "Candidate") -> list[str]:
     words = [f"train.micro_batch_tokens={best.micro_rows * context}"]
     if plan.gpus > 1:
         words = [f"distributed={best.layout.partition(' ')[0]}", *words]
+    if 1 < plan.gpus <= plan.machine.gpus:
+        words = [f"nproc={plan.gpus}", *words]
     if best.shard not in (1, plan.gpus):
         words.append(f"distributed.shard_processes={best.shard}")
     return [*words, "train.gradient_checkpointing=true"] if best.checkpointing else words

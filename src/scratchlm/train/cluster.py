@@ -235,7 +235,7 @@ def _plan(task: Task, gpus: int, growth: float) -> ClusterPlan:
     tokens = train.steps * train.batch_tokens
     candidates, obstacle = (), ""
     if rows % gpus:
-        obstacle = f"{rows:,} rows a step are not divisible by {gpus:,} GPUs"
+        obstacle = f"{rows:,} rows a step are not divisible by {gpus:,} GPUs; choose {_near(rows, gpus)}"
     else:
         candidates = tuple(_best(task, layouts, rows // gpus) for layouts in _layouts(task.machine, gpus))
     return ClusterPlan(
@@ -252,6 +252,13 @@ def _plan(task: Task, gpus: int, growth: float) -> ClusterPlan:
         candidates=candidates,
         obstacle=obstacle,
     )
+
+
+def _near(rows: int, gpus: int) -> str:
+    """The numbers of GPUs around this one that could share so many rows: 128 rows, 7 GPUs -> "4 or 8"."""
+    fitting = divisors(rows, rows)
+    below, above = [n for n in fitting if n < gpus], [n for n in fitting if n > gpus]
+    return " or ".join(f"{number:,}" for number in below[-1:] + above[:1])
 
 
 def _layouts(machine: Machine, gpus: int) -> Iterator[list[Layout]]:

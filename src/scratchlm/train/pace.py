@@ -112,7 +112,7 @@ def decide_compile(config: RunConfig, device: torch.device, eager_seconds: float
             False,
             f"the run is too short ({eager_seconds:.0f} s) to win {COMPILE_SECONDS:.0f} s of compiling back",
         )
-    return True, f"about {eager_seconds:.0f} s of eager steps outweigh {COMPILE_SECONDS:.0f} s of compiling"
+    return True, f"about {eager_seconds:,.0f} s of eager steps outweigh {COMPILE_SECONDS:.0f} s of compiling"
 
 
 def matmul_rate(device: torch.device, precision: str, *, size: int = 1024) -> float:

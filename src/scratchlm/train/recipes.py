@@ -154,7 +154,7 @@ def for_size(name: str, overrides: Iterable[str] = ()) -> RunConfig:
     batch_tokens, lr = next((tokens, lr) for limit, tokens, lr in STEPS if parameters <= limit)
     fitted = {
         "name": name,
-        "description": f"{name}, {TOKENS_PER_PARAMETER} tokens for each parameter",
+        "description": f"{TOKENS_PER_PARAMETER} tokens for each parameter",
         "tokenizer.vocab_size": size.vocab_size,
         "model": name,
         "optimizer.lr": lr,
