@@ -71,6 +71,11 @@ def test_an_unknown_engine_and_recipe_are_refused(cli):
     assert "unknown recipe 'nothing-like-it'" in cli("launch", "slurm", "nothing-like-it").err
 
 
+def test_rows_that_cannot_be_shared_are_told_before_the_job_waits_in_a_queue(cli):
+    error = cli("launch", "slurm", "gpt2-small", "--nodes", 3).error
+    assert "a step of 512 rows cannot be shared evenly by 24 processes" in error
+
+
 def test_what_other_machines_cannot_see_is_refused(cli, tmp_path):
     recipe = tmp_path / "mine.toml"
     text = recipes.find("demo").read_text(encoding="utf-8").replace('name = "demo"', 'name = "2 nights"')

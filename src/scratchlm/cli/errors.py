@@ -126,7 +126,8 @@ def lines_of(error: BaseException) -> list[str]:
 
 
 def _usage(error: BaseException) -> list[str]:
-    message = error.format_message().replace("?.", "?")  # type: ignore[attr-defined] - asked for above
+    message = error.format_message()  # type: ignore[attr-defined] - asked for above
+    message = message.replace("?.", "?").replace("Value error, ", "")
     if not message:
         return []
     context = getattr(error, "ctx", None)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from scratchlm.registry import Family
 
-PACKAGES = ("scratchlm.tokenizer", "scratchlm.data", "scratchlm.model", "scratchlm.optim")
+PACKAGES = tuple(f"scratchlm.{name}" for name in ("tokenizer", "data", "model", "optim", "distributed"))
 """Where the families are defined."""
 
 
@@ -151,7 +151,8 @@ def _print_part(family: "Family[Any]", name: str) -> None:
 
     part = family.get(name)
     console = out()
-    console.print(f"{family.role}.name={name}", style="bold cyan")
+    key = {"engine": "distributed"}.get(family.role, f"{family.role}.name")  # what a recipe calls it
+    console.print(f"{key}={name}", style="bold cyan")
     console.print(f"  {first_line(part)}")
     settings, texts = family.settings(name), argument_texts(part)
     if settings:

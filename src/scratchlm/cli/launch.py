@@ -50,10 +50,12 @@ def launch(
 
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from scratchlm.distributed.process import check_rows
     from scratchlm.train import recipes
 
     load_plugins(plugin)
     config = read_recipe(recipe, settings)
+    check_rows(config.rows_per_step, nodes * gpus)  # here, not after hours in a queue
     if engine == "kubernetes" and recipe not in recipes.names():
         raise ValueError(
             f"{recipe}: is no file in the container; name a shipped recipe and give settings as key=value."
