@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scratchlm.cli import study_scaling
 from scratchlm.cli.sources import Plugin, load_plugins
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from scratchlm.lab.runner import Outcome
     from scratchlm.lab.spec import Study
 
-app = typer.Typer(no_args_is_help=True, help="Answer a question with many runs: sweeps and ablations.")
+app = typer.Typer(no_args_is_help=True, help="Answer a question with many runs: sweeps, ablations, laws.")
+app.command()(study_scaling.fit)
 
 
 class Size(StrEnum):

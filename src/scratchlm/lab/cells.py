@@ -76,7 +76,7 @@ def resolve(study: Study, points: Iterable[Point], steps: Mapping[str, int] | No
     for point in points:
         for seed in study.seeds:
             cell = _cell(study, experiment, point, seed, settled.get(point.label))
-            if study.budget is not None and study.experiment == "train":
+            if (point.budget or study.budget) is not None and study.experiment == "train":
                 settled[point.label] = cell.config.train.steps  # type: ignore[attr-defined]
             if cell.key.rpartition("-")[2] in seen:
                 other = seen[cell.key.rpartition("-")[2]]
@@ -96,7 +96,7 @@ def _cell(study: Study, experiment: Experiment, point: Point, seed: int, steps: 
     words = [*study.settings, *point.settings, f"seed={seed}"]
     try:
         if experiment.settings.__name__ == "RunConfig":
-            steps = _steps(study, experiment, words, steps)
+            steps = _steps(point.budget or study.budget, study.recipe, experiment, words, steps)
             words = [*_often(study, steps), *words, f"train.steps={steps}"]
         config = experiment.resolve(study.recipe, words)
     except ValueError as error:
@@ -119,20 +119,22 @@ def _check_words(study: Study, point: Point) -> None:
                 raise ValueError(f"{where}: {key}={values[key]} and {word} contradict each other; keep one.")
             if "seed" in inside:
                 raise ValueError(f"{where}: {word}: seeds are given once, by seeds=[...].")
-            if "train.steps" in inside and study.budget is not None:
+            if "train.steps" in inside and (point.budget or study.budget) is not None:
                 raise ValueError(
                     f"{where}: {word} contradicts the budget, which decides the steps; drop one."
                 )
 
 
-def _steps(study: Study, experiment: Experiment, words: list[str], settled: int | None) -> int:
+def _steps(
+    budget: Budget | None, recipe: str, experiment: Experiment, words: list[str], settled: int | None
+) -> int:
     """How many steps a cell makes."""
-    if study.budget is None:
-        config: Any = experiment.resolve(study.recipe, words)
+    if budget is None:
+        config: Any = experiment.resolve(recipe, words)
         return config.train.steps
     # what has a length in steps (a warm-up) shall not be refused before the length is known
-    config = experiment.resolve(study.recipe, [*words, f"train.steps={LONG}"])
-    return settled or steps_of(experiment, config, study.budget)
+    config = experiment.resolve(recipe, [*words, f"train.steps={LONG}"])
+    return settled or steps_of(experiment, config, budget)
 
 
 def _often(study: Study, steps: int) -> list[str]:

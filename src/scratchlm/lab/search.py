@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from scratchlm.config import parse_override
-from scratchlm.lab.spec import MAX_CELLS, OptunaSearch, RandomSearch, Range, Study, flat_grid
+from scratchlm.lab.spec import MAX_CELLS, Budget, OptunaSearch, RandomSearch, Range, Study, flat_grid
 
 
 class Point(NamedTuple):
@@ -29,6 +29,8 @@ class Point(NamedTuple):
     label: str
     settings: tuple[str, ...]
     """key=value words."""
+    budget: Budget | None = None
+    """Instead of the study's."""
 
 
 Results = Mapping[str, float]
@@ -44,7 +46,7 @@ def points(study: Study, results: Results) -> list[Point]:
     if study.grid is not None:
         found = _grid(flat_grid(study.grid))
     elif study.cells is not None:
-        found = [Point(case.label, case.settings) for case in study.cells]
+        found = [Point(case.label, case.settings, case.budget) for case in study.cells]
     elif study.random is not None:
         found = _random(study.random)
     else:

@@ -59,6 +59,14 @@ class Case(Config):
     """Its name in tables and figures."""
     settings: tuple[str, ...] = ()
     """key=value words over the study's."""
+    budget: Budget | None = None
+    """Instead of the study's, in tokens or flops: cells of several budgets make a scaling law."""
+
+    @model_validator(mode="after")
+    def _no_time(self) -> "Case":
+        if self.budget is not None and self.budget.minutes is not None:
+            raise ValueError(f"{self.label}: minutes are a budget of the whole study; give tokens or flops.")
+        return self
 
 
 class Range(Config):
