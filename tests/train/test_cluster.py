@@ -119,8 +119,8 @@ def test_strong_scaling_keeps_the_step_and_weak_scaling_the_rows_of_a_gpu():
 def test_rows_that_do_not_divide_are_an_obstacle_and_no_error():
     config = recipes.for_size("gpt2-small")  # 512 rows
     odd, many = plan_cluster(config, H100, (3, 1024))
-    assert odd.obstacle == "512 rows a step are not divisible by 3 GPUs"
-    assert many.obstacle == "512 rows a step are not divisible by 1,024 GPUs"
+    assert odd.obstacle == "512 rows a step are not divisible by 3 GPUs; choose 2 or 4"
+    assert many.obstacle == "512 rows a step are not divisible by 1,024 GPUs; choose 512"
     assert odd.best is None
     assert odd.candidates == ()
 
