@@ -53,6 +53,8 @@ def scratchlm(words: list[str], folder: Path, before: tuple[str, ...] = ()) -> s
 def tiny(words: list[str]) -> list[str]:
     """The same command at tiny size: settings over whatever trains."""
     stories = [*TINY, *TINY_STORIES]
+    if "--gpus" in words:
+        return words  # formulas: any size is tiny
     sizes = {"demo": stories, "train": stories, "plan": stories, "run": TINY}.get(words[0], [])
     typed = [word for word in words if "=" in word]
     kept = [size for size in sizes if size.split("=")[0] not in {word.split("=")[0] for word in typed}]
