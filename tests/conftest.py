@@ -1,6 +1,7 @@
 """Fixtures for all tests: the shared real data, seeds, one thread."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from scratchlm import registry
 
 # processes that meet look each other up by name: where no name server answers, not for five seconds
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_hear_ctrl_c() -> None:
+    """A shell lets what it starts with & ignore Ctrl-C, and children of that ignore it from birth on."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

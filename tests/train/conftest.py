@@ -1,16 +1,7 @@
 """Places for runs in real processes, and the run that nothing ever stopped."""
 
-import signal
-
 import pytest
 from real_runs import Place
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _children_hear_ctrl_c():
-    """A shell lets what it starts with & ignore Ctrl-C, and children of that ignore it from birth on."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_the_second_ctrl_c_stops_at_once_and_costs_only_what_was_not_saved(never
     assert "Traceback" not in ended.err
     newest = latest(place / "run" / "checkpoints")
     start = 0 if newest is None else checkpoint(place / "run").step
-    assert start in (0, 4)  # that of step 4 may have been cut short, that of step 5 was never begun
+    assert start in (0, 4, 5)  # step 5 is the best validation so far; both saves may have been cut short
     place.done("run", "--resume")
     assert not leftovers(place / "run")
     assert_same_run(place, "run", never_stopped, starts=(0, start))
