@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_toy_runs_from_one_command_to_its_report(cli):
     words = ("study", "run", "sgd-toy", "grid={ lr = [10.0, 100.0, 1000.0] }", "steps=8", "--folder", "toy")

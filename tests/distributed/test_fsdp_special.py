@@ -180,7 +180,7 @@ print(json.dumps({"found": found, "messages": messages, "same": same, "dtypes": 
 """
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def special(request):
     return run(SPECIAL, world_size=request.param)
 

@@ -101,7 +101,7 @@ def layout(way, world_size):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_hold_and_send_what_the_tables_say(world_size):
     results = run(MEASURE % (SETTINGS,), world_size=world_size, seconds=300)
     for way in results[0]:
