@@ -19,7 +19,6 @@ which saves a copy; torch's own default copies. Neither sends buffers, as ours d
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import Module, Parameter
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -36,6 +34,7 @@ from scratchlm.bench.cases import Precision, StepCase, estimated_bytes
 from scratchlm.bench.tables import size
 from scratchlm.config import Config
 from scratchlm.distributed.ddp import BUCKET_MB, DATA_PARALLEL, DataParallel, take_from_first
+from scratchlm.distributed.engine_ddp import torch_averaging
 from scratchlm.distributed.fsdp import FullySharded
 from scratchlm.distributed.process import Processes
 from scratchlm.distributed.zero import ShardedGradients, ShardedOptimizer
@@ -172,12 +171,7 @@ def _alone(objective: Module, bucket_mb: float | None) -> Parallel:
 
 def _torch(objective: Module, bucket_mb: float | None, *, views: bool) -> Parallel:
     limit = sum(p.nbytes for p in objective.parameters()) / 1e6 + 1 if bucket_mb is None else bucket_mb
-    # the name since torch 2.13, which warns of the old one
-    known = signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    module = DistributedDataParallel(
-        objective, bucket_cap_mb=limit, gradient_as_bucket_view=views, **{buffers: False}
-    )
+    module = torch_averaging(objective, bucket_cap_mb=limit, gradient_as_bucket_view=views)
     return Parallel(module, _optimizer(module.parameters()))
 
 

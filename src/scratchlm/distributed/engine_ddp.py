@@ -76,14 +76,24 @@ class DDP(Engine):
         if self.how != "torch":
             settings = {"bucket_mb": self.bucket_mb} if self.how == "bucketed" else {}
             return DATA_PARALLEL.build(self.how, objective, **settings)
-        # torch 2.13 has a new name for it and warns of the old one, which older versions know alone
-        known = inspect.signature(DistributedDataParallel).parameters
-        sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(
+        return torch_averaging(
             objective,
-            # ours are constants; a broadcast of them before each forward pass is traffic for nothing
-            **{sync_buffers: False},
             bucket_cap_mb=self.bucket_mb,
             find_unused_parameters=self.find_unused,
             gradient_as_bucket_view=True,
         )
+
+
+def torch_averaging(module: Module, **settings: Any) -> DistributedDataParallel:
+    """Return torch's DistributedDataParallel without its broadcast of buffers before each forward pass.
+
+    Ours are constants: it would be traffic for nothing.
+
+    Args:
+        module: What is trained.
+        settings: torch's other ones.
+    """
+    # torch 2.13 has a new name for it and warns of the old one, which older versions know alone
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(module, **{sync_buffers: False}, **settings)
