@@ -11,6 +11,7 @@ from scratchlm.data.packing import evaluation_rows
 from scratchlm.loss import cross_entropy
 from scratchlm.model.config import ModelSettings
 from scratchlm.model.transformer import TransformerLM
+from scratchlm.study.drawing import light_colours, standalone
 from scratchlm.study.visualize import embeddings, figures, split
 from scratchlm.study.visualize.lens import logit_lens
 from scratchlm.study.visualize.passes import looks_back, loss_of, pass_text, token_text, watching
@@ -227,7 +228,7 @@ def test_names_on_the_map_do_not_overlap_and_are_escaped():
 
 
 def test_a_drawing_that_stands_alone_has_real_colours_and_is_an_svg_file():
-    svg = figures.standalone(figures.depth_figure(["embeddings", "block 1"], [3.0, 2.0], "wide"))
+    svg = standalone(figures.depth_figure(["embeddings", "block 1"], [3.0, 2.0], "wide"))
     assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     assert not re.search(r"var\(|#0a0[ab]0", svg)
-    assert figures.light_colours()["--paper"] in svg
+    assert light_colours()["--paper"] in svg

@@ -139,6 +139,28 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -
     out().print(f"The report: {page}", style="bold")
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study that has been run.")],
+    experiment: Annotated[
+        Path, typer.Argument(help="Folder in a repository, such as experiments/2026-11-learning-rate.")
+    ],
+) -> None:
+    """Make an experiment for a repository: README.md, rows.csv, small pictures, no machine paths."""
+    from scratchlm.cli.console import out
+    from scratchlm.cli.errors import naming
+    from scratchlm.lab.export import export_study
+
+    with naming(experiment):
+        made = export_study(folder, experiment)
+    names = ", ".join(path.name for path in made.figures)
+    out().print(f"{made.readme.parent}: {made.readme.name}, rows.csv ({made.num_rows} runs), {names}")
+    if made.decision_kept:
+        out().print("Your decision was kept.")
+    else:
+        out().print(f'What follows from it is yours to say: "## Decision" in {made.readme}')
+
+
 def default_folder(name: str, scale: Size) -> Path:
     """Where a study goes when nobody says."""
     return Path("runs") / "studies" / f"{name}-{scale.value}"

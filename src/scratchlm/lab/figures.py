@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from scratchlm.lab.analysis import Analysis, Axis
 from scratchlm.lab.rows import Result
-from scratchlm.study.plots import INK, MUTED, SERIES, VARIABLES, Shape, new_figure, style, to_svg
+from scratchlm.study.drawing import Drawing, drawn
+from scratchlm.study.plots import INK, MUTED, SERIES, Shape, new_figure, style
 from scratchlm.study.run_record import column, read_run
 
 if TYPE_CHECKING:
@@ -34,14 +35,6 @@ REACH = 1.0
 """The floor is drawn if it lies no farther below the numbers than they span."""
 LOG_RATIO = 100.0
 """Losses that span more than this are drawn on a logarithmic scale."""
-
-LIGHT = {
-    "--ink": "#1d2023", "--muted": "#666b72", "--line": "#e2e2dc", "--accent": "#0f6f78", "--soft": "#c9d0d3",
-    "--paper": "#fcfcfa", "--series-1": "#0f6f78", "--series-2": "#c2571a", "--series-3": "#5b4a9c",
-    "--series-4": "#b03a6b", "--series-5": "#2f6db5", "--series-6": "#5f7f1f", "--series-7": "#8a5a00",
-    "--series-8": "#444b54",
-}  # fmt: skip
-"""The page's colours in its light mode (study/templates/study.css), for drawings that stand alone."""
 
 
 class Learning(NamedTuple):
@@ -82,7 +75,7 @@ def read_learning(folder: Path, results: Sequence[Result]) -> list[Learning]:
 
 def learning_figure(
     curves: Sequence[Learning], over: Over, floor: float | None, unit: str, shape: Shape
-) -> str:
+) -> Drawing:
     """Draw the validation losses of all labels over `over`."""
     figure, (axes,) = new_figure(shape, rows=1, columns=1, height={"wide": 3.7, "narrow": 3.1}[shape])
     for index, curve in enumerate(curves):
@@ -99,12 +92,14 @@ def learning_figure(
     axes.set_xlabel(OVER[over], color=MUTED)
     if over == "flops":
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("e+", "e") if value else "0")
-    return to_svg(
+    return drawn(
         figure, f"learning-{over}-{shape}", f"Validation loss over {OVER[over]}, a line for each cell"
     )
 
 
-def axis_figure(analysis: Analysis, axis: Axis, results: Sequence[Result], metric: str, shape: Shape) -> str:
+def axis_figure(
+    analysis: Analysis, axis: Axis, results: Sequence[Result], metric: str, shape: Shape
+) -> Drawing:
     """Draw the final numbers along the study's setting; what diverged stands at the upper edge."""
     figure, (axes,) = new_figure(shape, rows=1, columns=1, height={"wide": 3.4, "narrow": 2.9}[shape])
     value_of = dict(zip(axis.labels, axis.values, strict=True))
@@ -150,10 +145,10 @@ def axis_figure(analysis: Analysis, axis: Axis, results: Sequence[Result], metri
         last = axis.unstable if axis.stable is None else (axis.stable * axis.unstable) ** 0.5
         _mark(axes, last if axis.log else axis.unstable, "edge of stability", SERIES[1], height=0.88)
     axes.set_xlabel(axis.key, color=MUTED)
-    return to_svg(figure, f"axis-{shape}", f"Final {analysis.unit} over {axis.key}")
+    return drawn(figure, f"axis-{shape}", f"Final {analysis.unit} over {axis.key}")
 
 
-def ends_figure(analysis: Analysis, results: Sequence[Result], metric: str, shape: Shape) -> str:
+def ends_figure(analysis: Analysis, results: Sequence[Result], metric: str, shape: Shape) -> Drawing:
     """Draw each label's final numbers: a dot for each seed, a bar at their mean, a line at the base."""
     lines = analysis.lines
     height = max(1.4, 0.34 * len(lines) + 0.7)
@@ -172,7 +167,7 @@ def ends_figure(analysis: Analysis, results: Sequence[Result], metric: str, shap
     axes.set_yticks(range(len(lines)), [line.label for line in reversed(lines)])
     axes.set_ylim(-0.6, len(lines) - 0.4)
     axes.margins(x=0.06)
-    return to_svg(figure, f"ends-{shape}", f"Final {analysis.unit} of each cell")
+    return drawn(figure, f"ends-{shape}", f"Final {analysis.unit} of each cell")
 
 
 def in_reach(floor: float, low: float, high: float) -> bool:
@@ -183,15 +178,6 @@ def in_reach(floor: float, low: float, high: float) -> bool:
 def look(index: int) -> tuple[str, object]:
     """Colour and dashes of the line number `index`: from the ninth on colours come again, dashed."""
     return SERIES[index % len(SERIES)], "-" if index < len(SERIES) else (0, (4, 2))
-
-
-def standalone(svg: str) -> str:
-    """A drawing of the page as a file of its own, on the page's light ground."""
-    for variable in sorted(set(VARIABLES.values()), key=len, reverse=True):
-        svg = svg.replace(f"var({variable})", LIGHT[variable])
-    head, _, rest = svg.partition(">")
-    ground = f'<rect width="100%" height="100%" fill="{LIGHT["--paper"]}"/>'
-    return f'{head} xmlns="http://www.w3.org/2000/svg" font-family="sans-serif">{ground}{rest}\n'
 
 
 def _rows(run: Path) -> list[dict]:

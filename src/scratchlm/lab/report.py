@@ -18,7 +18,6 @@ from scratchlm.lab.figures import (
     learning_figure,
     look,
     read_learning,
-    standalone,
 )
 from scratchlm.lab.rows import Result, read_rows
 from scratchlm.lab.runner import open_study
@@ -83,7 +82,7 @@ def _values(
     from markupsafe import Markup
 
     def both(draw: Any) -> list[Any]:
-        return [Markup(draw("wide")), Markup(draw("narrow"))]
+        return [Markup(draw("wide").svg), Markup(draw("narrow").svg)]
 
     floor = next((result.floor_loss for result in results if result.floor_loss is not None), None)
     tabs = [
@@ -182,7 +181,7 @@ def _write_markdown(
     if curves:
         over = "tokens" if max(float(curve.places["tokens"][-1]) for curve in curves) > 0 else "step"
         drawn = learning_figure(curves, over, floor, unit, "wide")
-        write_text_atomically(figures / "learning.svg", standalone(drawn))
+        drawn.write(figures, "learning")
         drawings.append(f"![Validation loss over {OVER[over]}]({FIGURES}/learning.svg)")
         drawings.append(
             f"Lines: {', '.join(_named(index, curve.label) for index, curve in enumerate(curves))}."
@@ -194,7 +193,7 @@ def _write_markdown(
             if axis is None
             else axis_figure(analysis, axis, results, study.metric, "wide")
         )
-        write_text_atomically(figures / "final.svg", standalone(drawn))
+        drawn.write(figures, "final")
         drawings.append(f"![Final numbers]({FIGURES}/final.svg)")
     setup = "\n".join(f"* {name}: {value}" for name, value in setup_of(study, scale, results))
     rows = [

@@ -13,7 +13,8 @@ import numpy as np
 from scratchlm.lab.figures import look
 from scratchlm.lab.isoflop import IsoFlop, PowerLaw, Range, Valley
 from scratchlm.lab.scaling import HeldOut, Scaling
-from scratchlm.study.plots import ACCENT, INK, MUTED, SERIES, Shape, new_figure, style, to_svg
+from scratchlm.study.drawing import Drawing, drawn
+from scratchlm.study.plots import ACCENT, INK, MUTED, SERIES, Shape, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ ROOM = 0.3
 """Of the range of compute, to either side of the line."""
 
 
-def isoflop_figure(isoflop: IsoFlop, shape: Shape) -> str:
+def isoflop_figure(isoflop: IsoFlop, shape: Shape) -> Drawing:
     """Draw each budget's losses over the number of parameters, with its parabola."""
     figure, (axes,) = new_figure(shape, rows=1, columns=1, height={"wide": 3.9, "narrow": 3.3}[shape])
     for index, valley in enumerate(isoflop.valleys):
@@ -43,10 +44,10 @@ def isoflop_figure(isoflop: IsoFlop, shape: Shape) -> str:
     style(axes, "loss, nats per token", num_ticks=6)
     _logarithmic(axes, "x")
     axes.set_xlabel("parameters", color=MUTED)
-    return to_svg(figure, f"isoflop-{shape}", "Loss over parameters, a parabola for each budget of compute")
+    return drawn(figure, f"isoflop-{shape}", "Loss over parameters, a parabola for each budget of compute")
 
 
-def growth_figure(isoflop: IsoFlop, shape: Shape) -> str:
+def growth_figure(isoflop: IsoFlop, shape: Shape) -> Drawing:
     """Draw the best size and the best number of tokens over compute."""
     across = shape == "wide"
     figure, panels = new_figure(
@@ -54,10 +55,10 @@ def growth_figure(isoflop: IsoFlop, shape: Shape) -> str:
     )
     for axes, name in zip(panels, ("parameters", "tokens"), strict=True):
         _growth(axes, isoflop.valleys, getattr(isoflop, name), name)
-    return to_svg(figure, f"growth-{shape}", "The best number of parameters and of tokens over compute")
+    return drawn(figure, f"growth-{shape}", "The best number of parameters and of tokens over compute")
 
 
-def agreement_figure(scaling: Scaling, shape: Shape) -> str:
+def agreement_figure(scaling: Scaling, shape: Shape) -> Drawing:
     """Draw measured over fitted losses; runs that were predicted unseen stand out with their intervals."""
     figure, (axes,) = new_figure(shape, rows=1, columns=1, height={"wide": 3.6, "narrow": 3.2}[shape])
     assert scaling.chinchilla is not None, scaling.problem
@@ -78,7 +79,7 @@ def agreement_figure(scaling: Scaling, shape: Shape) -> str:
     style(axes, "measured loss, nats per token", num_ticks=6)
     axes.set_xlabel("loss by the law", color=MUTED)
     axes.margins(x=0.04)
-    return to_svg(figure, f"agreement-{shape}", "Measured losses over those that the fitted law says")
+    return drawn(figure, f"agreement-{shape}", "Measured losses over those that the fitted law says")
 
 
 def held_words_of(held: HeldOut | None) -> str:

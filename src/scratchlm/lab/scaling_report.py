@@ -6,7 +6,7 @@ scaling.html stands alone like a study's report: styles and drawings inside, no 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.lab.figures import look, standalone
+from scratchlm.lab.figures import look
 from scratchlm.lab.isoflop import Range
 from scratchlm.lab.scaling import HeldOut, Scaling, ranged, write_statement
 from scratchlm.lab.scaling_figures import (
@@ -43,7 +43,7 @@ def write_scaling(scaling: Scaling, folder: Path, *, name: str, num_left_out: in
     values: dict[str, Any] = {
         "name": name,
         "sentences": scaling.conclusion,
-        "figures": {key: [Markup(wide[key]), Markup(draw("narrow"))] for key, draw in draws.items()},
+        "figures": {key: [Markup(wide[key].svg), Markup(draw("narrow").svg)] for key, draw in draws.items()},
         "legend": [
             (VARIABLES[str(look(index)[0])], index >= 8, short(valley.group.budget))
             for index, valley in enumerate(scaling.isoflop.valleys)
@@ -55,7 +55,7 @@ def write_scaling(scaling: Scaling, folder: Path, *, name: str, num_left_out: in
     }
     write_statement(scaling, folder / STATEMENT)
     for key, drawn in wide.items():
-        write_text_atomically(folder / FIGURES / f"{key}.svg", standalone(drawn))
+        drawn.write(folder / FIGURES, key)
     write_text_atomically(folder / MARKDOWN, _markdown(scaling, name, list(wide)))
     write_text_atomically(folder / HTML, pages.rendered("scaling.html.j2", values))
     return folder / HTML

@@ -7,12 +7,10 @@
     map_svg             tokens on a plane, with their names where there is room
     attention_png       a layer's heads side by side
 
-Drawings take the page's colours (study/plots.py); `standalone` gives them those of its light mode.
+Drawings take the page's colours (study/plots.py); alone they have those of its light mode.
 """
 
-import re
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from scratchlm.runtime import replace_atomically
 from scratchlm.study import pages
+from scratchlm.study.drawing import light_colours
 from scratchlm.study.plots import ACCENT, INK, MUTED, SERIES, Shape, new_figure, style, to_svg
 from scratchlm.study.visualize.embeddings import Map, Place
 from scratchlm.study.visualize.split import ByPlace, Histogram, LayerSizes
@@ -203,24 +202,6 @@ def plain(text: str) -> str:
     """A token that any font of a picture can show: blanks visible, other letters than Latin as escapes."""
     shown = text.replace("\n", "\\n").replace(" ", "_")
     return shown.encode("latin-1", "backslashreplace").decode("latin-1")[:14]
-
-
-def light_colours() -> dict[str, str]:
-    """The variables of the page's light mode: the first that its style sheets say of each."""
-    folder = files("scratchlm.study") / "templates"
-    text = "".join((folder / name).read_text(encoding="utf-8") for name in ("study.css", "report.css"))
-    pairs = re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", text)
-    return dict(reversed(pairs))
-
-
-def standalone(svg: str) -> str:
-    """A drawing as a file of its own: light colours and ground, and the name space that a file needs."""
-    for variable, colour in light_colours().items():
-        svg = svg.replace(f"var({variable})", colour)
-    ground = f'<rect width="100%" height="100%" fill="{light_colours()["--paper"]}"/>'
-    end = svg.index(">") + 1
-    head = svg[:end].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return head + ground + svg[end:] + "\n"
 
 
 def _from_zero_or_by_orders(axes: "Axes") -> None:

@@ -23,6 +23,7 @@ from scratchlm.data.shards import TokenDataset
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study import pages, units
 from scratchlm.study.chapters import LEVELS
+from scratchlm.study.drawing import standalone
 from scratchlm.study.visualize import embeddings, figures, split
 from scratchlm.study.visualize.lens import Depth, logit_lens
 from scratchlm.study.visualize.passes import TextPass, likeliest, looks_back, loss_of, pass_text, token_text
@@ -130,7 +131,7 @@ def write_inside(inside: Inside, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = _drawings(inside)
     for name, drawings in drawn.items():
-        write_text_atomically(folder / f"{name}.svg", figures.standalone(drawings[0]))
+        write_text_atomically(folder / f"{name}.svg", standalone(drawings[0]))
     maps = _shown_attention(inside.text)
     labels = _labels(inside)[: maps.shape[-1]]
     for number, weights_HTT in enumerate(maps, start=1):
