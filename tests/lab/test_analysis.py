@@ -108,3 +108,37 @@ def test_a_table_of_something_else_is_refused(tmp_path):
 def test_nothing_to_weigh_is_an_error():
     with pytest.raises(ValueError, match="no run has ended yet"):
         analyse(STUDY, [], "nats per token")
+
+
+def test_a_change_gains_what_it_brings_alone_and_what_is_lost_without_it():
+    words = [{"label": name, "settings": [f"model.{name}=true"]} for name in ("good", "same", "bad")]
+    study = Study(name="made-up", question="?", changes=words)
+    rows = [*three("none", 2.0, 2.1), *three("+ good", 1.5, 1.61), *three("+ bad", 2.2, 2.31)]
+    rows += [*three("+ same", 2.01, 2.09), *three("all", 1.6, 1.7), *three("all but good", 2.1, 2.21)]
+    rows += [*three("all but same", 1.58, 1.72), *three("all but bad", math.nan, math.nan)]
+    found = analyse(study, rows, "nats per token")
+    good, same, bad = found.gains
+    assert (good.alone.mean, good.among.mean) == (pytest.approx(0.495), pytest.approx(0.505))
+    assert (bad.alone.mean, bad.among) == (pytest.approx(-0.205), None)
+    assert not same.alone.is_clear
+    assert found.conclusion.startswith(
+        "+ good is lowest with 1.555 (mean of 2 seeds): against none, better by"
+    )
+    assert "Put in alone, gain: good +0.495 +- 0.064, same +0.000 +- 0.127 (within noise), bad -0.205" in (
+        found.conclusion
+    )
+    assert "On top of the others, gain: good +0.505 +- 0.064, same +0.000" in found.conclusion
+    assert {line.label: line.rival for line in found.lines}["all but good"] == "all"
+
+
+def test_a_rung_of_a_ladder_is_compared_to_the_one_below():
+    cells = [{"label": "v0"}, {"label": "v1", "against": "v0"}, {"label": "v2", "against": "v1"}]
+    study = Study(name="made-up", question="?", cells=cells)
+    rows = [*three("v0", 3.0, 3.2), *three("v1", 2.0, 2.21), *three("v2", 2.0, 2.2)]
+    found = analyse(study, rows, "nats per token")
+    assert [line.words.partition(",")[0] for line in found.lines][1:] == ["against v0", "against v1"]
+    assert found.against == "the cell named"
+    assert found.conclusion.startswith("v2 is lowest with 2.100 (mean of 2 seeds): against v1, within noise")
+    assert found.conclusion.endswith(
+        "Rung by rung: v1 against v0 -0.995 +- 0.064; v2 against v1 -0.005 +- 0.064 (within noise)."
+    )

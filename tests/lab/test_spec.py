@@ -5,7 +5,7 @@ import re
 import pytest
 
 from scratchlm.lab.cells import resolve
-from scratchlm.lab.search import points
+from scratchlm.lab.search import points, rivals
 from scratchlm.lab.spec import names, read_study
 
 GOOD = {
@@ -70,6 +70,24 @@ def test_a_budget_in_minutes_is_the_same_for_all_seeds_and_what_was_settled_befo
     assert [cell.config.train.steps for cell in again] == [7, 7, 9, 9]
 
 
+CHANGES = (
+    '[{ label = "A", settings = ["model.num_layers=1"] }, { label = "B", settings = ["model.dropout=0.1"] },'
+    ' { label = "C", settings = ["model.bias=true"] }]'
+)
+
+
+def test_changes_make_cells_with_none_with_each_alone_with_all_and_with_all_but_each(tmp_path):
+    path = write(tmp_path, grid=None, changes=CHANGES, seeds="[1]")
+    models = {cell.label: cell.config.model for cell in cells_of(path)}
+    assert {name: (m.num_layers == 1, m.dropout > 0, m.bias) for name, m in models.items()} == {
+        "none": (False, False, False),
+        "+ A": (True, False, False), "+ B": (False, True, False), "+ C": (False, False, True),
+        "all": (True, True, True),
+        "all but A": (False, True, True), "all but B": (True, False, True), "all but C": (True, True, False),
+    }  # fmt: skip
+    assert rivals(read_study(path)) == {f"all but {change}": "all" for change in "ABC"}
+
+
 def test_words_with_a_key_of_the_study_change_the_study_and_others_its_runs(tmp_path):
     cells = cells_of(write(tmp_path), "seeds=[7]", "budget.tokens=1024", "model.d_model=96")
     assert [(cell.seed, cell.config.train.steps, cell.config.model.d_model) for cell in cells] == [
@@ -101,7 +119,7 @@ def test_a_random_search_draws_the_same_cells_again(tmp_path):
         ({"question": None}, "question: missing; add question=VALUE."),
         ({"grid": "{}"}, "two: grid is empty; name at least one cell."),
         ({"grid": '{ "optimizer.lr" = [] }'}, "grid: optimizer.lr=[] is no list of values"),
-        ({"grid": None}, "two: no cells; give exactly one of grid, cells, random, optuna."),
+        ({"grid": None}, "two: no cells; give exactly one of grid, cells, changes, random, optuna."),
         ({"cells": '[{ label = "a" }]'}, "two: grid and cells contradict each other"),
         ({"grid": None, "cells": '[{ labl = "a" }]'}, "unknown key 'labl'. Did you mean 'label'?"),
         ({"grid": None, "cells": '[{ label = "a" }, { label = "a" }]'}, "two cells are called 'a'"),
@@ -119,6 +137,15 @@ def test_a_random_search_draws_the_same_cells_again(tmp_path):
         ({"recipe": '"dmo"'}, "unknown recipe 'dmo'. Did you mean 'demo'?"),
         ({"seeds": "[]"}, "seeds"),
         ({"seeds": "[1, 1]"}, "seeds=[1, 1] holds one twice"),
+        (
+            {"grid": None, "cells": '[{ label = "a" }, { label = "b", against = "c" }]'},
+            "two: 'b' is compared to 'c', which is no other cell; known: a.",
+        ),
+        ({"grid": None, "changes": '[{ label = "a", settings = ["model.bias=true"] }]'}, "changes"),
+        (
+            {"grid": None, "changes": CHANGES.replace("bias=true", "dropout=0.2")},
+            "two, cell 'all': model.dropout=0.1 and model.dropout=0.2 contradict each other; keep one.",
+        ),
         ({"base": '"0.5"'}, "base='0.5' is no cell; known: 0.001, 0.01."),
         ({"experiment": '"trian"'}, "unknown experiment 'trian'. Did you mean 'train'?"),
         ({"metric": '"los"'}, "metric='los'"),

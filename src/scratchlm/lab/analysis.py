@@ -13,7 +13,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from scratchlm.lab.gains import Gain, gain_words, gains_of
 from scratchlm.lab.rows import Result
+from scratchlm.lab.search import rivals
 from scratchlm.lab.spec import Study
 from scratchlm.lab.statistics import Interval, Spread, paired_interval, spread
 
@@ -38,10 +40,12 @@ class Line(NamedTuple):
     num_diverged: int
     num_failed: int
     difference: Interval | None
-    """To the base, over the seeds that both have."""
+    """To what it is compared to, over the seeds that both have."""
     verdict: Verdict
     words: str
     """The verdict in words."""
+    rival: str
+    """Label of what it is compared to: the study's base, unless the study says otherwise."""
 
 
 class Axis(NamedTuple):
@@ -68,6 +72,13 @@ class Analysis(NamedTuple):
     floor: float | None
     axis: Axis | None
     conclusion: str
+    gains: list[Gain]
+    """Of a study of changes: what each brings."""
+
+    @property
+    def against(self) -> str:
+        """What the cells are compared to, in a word or two."""
+        return self.base if all(line.rival == self.base for line in self.lines) else "the cell named"
 
 
 def analyse(study: Study, results: Sequence[Result], unit: str) -> Analysis:
@@ -85,11 +96,21 @@ def analyse(study: Study, results: Sequence[Result], unit: str) -> Analysis:
         raise ValueError(f"{study.name}: no run has ended yet; there is nothing to weigh.")
     labels = list(dict.fromkeys(result.label for result in results))
     base = study.base if study.base in labels else labels[0]
-    lines = [_line(study, label, base, results, unit) for label in labels]
+    others = {label: rival for label, rival in rivals(study).items() if rival in labels}
+    lines = [_line(study, label, others.get(label, base), results, unit) for label in labels]
+    if others:
+        lines = [_with_rival(line) if line.label != base else line for line in lines]
     floors = {result.floor(study.metric) for result in results if result.floor(study.metric) is not None}
     axis = axis_of(study, lines, results)
     floor = floors.pop() if len(floors) == 1 else None
-    return Analysis(lines, base, unit, floor, axis, _conclusion(lines, base, axis))
+    gains = gains_of(study, {line.label: line.difference for line in lines})
+    conclusion = _conclusion(lines, base, axis, gains)
+    return Analysis(lines, base, unit, floor, axis, conclusion, gains)
+
+
+def _with_rival(line: Line) -> Line:
+    """Name what a line is compared to, in a study where that differs."""
+    return line if line.difference is None else line._replace(words=f"against {line.rival}, {line.words}")
 
 
 def _line(study: Study, label: str, base: str, results: Sequence[Result], unit: str) -> Line:
@@ -103,7 +124,7 @@ def _line(study: Study, label: str, base: str, results: Sequence[Result], unit: 
     if label != base and common:
         difference = paired_interval([own[seed] - other[seed] for seed in common])
     verdict, words = _judge(label == base, known, difference, num_diverged, num_failed, unit)
-    return Line(label, known, num_diverged, num_failed, difference, verdict, words)
+    return Line(label, known, num_diverged, num_failed, difference, verdict, words, base)
 
 
 def _by_seed(study: Study, results: Sequence[Result], label: str) -> dict[int, float]:
@@ -191,7 +212,7 @@ def parabola_bottom(points: Sequence[tuple[float, float]], *, log: bool) -> floa
     return math.exp(bottom) if log else bottom
 
 
-def _conclusion(lines: Sequence[Line], base: str, axis: Axis | None) -> str:
+def _conclusion(lines: Sequence[Line], base: str, axis: Axis | None, gains: Sequence[Gain]) -> str:
     """A few sentences for people who read nothing else."""
     known = [line for line in lines if line.metric is not None]
     if not known:
@@ -200,18 +221,42 @@ def _conclusion(lines: Sequence[Line], base: str, axis: Axis | None) -> str:
     assert best.metric is not None, best
     seeds = "1 seed" if best.metric.count == 1 else f"mean of {best.metric.count} seeds"
     said = [f"{best.label} is lowest with {figure(best.metric.mean)} ({seeds})"]
-    said[0] += "." if best.label == base else f": against {base}, {best.words}."
-    groups = (("within noise", f"Within noise of {base}"), ("worse", "Worse"), ("one seed", "One seed alone"))
-    for verdict, title in groups:
-        others = [line for line in known if line.verdict == verdict and line is not best]
-        shown = [f"{line.label} ({_signed(line)})" for line in others]
-        said += [f"{title}: {', '.join(shown)}."] if shown else []
+    named = "" if best.words.startswith("against ") else f"against {best.rival}, "
+    said[0] += "." if best.label == base else f": {named}{best.words}."
+    if gains:
+        said += gain_words(gains)
+    elif any(line.rival != base for line in lines):
+        said += _rungs(known, base)
+    else:
+        said += _groups(known, best, base)
     for title, kind in (("Diverged", "diverged"), ("Failed", "failed")):
         names = [line.label for line in lines if getattr(line, f"num_{kind}")]
         said += [f"{title}: {', '.join(names)}."] if names else []
     if axis is not None:
         said.append(_axis_words(axis))
     return " ".join(said)
+
+
+def _groups(known: Sequence[Line], best: Line, base: str) -> list[str]:
+    """The cells by verdict, all compared to one."""
+    said = []
+    groups = (("within noise", f"Within noise of {base}"), ("worse", "Worse"), ("one seed", "One seed alone"))
+    for verdict, title in groups:
+        others = [line for line in known if line.verdict == verdict and line is not best]
+        shown = [f"{line.label} ({_signed(line)})" for line in others]
+        said += [f"{title}: {', '.join(shown)}."] if shown else []
+    return said
+
+
+def _rungs(known: Sequence[Line], base: str) -> list[str]:
+    """The cells in their order, each compared to its own rival."""
+    steps = [
+        f"{line.label} against {line.rival} {_signed(line)}"
+        + (" (within noise)" if line.verdict == "within noise" else "")
+        for line in known
+        if line.label != base and line.difference is not None
+    ]
+    return [f"Rung by rung: {'; '.join(steps)}."] if steps else []
 
 
 def _signed(line: Line) -> str:

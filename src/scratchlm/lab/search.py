@@ -2,6 +2,7 @@ r"""A study comes in, its points go out: which settings each cell has, and its l
 
     grid     all combinations of the values
     cells    as listed
+    changes  none of them, each alone, all of them, all but each: n changes make 2 n + 2 cells
     random   draws from ranges
     optuna   rounds of proposals: each round is a function of the seed and of the results of those before it
 
@@ -16,11 +17,14 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from scratchlm.config import parse_override
-from scratchlm.lab.spec import MAX_CELLS, Budget, OptunaSearch, RandomSearch, Range, Study, flat_grid
+from scratchlm.lab.spec import MAX_CELLS, Budget, Change, OptunaSearch, RandomSearch, Range, Study, flat_grid
+
+NONE, ALL = "none", "all"
+"""Labels of the cells without any change and with all of them."""
 
 
 class Point(NamedTuple):
@@ -31,6 +35,8 @@ class Point(NamedTuple):
     """key=value words."""
     budget: Budget | None = None
     """Instead of the study's."""
+    against: str | None = None
+    """Label of the cell that it is compared to; None: the study's base."""
 
 
 Results = Mapping[str, float]
@@ -46,7 +52,9 @@ def points(study: Study, results: Results) -> list[Point]:
     if study.grid is not None:
         found = _grid(flat_grid(study.grid))
     elif study.cells is not None:
-        found = [Point(case.label, case.settings, case.budget) for case in study.cells]
+        found = [Point(case.label, case.settings, case.budget, case.against) for case in study.cells]
+    elif study.changes is not None:
+        found = _on_and_off(study.changes)
     elif study.random is not None:
         found = _random(study.random)
     else:
@@ -56,7 +64,31 @@ def points(study: Study, results: Results) -> list[Point]:
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ValueError(f"{study.name}: two cells are called {twice[0]!r}; give each its own label.")
+    for point in found:
+        if point.against is not None and (point.against not in labels or point.against == point.label):
+            others = ", ".join(label for label in labels if label != point.label)
+            raise ValueError(
+                f"{study.name}: {point.label!r} is compared to {point.against!r}, which is no other cell; "
+                f"known: {others}."
+            )
     return found
+
+
+def rivals(study: Study) -> dict[str, str]:
+    """Label -> label of the cell that it is compared to, where that is not the study's base."""
+    if study.cells is None and study.changes is None:
+        return {}
+    return {point.label: point.against for point in points(study, {}) if point.against is not None}
+
+
+def alone(change: str) -> str:
+    """Label of the cell with this change and no other."""
+    return f"+ {change}"
+
+
+def left_out(change: str) -> str:
+    """Label of the cell with all changes but this one."""
+    return f"all but {change}"
 
 
 def is_open(study: Study) -> bool:
@@ -75,6 +107,19 @@ def _grid(grid: dict[str, list[Any]]) -> list[Point]:
     if size > MAX_CELLS:
         raise ValueError(f"grid: {size:,} cells; at most {MAX_CELLS:,} make sense. Take fewer values.")
     return [_point(dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
+
+
+def _on_and_off(changes: Sequence[Change]) -> list[Point]:
+    """No change, each alone, all together, and all but each, which is compared to all together."""
+    every = [(change.label, change.settings) for change in changes]
+    together = tuple(word for _, words in every for word in words)
+    found = [Point(NONE, ())]
+    found += [Point(alone(label), words) for label, words in every]
+    found.append(Point(ALL, together))
+    for label, _ in every:
+        rest = tuple(word for other, words in every if other != label for word in words)
+        found.append(Point(left_out(label), rest, against=ALL))
+    return found
 
 
 def _random(search: RandomSearch) -> list[Point]:

@@ -12,7 +12,7 @@
     [scales.cpu]
     settings = ["model.d_model=128"]                         over those above, on this kind of machine
 
-Exactly one of `grid`, `cells`, `random` and `optuna` says what the cells are. Keys are strict, as in recipes.
+Exactly one of `grid`, `cells`, `changes`, `random` and `optuna` says what the cells are. Keys are strict.
 """
 
 from collections.abc import Iterable, Mapping
@@ -61,12 +61,23 @@ class Case(Config):
     """key=value words over the study's."""
     budget: Budget | None = None
     """Instead of the study's, in tokens or flops: cells of several budgets make a scaling law."""
+    against: str | None = None
+    """Label of the cell that this one is compared to, instead of the study's base: a ladder's rung below."""
 
     @model_validator(mode="after")
     def _no_time(self) -> "Case":
         if self.budget is not None and self.budget.minutes is not None:
             raise ValueError(f"{self.label}: minutes are a budget of the whole study; give tokens or flops.")
         return self
+
+
+class Change(Config):
+    """Something that is put in alone, and taken out of all."""
+
+    label: str = Field(min_length=1)
+    """Its name in tables and figures."""
+    settings: tuple[str, ...] = Field(min_length=1)
+    """key=value words over the study's: what it changes; no two changes set the same key."""
 
 
 class Range(Config):
@@ -121,6 +132,8 @@ class Scale(Config):
     """Instead of the study's."""
     cells: tuple[Case, ...] | None = Field(default=None, min_length=1)
     """Instead of the study's, where a cell's settings depend on the size."""
+    changes: tuple[Change, ...] | None = Field(default=None, min_length=3)
+    """Instead of the study's, likewise."""
     budget: Budget | None = None
     """Instead of the study's."""
     seeds: tuple[int, ...] | None = None
@@ -157,6 +170,8 @@ class Study(Config):
     """Setting -> values; the cells are all combinations."""
     cells: tuple[Case, ...] | None = None
     """The cells one by one, with labels."""
+    changes: tuple[Change, ...] | None = Field(default=None, min_length=3)
+    """At least three; cells without any, with each alone, with all, with all but each."""
     random: RandomSearch | None = None
     """Cells at random."""
     optuna: OptunaSearch | None = None
@@ -174,7 +189,7 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _one_search(self) -> "Study":
-        kinds = ("grid", "cells", "random", "optuna")
+        kinds = ("grid", "cells", "changes", "random", "optuna")
         given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) != 1:
             what = f"{' and '.join(given)} contradict each other" if given else "no cells"
@@ -194,7 +209,7 @@ class Study(Config):
         """The settings that cells set."""
         search = self.random or self.optuna
         found = set(search.space) if search is not None else set(flat_grid(self.grid or {}))
-        for case in self.cells or ():
+        for case in (*(self.cells or ()), *(self.changes or ())):
             found |= {word.partition("=")[0].strip() for word in case.settings}
         return found
 
@@ -211,7 +226,7 @@ class Study(Config):
                 return self
             raise ValueError(f"{self.name}: has no scale {scale!r}; known: {', '.join(known)}.")
         changes: dict[str, Any] = {"settings": (*self.settings, *chosen.settings), "scales": Scales()}
-        for name in ("budget", "seeds", "recipe", "cells"):
+        for name in ("budget", "seeds", "recipe", "cells", "changes"):
             changes |= {name: getattr(chosen, name)} if getattr(chosen, name) else {}
         return self.model_copy(update=changes)
 
