@@ -52,7 +52,7 @@ def bench_comm(rounds: int) -> None:
 def bench_ddp(rounds: int) -> None:
     for name in SHAPES:
         case = shape(name, 2)
-        sweep = ddp.usual_sweep(4 * num_parameters(case), case.bucket_mb)
+        sweep = ddp.usual_sweep(4 * num_parameters(case))
         group = ddp.candidates(case, DATA_PARALLEL_WAYS, sweep)
         group = group.model_copy(update={"rounds": rounds * ROUNDS[name], "steps": 1})
         results = list(ddp.run_group(group, starting=say))

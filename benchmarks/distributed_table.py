@@ -20,7 +20,7 @@ WORDS = {
     "per_parameter": "ours, a message for each parameter",
     "flat": "ours, one message after backward",
     "overlapped": "ours, a message for each parameter during backward",
-    "bucketed": "ours, buckets of 25 MB during backward",
+    "bucketed": "ours, buckets during backward",
     "torch": "torch's DDP",
     "torch_views": "torch's DDP, gradients as views of buckets",
     "zero1": "ours, ZeRO 1",
@@ -63,7 +63,7 @@ def calls(rows: list[dict[str, Any]]) -> list[str]:
 def data_parallel(rows: list[dict[str, Any]]) -> list[str]:
     """Steps of both shapes, and their ratio to torch's DDP."""
     found = {
-        (row["model"], row["way"]): row for row in rows if row["part"] == "ddp" and row["bucket_mb"] == 25
+        (row["model"], row["way"]): row for row in rows if row["part"] == "ddp" and row["bucket_mb"] == "auto"
     }
     columns = " | ".join(f"{words}: step | not hidden | ratio" for words in SHAPES.values())
     lines = [f"| data parallel, 2 processes | {columns} |", f"| --- |{' ---: |' * 3 * len(SHAPES)}"]

@@ -11,7 +11,7 @@ SMALL = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "context_le
 CASE = ParallelCase(model="tiny", settings=size_of("tiny", SMALL), batch=2)
 
 
-def result(way, step_ms, waiting_ms, *, buckets=None, bucket_mb=25.0, ratio=None):
+def result(way, step_ms, waiting_ms, *, buckets=None, bucket_mb="auto", ratio=None):
     return DdpResult(
         case=CASE.model_copy(update={"way": way, "bucket_mb": bucket_mb}), gradient_bytes=20_000_000,
         buckets=buckets, rounds=3, step_ms=step_ms, computing_ms=50.0, waiting_ms=waiting_ms, ratio=ratio,
@@ -20,15 +20,14 @@ def result(way, step_ms, waiting_ms, *, buckets=None, bucket_mb=25.0, ratio=None
 
 
 def test_everything_takes_turns_with_a_step_that_does_not_communicate():
-    group = ddp.candidates(CASE, ["torch", "bucketed"], [0.1, 25.0, None])
+    group = ddp.candidates(CASE, ["torch", "bucketed"], [0.1, None])
     assert [(case.way, case.bucket_mb) for case in group.cases] == [
-        ("alone", 25.0), ("torch", 25.0), ("bucketed", 25.0), ("bucketed", 0.1), ("bucketed", None),
+        ("alone", "auto"), ("torch", "auto"), ("bucketed", "auto"), ("bucketed", 0.1), ("bucketed", None),
     ]  # fmt: skip
 
 
 def test_the_sweep_goes_up_to_one_bucket_for_all():
-    assert ddp.usual_sweep(22_000_000, 25.0) == [0.1, 0.3, 1.0, 3.0, 10.0]
-    assert ddp.usual_sweep(22_000_000, 10.0) == [0.1, 0.3, 1.0, 3.0, 10.0, None]
+    assert ddp.usual_sweep(22_000_000) == [0.1, 0.3, 1.0, 3.0, 10.0, None]
 
 
 def test_the_table_shows_what_is_not_hidden_and_the_sweep_what_was_foretold():
@@ -48,7 +47,7 @@ def test_the_table_shows_what_is_not_hidden_and_the_sweep_what_was_foretold():
     # s / (b w) + b o with s = 20 MB, w = 1 GB/s, o = 0.5 ms
     assert sweep.rows == [
         ["5.00 MB", "4", "57.0 ms", "7.00 ms", "7.00 ms", "22.0 ms"],
-        ["25.0 MB", "1", "60.0 ms", "10.0 ms", "20.5 ms", "20.5 ms"],
+        ["auto", "1", "60.0 ms", "10.0 ms", "20.5 ms", "20.5 ms"],
     ]
     assert "least by the formula: 3.16 MB" in sweep.title
     assert ddp.tables([]) == []
@@ -68,12 +67,12 @@ def test_two_processes_train_in_every_way():
     assert said == ["warming up", "round 1 of 2", "round 2 of 2", "all-reduces alone"]
     assert [one.case for one in found] == list(group.cases)
     counts = {(one.case.way, one.case.bucket_mb): one.buckets for one in found}
-    num_parameters = counts["per_parameter", 25.0]
+    num_parameters = counts["per_parameter", "auto"]
     assert num_parameters > 10
     assert counts == {
-        ("alone", 25.0): 0, ("per_parameter", 25.0): num_parameters, ("flat", 25.0): 1,
-        ("overlapped", 25.0): num_parameters, ("bucketed", 25.0): 1, ("torch", 25.0): None,
-        ("torch_views", 25.0): None, ("bucketed", 0.01): counts["bucketed", 0.01],
+        ("alone", "auto"): 0, ("per_parameter", "auto"): num_parameters, ("flat", "auto"): 1,
+        ("overlapped", "auto"): num_parameters, ("bucketed", "auto"): 1, ("torch", "auto"): None,
+        ("torch_views", "auto"): None, ("bucketed", 0.01): counts["bucketed", 0.01],
     }  # fmt: skip
     assert 1 < counts["bucketed", 0.01] < num_parameters
     alone, torchs = found[0], next(one for one in found if one.case.way == "torch")

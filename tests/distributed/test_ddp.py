@@ -5,7 +5,8 @@ import torch
 from together import run
 from torch.nn import Parameter
 
-from scratchlm.distributed.ddp import DATA_PARALLEL, fill_buckets
+from scratchlm.distributed.buckets import BUCKET_MB, fill_buckets, usual_bucket_mb
+from scratchlm.distributed.ddp import DATA_PARALLEL
 
 pytestmark = pytest.mark.distributed
 
@@ -269,6 +270,9 @@ def test_buckets_are_filled_from_the_last_parameter_on():
     assert sizes(fill_buckets(parameters, 0.02)) == [[3000, 2000], [1000]]
     assert sizes(fill_buckets(parameters, 0)) == [[3000], [2000], [1000]]
     assert sizes(fill_buckets(parameters, None)) == [[3000, 2000, 1000]]
+    with_first = [Parameter(torch.zeros(100_000)) for _ in range(40)]  # 16 MB: sqrt(16 0.6) = 3.1
+    assert [len(bucket) for bucket in fill_buckets(with_first, "auto")] == [2, 7, 7, 7, 7, 7, 3]
+    assert usual_bucket_mb([torch.zeros(1, 1).expand(10**5, 10**5)]) == BUCKET_MB
     half = Parameter(torch.zeros(10, dtype=torch.float16))
     assert sizes(fill_buckets([first, half, second], None)) == [[10], [2000, 1000]]
 

@@ -17,7 +17,7 @@ import hashlib, json, sys, time
 from pathlib import Path
 import torch
 from scratchlm.distributed import Processes
-from scratchlm.distributed.ddp import average_gradients
+from scratchlm.distributed.buckets import average_gradients
 
 processes = Processes.from_environment(timeout_seconds=60)
 torch.manual_seed(processes.rank)

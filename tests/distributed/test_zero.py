@@ -142,17 +142,20 @@ backward(slice(0, 1))  # no step follows
 wrapped.zero_grad()
 wrapped.start_batch()
 
-copies, held, concatenate = [], [], torch.cat
+copies, held, makers = [], [], (torch.cat, torch.empty)
 def num_copied():
     """Numbers in messages that have not become gradients."""
     gradients = {p.grad.untyped_storage().data_ptr() for p in layers.parameters() if p.grad is not None}
     alive = [copy() for copy in copies if copy() is not None]
     return sum(copy.numel() for copy in alive if copy.untyped_storage().data_ptr() not in gradients)
-def watched(*arguments):
-    copies.append(weakref.ref(found := concatenate(*arguments)))
-    held.append(num_copied())
-    return found
-torch.cat, zero.BUCKET_MB = watched, 0.01
+def watching(make):
+    def watched(*arguments, **settings):
+        copies.append(weakref.ref(found := make(*arguments, **settings)))
+        held.append(num_copied())
+        return found
+    return watched
+torch.cat, torch.empty = map(watching, makers)
+zero.BUCKET_MB = 0.01
 backward()
 def num_copied_soon():
     time.sleep(0.02)  # gloo's own thread lets go of a message a moment after it has arrived
@@ -167,7 +170,7 @@ close = [torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-8)
 held.clear()
 share.step()
 most.append(max(held))
-torch.cat = concatenate
+torch.cat, torch.empty = makers
 torch.optim.SGD(alone.parameters(), lr=0.1).step()
 moved = all(torch.allclose(p, q, atol=1e-6) for p, q in zip(layers.parameters(), alone.parameters()))
 

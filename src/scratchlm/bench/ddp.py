@@ -37,6 +37,7 @@ from scratchlm.bench.parallel import (
 )
 from scratchlm.bench.tables import Table, milliseconds, size
 from scratchlm.config import Config
+from scratchlm.distributed.buckets import BucketSize
 from scratchlm.distributed.ddp import Bucketed
 from scratchlm.distributed.process import Processes
 
@@ -84,20 +85,19 @@ class DdpResult(Config):
 CASE = ParallelGroup
 
 
-def candidates(case: ParallelCase, ways: Iterable[str], sweep_mb: Iterable[float | None]) -> ParallelGroup:
+def candidates(case: ParallelCase, ways: Iterable[str], sweep_mb: Iterable[BucketSize]) -> ParallelGroup:
     """Return what takes turns: `alone`, the ways, and `bucketed` with every size of the sweep."""
     named = [case.model_copy(update={"way": way}) for way in dict.fromkeys([ALONE, *ways])]
     swept = [case.model_copy(update={"way": "bucketed", "bucket_mb": limit}) for limit in sweep_mb]
     return ParallelGroup(cases=tuple(dict.fromkeys([*named, *swept])))
 
 
-def usual_sweep(gradient_bytes: int, bucket_mb: float) -> list[float | None]:
-    """Return the sizes worth trying beside `bucket_mb`: those below all gradients, and one bucket for all.
+def usual_sweep(gradient_bytes: int) -> list[BucketSize]:
+    """Return the sizes worth trying: those below all gradients, and one bucket for all.
 
-    Example: 22 MB of gradients and buckets of 10 MB -> 0.1, 0.3, 1, 3, 10, None.
+    Example: 22 MB of gradients -> 0.1, 0.3, 1, 3, 10, None.
     """
-    below = [limit for limit in SWEEP_MB if limit * 1e6 < gradient_bytes]
-    return [*below, None] if bucket_mb * 1e6 < gradient_bytes else [*below]
+    return [*(limit for limit in SWEEP_MB if limit * 1e6 < gradient_bytes), None]
 
 
 def run_group(
@@ -227,7 +227,7 @@ def _sweep(results: list[DdpResult], cost: Cost) -> Table:
         limit, count = result.case.bucket_mb, result.buckets or 1
         rows.append(
             [
-                "no limit" if limit is None else size(1e6 * limit), str(count),
+                {None: "no limit", "auto": "auto"}.get(limit) or size(1e6 * limit), str(count),
                 f"{milliseconds(result.step_ms)} ms", f"{milliseconds(result.waiting_ms)} ms",
                 f"{milliseconds(1e3 * cost.last_bucket(num_bytes, count))} ms",
                 f"{milliseconds(1e3 * cost.nothing_hidden(num_bytes, count))} ms",

@@ -33,7 +33,8 @@ from torch.optim.optimizer import ParamsT
 from scratchlm.bench.cases import Precision, StepCase, estimated_bytes
 from scratchlm.bench.tables import size
 from scratchlm.config import Config
-from scratchlm.distributed.ddp import BUCKET_MB, DATA_PARALLEL, DataParallel, take_from_first
+from scratchlm.distributed.buckets import BucketSize, take_from_first
+from scratchlm.distributed.ddp import DATA_PARALLEL, DataParallel
 from scratchlm.distributed.engine_ddp import torch_averaging
 from scratchlm.distributed.fsdp import FullySharded
 from scratchlm.distributed.process import Processes
@@ -69,8 +70,8 @@ class ParallelCase(Config):
     """Processes."""
     way: str = "bucketed"
     """How they share the work."""
-    bucket_mb: float | None = Field(BUCKET_MB, ge=0)
-    """Largest bucket, where there are any; None: no limit."""
+    bucket_mb: BucketSize = "auto"
+    """Largest bucket, where there are any; None: no limit; auto: as each way does by itself."""
 
     def __str__(self) -> str:
         """A few words, for somebody who waits."""
@@ -148,13 +149,13 @@ class ParallelShards(Parallel):
         return list(self._shards.values())
 
 
-def build(way: str, objective: Module, *, bucket_mb: float | None = BUCKET_MB) -> Parallel:
+def build(way: str, objective: Module, *, bucket_mb: BucketSize = "auto") -> Parallel:
     """Return an objective, its parameters now process 0's, and all that training it in this way needs.
 
     Args:
         way: One of WAYS.
         objective: Inputs and targets -> loss, on the device where it will run.
-        bucket_mb: Largest bucket, where the way has any; None: no limit.
+        bucket_mb: Largest bucket, where the way has any; None: no limit; auto: as the way does by itself.
     """
     if way in DATA_PARALLEL.names():
         settings = {"bucket_mb": bucket_mb} if way == "bucketed" else {}
@@ -163,34 +164,37 @@ def build(way: str, objective: Module, *, bucket_mb: float | None = BUCKET_MB) -
     return _MAKERS[way](objective, bucket_mb)
 
 
-def _alone(objective: Module, bucket_mb: float | None) -> Parallel:
+def _alone(objective: Module, bucket_mb: BucketSize) -> Parallel:
     for parameter in objective.parameters():
         take_from_first(parameter)
     return Parallel(objective, _optimizer(objective.parameters()))
 
 
-def _torch(objective: Module, bucket_mb: float | None, *, views: bool) -> Parallel:
-    limit = sum(p.nbytes for p in objective.parameters()) / 1e6 + 1 if bucket_mb is None else bucket_mb
-    module = torch_averaging(objective, bucket_cap_mb=limit, gradient_as_bucket_view=views)
+def _torch(objective: Module, bucket_mb: BucketSize, *, views: bool) -> Parallel:
+    everything = sum(p.nbytes for p in objective.parameters()) / 1e6 + 1
+    limits: dict[BucketSize, float | None] = {None: everything, "auto": None}
+    module = torch_averaging(
+        objective, bucket_cap_mb=limits.get(bucket_mb, bucket_mb), gradient_as_bucket_view=views
+    )
     return Parallel(module, _optimizer(module.parameters()))
 
 
-def _zero1(objective: Module, bucket_mb: float | None) -> Parallel:
+def _zero1(objective: Module, bucket_mb: BucketSize) -> Parallel:
     module = DATA_PARALLEL.build("bucketed", objective, bucket_mb=bucket_mb)
     return Parallel(module, ShardedOptimizer(module.parameters(), _optimizer))
 
 
-def _zero2(objective: Module, bucket_mb: float | None) -> Parallel:
+def _zero2(objective: Module, bucket_mb: BucketSize) -> Parallel:
     optimizer = ShardedOptimizer(objective.parameters(), _optimizer)
     return Parallel(ShardedGradients(objective, optimizer, bucket_mb=bucket_mb), optimizer)
 
 
-def _fsdp(objective: Module, bucket_mb: float | None) -> Parallel:
+def _fsdp(objective: Module, bucket_mb: BucketSize) -> Parallel:
     module = FullySharded(objective, lambda part: part is objective or isinstance(part, Block))
     return Parallel(module, _optimizer(module.parameters()))
 
 
-def _fsdp2(objective: Module, bucket_mb: float | None) -> Parallel:
+def _fsdp2(objective: Module, bucket_mb: BucketSize) -> Parallel:
     device = next(objective.parameters()).device
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for part in list(objective.modules()):
@@ -203,7 +207,7 @@ def _optimizer(params: ParamsT) -> Optimizer:
     return OPTIMIZERS.build(OPTIMIZER, params)
 
 
-_MAKERS: dict[str, Callable[[Module, float | None], Parallel]] = {
+_MAKERS: dict[str, Callable[[Module, BucketSize], Parallel]] = {
     "alone": _alone,
     "torch": partial(_torch, views=False),
     "torch_views": partial(_torch, views=True),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from scratchlm.bench.parallel import ParallelCase
+    from scratchlm.distributed.buckets import BucketSize
 
 Processes = Annotated[int, typer.Option("--processes", "-N", min=2, help="Started here, on free ports.")]
 Batch = Annotated[int, typer.Option("--batch", "-b", min=1, help="Rows for each process.")]
@@ -35,7 +36,9 @@ Context = Annotated[
     ),
 ]
 OnePrecision = Annotated[str, typer.Option("--precision", "-p", help="float32 or bfloat16.")]
-Bucket = Annotated[float, typer.Option("--bucket", min=0.0, help="Largest bucket, MB; 25 as torch has it.")]
+Bucket = Annotated[
+    str, typer.Option("--bucket", help="Largest bucket, MB; auto: torch's own, and ours by the model's size.")
+]
 Rounds = Annotated[int, typer.Option("--rounds", "-r", min=1, help="Turns of each way.")]
 Steps = Annotated[int, typer.Option("--steps", "-n", min=1, help="Steps of each turn.")]
 
@@ -83,7 +86,7 @@ def ddp(
     ways: Annotated[
         str, typer.Option("--ways", help="Which take turns; torch_views: torch's without one of the copies.")
     ] = "per_parameter,flat,overlapped,bucketed,torch,torch_views",
-    bucket: Bucket = 25.0,
+    bucket: Bucket = "auto",
     sweep: Annotated[
         str, typer.Option("--sweep", help="Buckets that are tried, MB; auto: up to all gradients; no.")
     ] = "auto",
@@ -107,9 +110,8 @@ def ddp(
     from scratchlm.model import accounting
 
     case, place = _case(settings, model, batch, context, precision, processes, backend)
-    case = case.model_copy(update={"bucket_mb": bucket})
-    gradient_bytes = 4 * accounting.num_parameters(case.settings)
-    limits = bench.usual_sweep(gradient_bytes, bucket)
+    case = case.model_copy(update={"bucket_mb": _bucket_mb(bucket)})
+    limits = bench.usual_sweep(4 * accounting.num_parameters(case.settings))
     if sweep != "auto":
         limits = [] if sweep == "no" else decimals(sweep, "--sweep")
     group = bench.candidates(case, words(ways, "--ways", parallel.DATA_PARALLEL_WAYS), limits)
@@ -124,7 +126,7 @@ def shards(
     ways: Annotated[
         str, typer.Option("--ways", help="Which are weighed and take turns; the first is compared with.")
     ] = "bucketed,zero1,zero2,fsdp,fsdp2",
-    bucket: Bucket = 25.0,
+    bucket: Bucket = "auto",
     batch: Batch = 4,
     context: Context = None,
     precision: OnePrecision = "float32",
@@ -144,7 +146,7 @@ def shards(
 
     case, place = _case(settings, model, batch, context, precision, processes, backend)
     chosen = words(ways, "--ways", parallel.SHARDED_WAYS)
-    group = bench.candidates(case.model_copy(update={"bucket_mb": bucket}), chosen)
+    group = bench.candidates(case.model_copy(update={"bucket_mb": _bucket_mb(bucket)}), chosen)
     group = group.model_copy(update={"rounds": rounds, "steps": steps})
     parallel.check(group)
     collect(partial(bench.run_group, group), bench.tables, len(chosen) + 1 + rounds, place, form, out)
@@ -177,6 +179,15 @@ def _case(
         world_size=processes,
     )
     return case, place
+
+
+def _bucket_mb(text: str) -> "BucketSize":
+    if text == "auto":
+        return "auto"
+    found = decimals(text, "--bucket")
+    if len(found) > 1:
+        raise ValueError(f"--bucket={text}: one size at a time; --sweep tries several.")
+    return found[0]
 
 
 def _place(backend: str) -> "tuple[list[str], torch.device]":

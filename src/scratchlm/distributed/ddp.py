@@ -13,9 +13,9 @@ r"""Data parallelism, four ways: a model comes in, the same comes out; its gradi
 The last line is the compromise that everybody uses: few calls, and all but the last bucket travels while
 backward computes the layers before it. Buckets are filled in the reverse order of the parameters, which is
 about the order in which backward finishes them, and sent strictly in that order: then every process makes the
-same calls in the same order, even where one of them did not use a parameter. A gradient is taken from its
-parameter when it is sent, and when the mean is there its part of the message is the gradient: one copy, and
-memory for both only while a bucket is made.
+same calls in the same order, even where one of them did not use a parameter. A gradient is copied into its
+bucket, divided, as soon as backward has it, while the numbers are in the cache; its own memory serves the
+next one. When the mean is there, that part of the bucket is the gradient: one copy, and no second memory.
 
 Gradients are divided by the number of processes and summed: some versions of gloo return the sum when they
 are asked for the mean, and a sum of float16 gradients could exceed 65,504. Dividing is exact where the number
@@ -30,20 +30,24 @@ import contextlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import Module, Parameter
 
+from scratchlm.distributed.buckets import (
+    BucketSize,
+    GradientMessage,
+    average_gradients,
+    fill_buckets,
+    take_from_first,
+)
 from scratchlm.registry import Family
 
 DATA_PARALLEL: Family["DataParallel"] = Family("data_parallel", package="scratchlm.distributed")
 """Ways to average gradients: built from a module, on every process of a group."""
-
-BUCKET_MB = 25.0
-"""As torch has it; the source measures 10 to 25 MB as best on most machines."""
 
 EPSILON = 1e-6
 """Keeps 0 / 0 away when clipping; the same value as torch's and CS336's, so that results agree."""
@@ -164,7 +168,9 @@ class PerParameter(DataParallel):
     def finish_gradient_synchronization(self) -> None:
         """Average one gradient after the other."""
         for parameter in self._trained:
-            GradientMessage([parameter]).receive()
+            message = GradientMessage([parameter])
+            message.send()
+            message.receive()
 
 
 @DATA_PARALLEL.register("flat")
@@ -187,23 +193,25 @@ class Bucketed(DataParallel):
     in_flight = math.inf
     """Buckets on their way at once; backward waits for the oldest when there would be more."""
 
-    def __init__(self, module: Module, *, bucket_mb: float | None = BUCKET_MB) -> None:
+    def __init__(self, module: Module, *, bucket_mb: BucketSize = "auto") -> None:
         """Fill the buckets.
 
         Args:
             module: As `DataParallel`.
             bucket_mb: Largest size of a bucket in megabytes (10^6 bytes); a larger parameter has one for
-                itself. 0: one for each parameter. None: no limit.
+                itself. 0: one for each parameter. None: no limit. auto: as `usual_bucket_mb`, the first one
+                of 1 MB.
 
         Raises:
             ValueError: As `DataParallel`, or the size is negative.
         """
         super().__init__(module)
-        if bucket_mb is not None and not bucket_mb >= 0:
-            raise ValueError(f"bucket_mb={bucket_mb}: must be at least 0, or None for no limit.")
+        if not (bucket_mb in ("auto", None) or bucket_mb >= 0):
+            raise ValueError(f"bucket_mb={bucket_mb}: must be at least 0, auto, or None for no limit.")
         self.buckets = self._fill(bucket_mb)
         """Parameters of each bucket, in the order in which they are sent."""
         self._names = {parameter: name for name, parameter in module.named_parameters()}
+        self._rooms: dict[int, Tensor] = {}
         self._travelling: deque[GradientMessage] = deque()
         self._begin()
         for number, bucket in enumerate(self.buckets):
@@ -212,42 +220,49 @@ class Bucketed(DataParallel):
                     lambda p, number=number: self._is_ready(p, number)
                 )
 
-    def _fill(self, bucket_mb: float | None) -> list[list[Parameter]]:
+    def _fill(self, bucket_mb: BucketSize) -> list[list[Parameter]]:
         return fill_buckets(self._trained, bucket_mb)
 
     def _begin(self) -> None:
-        self._waits_for = [set(bucket) for bucket in self.buckets]
+        self._filling: dict[int, GradientMessage] = {}
         self._num_sent, self._has_gradients = 0, False
         self._travelling.clear()
 
     def start_batch(self) -> None:
         """Forget gradients on their way; on every process, after a backward pass that no step follows."""
         if self._has_gradients:  # another process may have sent more buckets: all make the same calls
-            for bucket in self.buckets[self._num_sent :]:
-                self._travelling.append(self._message(bucket))
+            while self._num_sent < len(self.buckets):
+                self._send()
         for message in self._travelling:
             message.work.wait()
         self._begin()
 
     def finish_gradient_synchronization(self) -> None:
-        """Send what backward did not, wait for all, and write the means into the gradients."""
-        for bucket in self.buckets[self._num_sent :]:
-            self._send(bucket)
+        """Send what backward did not, wait for all; their means are the gradients."""
+        while self._num_sent < len(self.buckets):
+            self._send()
         while self._travelling:
             self._travelling.popleft().receive()
         self._begin()
 
-    def _message(self, bucket: list[Parameter]) -> "GradientMessage":
-        return GradientMessage(bucket)
+    def _message(self, number: int) -> "GradientMessage":
+        """A bucket's message of this step, always in the same memory: the gradients are parts of it."""
+        message = GradientMessage(self.buckets[number], room=self._rooms.get(number))
+        self._rooms[number] = message.flat
+        return message
 
-    def _send(self, bucket: list[Parameter]) -> None:
+    def _send(self) -> None:
+        """Send the next bucket, full or not."""
         while len(self._travelling) >= self.in_flight:
             self._travelling.popleft().receive()
-        self._travelling.append(self._message(bucket))
+        message = self._filling.pop(self._num_sent, None) or self._message(self._num_sent)
+        message.send()
+        self._travelling.append(message)
         self._num_sent += 1
 
     def _is_ready(self, parameter: Parameter, number: int) -> None:
-        if number < self._num_sent:
+        message = self._filling.get(number)
+        if number < self._num_sent or (message is not None and parameter in message.taken):
             raise ValueError(
                 f"{self._names[parameter]}: a gradient came after this batch's was sent. Of several backward "
                 "passes for one step put all but the last into `with model.no_synchronization():`; when a "
@@ -256,10 +271,12 @@ class Bucketed(DataParallel):
         if not self._synchronizes:
             return
         self._has_gradients = True
-        self._waits_for[number].discard(parameter)
+        if message is None:
+            message = self._filling[number] = self._message(number)
+        message.take(parameter)
         # strictly in order: a full bucket waits for those before it
-        while self._num_sent < len(self.buckets) and not self._waits_for[self._num_sent]:
-            self._send(self.buckets[self._num_sent])
+        while (message := self._filling.get(self._num_sent)) is not None and message.full:
+            self._send()
 
 
 @DATA_PARALLEL.register("overlapped")
@@ -269,90 +286,6 @@ class Overlapped(Bucketed):
     def __init__(self, module: Module) -> None:
         """Give each parameter a bucket of its own; arguments and errors as `DataParallel`."""
         super().__init__(module, bucket_mb=0.0)
-
-
-class GradientMessage:
-    """Gradients on their way: one behind the other, and a 1 for each that this process has."""
-
-    @torch.no_grad()
-    def __init__(self, parameters: Sequence[Parameter], owner: int | None = None) -> None:
-        """Take and send them, to all processes or to the one that owns these parameters; return at once."""
-        self.parameters, self.arrives = parameters, owner in (None, distributed.get_rank())
-        self.had = [parameter.grad is not None for parameter in parameters]
-        grads = [p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in parameters]
-        # made where the gradients are: copied from a list, they would let the CPU wait for the device
-        yes, no = grads[0].new_ones(1), grads[0].new_zeros(1)
-        self.flat = torch.cat([*grads, *(yes if had else no for had in self.had)])
-        self.flat[: -len(self.had)].div_(distributed.get_world_size())
-        for parameter in parameters:
-            parameter.grad = None  # its memory serves the gradients that backward computes meanwhile
-        if owner is None:
-            self.work = distributed.all_reduce(self.flat, async_op=True)
-        else:
-            self.work = distributed.reduce(self.flat, owner, async_op=True)
-
-    @torch.no_grad()
-    def receive(self) -> None:
-        """Wait; where they arrive, the parts of the message become the gradients."""
-        self.work.wait()
-        if not self.arrives:
-            return
-        sizes = [parameter.numel() for parameter in self.parameters]
-        *means, present = self.flat.split([*sizes, len(sizes)])
-        # looking at numbers waits for the device: only where a gradient was missing
-        somewhere = self.had if all(self.had) else present.tolist()
-        for parameter, mean, exists in zip(self.parameters, means, somewhere, strict=True):
-            if exists:
-                parameter.grad = mean.view_as(parameter)
-
-
-def average_gradients(parameters: Sequence[Parameter]) -> None:
-    """Replace gradients by their means over the processes, with one call for each number format."""
-    for message in [GradientMessage(bucket) for bucket in fill_buckets(parameters, None)]:
-        message.receive()
-
-
-@torch.no_grad()
-def take_from_first(tensor: Tensor) -> None:
-    """Give a tensor the numbers that it has on process 0."""
-    numbers = tensor.contiguous()  # itself, unless it is transposed or the like
-    distributed.broadcast(numbers, 0)
-    if numbers is not tensor and distributed.get_rank() != 0:
-        tensor.copy_(numbers)
-
-
-def dtype_and_device(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
-    """What tensors must share to stand in one buffer."""
-    return tensor.dtype, tensor.device
-
-
-def fill_buckets(
-    parameters: Sequence[Parameter],
-    bucket_mb: float | None,
-    kind: Callable[[Parameter], Hashable] = dtype_and_device,
-) -> list[list[Parameter]]:
-    """Deal the reversed parameters out to buckets of at most `bucket_mb` megabytes and of one kind each.
-
-    Buckets come in the order in which they are complete. Example: float32 parameters of 1, 2 and 3 million
-    numbers, 20 MB -> [[third, second], [first]].
-
-    Args:
-        parameters: In the model's order.
-        bucket_mb: Largest size; a larger parameter has a bucket of its own. None: no limit.
-        kind: Parameters of different kinds are never in one bucket.
-    """
-    limit = float("inf") if bucket_mb is None else bucket_mb * 1e6
-    full: list[list[Parameter]] = []
-    being_filled: dict[Hashable, tuple[list[Parameter], int]] = {}
-    for parameter in reversed(parameters):
-        # taken out and put back: the dictionary's order becomes that of the newest members
-        bucket, size = being_filled.pop(kind(parameter), ([], 0))
-        if bucket and size + parameter.nbytes > limit:
-            full.append(bucket)
-            bucket, size = [], 0
-        bucket.append(parameter)
-        being_filled[kind(parameter)] = bucket, size + parameter.nbytes
-    return full + [bucket for bucket, _ in being_filled.values()]
 
 
 @torch.no_grad()

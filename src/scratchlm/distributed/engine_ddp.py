@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
-from scratchlm.distributed.ddp import BUCKET_MB, DATA_PARALLEL, DataParallel
+from scratchlm.distributed.ddp import DATA_PARALLEL, DataParallel
 from scratchlm.distributed.engine import ENGINES, Engine, Work
 from scratchlm.distributed.process import Processes
 
@@ -32,19 +32,20 @@ class DDP(Engine):
     """Data parallelism: the whole model everywhere, the mean of all gradients."""
 
     def __init__(
-        self, *, how: How = "torch", bucket_mb: float = BUCKET_MB, find_unused: bool = False
+        self, *, how: How = "torch", bucket_mb: float | Literal["auto"] = "auto", find_unused: bool = False
     ) -> None:
         """Keep the settings.
 
         Args:
             how: torch's DistributedDataParallel, or a way written out in distributed/ddp.py.
-            bucket_mb: Gradients that travel together, in megabytes; for torch and bucketed.
+            bucket_mb: Gradients that travel together, in megabytes; for torch and bucketed. auto: torch's
+                own 25 after a first one of 1, and for bucketed by the size of the model.
             find_unused: Look in every step for parameters that the loss does not use; for torch, the others
                 need not be told.
         """
         super().__init__()
-        if not bucket_mb > 0:
-            raise ValueError(f"distributed.bucket_mb={bucket_mb}: must be above 0; 25 is usual.")
+        if bucket_mb != "auto" and not bucket_mb > 0:
+            raise ValueError(f"distributed.bucket_mb={bucket_mb}: must be above 0, such as 25; or auto.")
         self.how, self.bucket_mb, self.find_unused = how, bucket_mb, find_unused
 
     def wrap(self, work: Work, processes: Processes) -> None:
@@ -78,7 +79,7 @@ class DDP(Engine):
             return DATA_PARALLEL.build(self.how, objective, **settings)
         return torch_averaging(
             objective,
-            bucket_cap_mb=self.bucket_mb,
+            bucket_cap_mb=None if self.bucket_mb == "auto" else self.bucket_mb,
             find_unused_parameters=self.find_unused,
             gradient_as_bucket_view=True,
         )

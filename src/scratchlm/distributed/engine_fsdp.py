@@ -40,7 +40,7 @@ from torch.distributed.fsdp import (
 from torch.nn import Module, ModuleList, Parameter
 from torch.optim import Optimizer
 
-from scratchlm.distributed.ddp import take_from_first
+from scratchlm.distributed.buckets import take_from_first
 from scratchlm.distributed.engine import ENGINES, Engine, Groups, Place, Work
 from scratchlm.distributed.engine_matrices import ShardedMatrices
 from scratchlm.distributed.process import Processes

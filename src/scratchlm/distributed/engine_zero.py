@@ -13,12 +13,11 @@ Source: Rajbhandari et al. 2020, "ZeRO", https://arxiv.org/abs/1910.02054, secti
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 from torch import distributed
 from torch.optim import Optimizer
 
-from scratchlm.distributed.ddp import BUCKET_MB
 from scratchlm.distributed.engine import ENGINES, Engine, Groups, Work
 from scratchlm.distributed.engine_ddp import DDP, How
 from scratchlm.distributed.process import Processes
@@ -32,7 +31,7 @@ class ZeRO1(Engine):
     owns_state = True
 
     def __init__(
-        self, *, how: How = "torch", bucket_mb: float = BUCKET_MB, find_unused: bool = False
+        self, *, how: How = "torch", bucket_mb: float | Literal["auto"] = "auto", find_unused: bool = False
     ) -> None:
         """Keep the settings.
 

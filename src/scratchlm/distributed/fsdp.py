@@ -39,7 +39,8 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.nn import Module, Parameter
 from torch.utils._pytree import tree_leaves
 
-from scratchlm.distributed.ddp import DataParallel, average_gradients
+from scratchlm.distributed.buckets import average_gradients
+from scratchlm.distributed.ddp import DataParallel
 from scratchlm.distributed.shard import GradientShards, ShardedParameter, WholeWeights, travelling_together
 
 PREFETCH = 2

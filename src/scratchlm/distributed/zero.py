@@ -40,7 +40,14 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from scratchlm.distributed.ddp import BUCKET_MB, Bucketed, GradientMessage, dtype_and_device, fill_buckets
+from scratchlm.distributed.buckets import (
+    BUCKET_MB,
+    BucketSize,
+    GradientMessage,
+    dtype_and_device,
+    fill_buckets,
+)
+from scratchlm.distributed.ddp import Bucketed
 
 IN_FLIGHT = 2
 """Buckets on their way at once: one is computed while another travels."""
@@ -226,7 +233,7 @@ class ShardedGradients(Bucketed):
     in_flight = IN_FLIGHT
 
     def __init__(
-        self, module: Module, optimizer: ShardedOptimizer, *, bucket_mb: float | None = BUCKET_MB
+        self, module: Module, optimizer: ShardedOptimizer, *, bucket_mb: BucketSize = "auto"
     ) -> None:
         """Fill the buckets, each with parameters of one owner.
 
@@ -241,7 +248,7 @@ class ShardedGradients(Bucketed):
         self._optimizer = optimizer
         super().__init__(module, bucket_mb=bucket_mb)
 
-    def _fill(self, bucket_mb: float | None) -> list[list[Parameter]]:
+    def _fill(self, bucket_mb: BucketSize) -> list[list[Parameter]]:
         owners = self._optimizer.owners
         names = [name for name, p in self.module.named_parameters() if p.requires_grad and p not in owners]
         if names:
@@ -255,8 +262,10 @@ class ShardedGradients(Bucketed):
         """Return the length of all mean gradients, each seen by its owner; as `DataParallel`."""
         return self._norm_of_shares(whole=(), shares=self._trained)
 
-    def _message(self, bucket: list[Parameter]) -> GradientMessage:
-        return GradientMessage(bucket, self._optimizer.owners[bucket[0]])
+    def _message(self, number: int) -> GradientMessage:
+        """In memory of its own: kept rooms would hold all gradients on every process."""
+        bucket = self.buckets[number]
+        return GradientMessage(bucket, owner=self._optimizer.owners[bucket[0]])
 
 
 def deal(parameters: Iterable[Tensor], owners: dict[Tensor, int], loads: list[int]) -> None:
