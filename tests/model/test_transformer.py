@@ -327,3 +327,16 @@ def test_checkpointed_blocks_draw_the_same_dropout_again_when_compiled():
 
 def test_the_class_is_what_the_name_says():
     assert MODELS.get("transformer") is TransformerLM
+
+
+def test_one_standard_deviation_for_all_matrices_scales_the_same_numbers():
+    usual, spread = build(num_layers=2), build(num_layers=2, init_std=0.02)
+    std = {name: p.std().item() for name, p in spread.named_parameters() if p.ndim == 2}
+    branch_ends = {name for name in std if "output_proj" in name or "w2" in name}
+    assert len(branch_ends) == 4
+    for name, value in std.items():  # each has at least 256 numbers, cut at 3: the deviation is 1.3 % lower
+        assert value == pytest.approx(0.02 / (2 if name in branch_ends else 1), rel=0.15), name
+    weights = dict(spread.named_parameters())
+    for name, p in usual.named_parameters():
+        if p.ndim == 2:
+            torch.testing.assert_close(weights[name] / weights[name].norm(), p / p.norm())

@@ -64,6 +64,9 @@ class ModelSettings(Config):
     """Which attention runs (kernels/); auto takes the fastest of ours, sdpa and flex are torch's."""
     zero_init_projections: bool = False
     """Whether each branch's last matrix starts at 0, so that every block starts as the identity."""
+    init_std: float | None = Field(None, gt=0.0)
+    """Standard deviation of matrices and embeddings at the start, of each branch's last matrix divided by
+    sqrt(2 num_layers), as in GPT-2 (0.02). None: by the width of each layer, as in CS336."""
 
     @model_validator(mode="before")
     @classmethod

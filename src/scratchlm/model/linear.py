@@ -37,7 +37,7 @@ class Linear(Module):
         super().__init__()
         self.weight = Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.bias = Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        truncated_normal_(self.weight, std=math.sqrt(2 / (in_features + out_features)))
+        truncated_normal_(self.weight, std=glorot_std(in_features, out_features))
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Return x W^T, plus the bias if there is one."""
@@ -64,6 +64,11 @@ class Embedding(Module):
         """Return row `ids[i]` of the table for every i."""
         # index_select: its gradient adds whole rows; that of W[ids] is several times slower in eager mode
         return self.weight.index_select(0, ids.reshape(-1)).reshape(*ids.shape, -1)
+
+
+def glorot_std(in_features: int, out_features: int) -> float:
+    """Return the standard deviation that keeps activations and gradients alike in size on average."""
+    return math.sqrt(2 / (in_features + out_features))
 
 
 def linear(

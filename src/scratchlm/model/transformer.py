@@ -17,6 +17,7 @@ Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; decoder only, pre
 checkpointing: Chen et al. 2016, https://arxiv.org/abs/1604.06174.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -29,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from scratchlm.model.block import Block, dropout, make_norm
 from scratchlm.model.config import MODELS, ModelConfig
 from scratchlm.model.kv_cache import KVCache
-from scratchlm.model.linear import Embedding, Linear, linear
+from scratchlm.model.linear import Embedding, Linear, glorot_std, linear
 from scratchlm.model.norm import NoNorm
 from scratchlm.model.position import POSITIONS
 
@@ -45,7 +46,7 @@ class TransformerLM(Module):
         self.gradient_checkpointing = False
         # A tied table is also the head: at variance 1 its logits would start with a spread of sqrt(d_model)
         std = config.d_model**-0.5 if config.tied else 1.0
-        self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=std)
+        self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=config.init_std or std)
         self.position_embeddings = POSITIONS.build(
             config.position.name,
             config.d_model,
@@ -58,6 +59,8 @@ class TransformerLM(Module):
         # post-norm blocks end with a norm already
         self.ln_final = make_norm(config) if config.placement == "pre" else NoNorm(config.d_model)
         self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size)
+        if config.init_std is not None:
+            spread_matrices_(self, config.init_std)
         if config.zero_init_projections:
             zero_projections_(self)
 
@@ -131,6 +134,22 @@ def _introduce_tensors_to_einops() -> None:
     """
     for tensor in (torch.empty(1), Parameter(torch.empty(1))):
         rearrange(tensor, "one -> one")
+
+
+@torch.no_grad()
+def spread_matrices_(model: TransformerLM, std: float) -> None:
+    """Give all matrices one standard deviation, each branch's last one std / sqrt(2 num_layers).
+
+    Then all branches together add as much to the residual stream, however many there are. The numbers that
+    were drawn are scaled, so a seed means the same for every `std`.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.3, with std = 0.02.
+    """
+    last = {id(part) for block in model.layers for part in (block.attn.output_proj, block.ffn.w2)}
+    for part in model.modules():
+        if isinstance(part, Linear):
+            wanted = std / math.sqrt(2 * len(model.layers)) if id(part) in last else std
+            part.weight.mul_(wanted / glorot_std(*part.weight.shape))
 
 
 @torch.no_grad()
