@@ -252,6 +252,13 @@ def test_evaluate_agrees_with_the_summary_every_time(cli, done, tmp_path):
     assert cli("evaluate", done) == first
 
 
+def test_evaluate_reads_on_beyond_the_training_context(cli, done):
+    shorter, longer = (cli("evaluate", done, "--context-length", length) for length in (16, 256))
+    assert (shorter.code, longer.code) == (0, 0), shorter.err + longer.err
+    assert "tokens, 256 at once" in longer.out
+    assert shorter.out.splitlines()[2:] != longer.out.splitlines()[2:]
+
+
 def test_evaluate_measures_another_text(cli, done, stories):
     found = cli("evaluate", done, stories)
     assert found.code == 0, found.err

@@ -4,6 +4,7 @@ import pytest
 
 from scratchlm.config import load
 from scratchlm.model import MODELS, ModelConfig, ModelSettings
+from scratchlm.model.config import reading_on
 
 
 def test_defaults_are_complete_settings():
@@ -100,3 +101,23 @@ def test_an_unknown_size_is_told_with_the_known_ones():
 
     with pytest.raises(ValueError, match=r"unknown model 'llama-1bb'. Did you mean 'llama-1b'"):
         recipes.read("demo", ["model=llama-1bb"])
+
+
+@pytest.mark.parametrize("name", ["rope", "alibi", "sinusoidal", "none"])
+def test_computed_positions_go_on_beyond_the_context(name):
+    settings = ModelSettings(context_length=64, position=name)
+    assert reading_on(settings, 256) == settings.model_copy(update={"context_length": 256})
+    assert reading_on(settings, 32) is settings
+
+
+def test_learned_positions_say_that_they_end():
+    settings = ModelSettings(context_length=64, position="learned")
+    assert reading_on(settings, 64) is settings
+    with pytest.raises(
+        ValueError, match=r"context_length=65: model\.position=learned ends at 64, since a pos"
+    ):
+        reading_on(settings, 65)
+    assert (
+        reading_on(ModelSettings(name="bigram", context_length=64, position="learned"), 65).context_length
+        == 65
+    )

@@ -30,6 +30,12 @@ def evaluate(
     rows: Annotated[
         int | None, typer.Option(min=1, help="Rows computed at once; by default what fits into memory.")
     ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens read at once, also more than in training; by default as in training."
+        ),
+    ] = None,
     checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,
@@ -43,7 +49,8 @@ def evaluate(
     from scratchlm.train.folder import load_run
 
     load_plugins(plugin)
-    run = load_run(folder, device=device, checkpoint=checkpoint)
+    run = load_run(folder, device=device, checkpoint=checkpoint, context_length=context_length)
+    length = context_length or run.config.model.context_length
     where = next(run.model.parameters()).device
     precision = runtime.choose_precision(run.config.train.precision, where)
     runtime.set_threads()
@@ -51,17 +58,21 @@ def evaluate(
         found = evaluate_split(
             run.model,
             dataset,
-            context_length=run.config.model.context_length,
+            context_length=length,
             rows_per_batch=rows,
             device=where,
             autocast=partial(runtime.autocast, where, precision.name),
             max_tokens=max_tokens,
+            documents=run.config.train.document_mask,
         )
     of_run = not source and split == "valid"
     floor = run.summary.get("floor_loss") if of_run else None
     floor_bits = run.summary.get("floor_bits_per_byte") if of_run else None
     name = " ".join(source) if source else split
-    out().print(f"{folder} at step {run.step:,} on {name}: {found.num_tokens:,} tokens", style="bold")
+    rows_of = f", {length:,} at once" if context_length else ""
+    out().print(
+        f"{folder} at step {run.step:,} on {name}: {found.num_tokens:,} tokens{rows_of}", style="bold"
+    )
     shown = table("", "model", *(["floor", "above it"] if floor is not None else []))
     for label, value, least in (
         ("  loss, nats per token", found.loss, floor),

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from scratchlm.lab.beyond import beyond_words
 from scratchlm.lab.gains import Gain, gain_words, gains_of
 from scratchlm.lab.rows import Result
 from scratchlm.lab.search import rivals
@@ -104,7 +105,7 @@ def analyse(study: Study, results: Sequence[Result], unit: str) -> Analysis:
     axis = axis_of(study, lines, results)
     floor = floors.pop() if len(floors) == 1 else None
     gains = gains_of(study, {line.label: line.difference for line in lines})
-    conclusion = _conclusion(lines, base, axis, gains)
+    conclusion = f"{_conclusion(lines, base, axis, gains)} {beyond_words(results)}".rstrip()
     return Analysis(lines, base, unit, floor, axis, conclusion, gains)
 
 

@@ -34,6 +34,8 @@ OF_THE_MACHINE = (
     "data.queue_size",
 )
 """Settings that are no part of what a cell is."""
+BEYOND = "beyond.json"
+"""In a run's folder: its loss beyond the training context (beyond.py)."""
 LONG = 1_000_000
 """Steps of a run whose length is not known yet."""
 SLUG_LENGTH = 32
@@ -52,6 +54,8 @@ class Cell(NamedTuple):
     """Complete settings."""
     key: str
     """Name of its folder."""
+    beyond_context: bool = False
+    """Whether it is measured beyond its training context when it has ended."""
 
 
 def experiment_of(study: Study) -> Experiment:
@@ -101,7 +105,8 @@ def _cell(study: Study, experiment: Experiment, point: Point, seed: int, steps: 
         config = experiment.resolve(study.recipe, words)
     except ValueError as error:
         raise ValueError(f"{study.name}, cell {point.label!r}: {error}") from None
-    return Cell(point.label, seed, overrides_of(point), config, _key(point.label, seed, config))
+    key = _key(point.label, seed, config)
+    return Cell(point.label, seed, overrides_of(point), config, key, study.beyond_context)
 
 
 def _check_words(study: Study, point: Point) -> None:
@@ -228,7 +233,9 @@ def state_of(folder: StudyFolder, cell: Cell) -> State:
     summary = read_note(run / "summary.json")
     if not summary or summary.get("stopped_early"):
         return "interrupted"
-    return "diverged" if has_diverged(run, summary) else "finished"
+    if has_diverged(run, summary):
+        return "diverged"
+    return "interrupted" if cell.beyond_context and not (run / BEYOND).is_file() else "finished"
 
 
 def read_note(path: Path) -> dict[str, Any]:

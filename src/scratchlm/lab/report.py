@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.lab.analysis import Analysis, analyse, figure
+from scratchlm.lab.beyond_report import beyond_section, write_beyond
 from scratchlm.lab.cells import StudyFolder, experiment_of
 from scratchlm.lab.figures import (
     OVER,
@@ -65,6 +66,7 @@ def write_reports(folder: Path) -> tuple[Analysis, Path]:
     analysis = analyse(study, results, unit)
     curves = read_learning(folder, results)
     values = _values(study, scale, results, analysis, curves, experiment.unit)
+    values["beyond"] = beyond_section(folder, results)
     write_text_atomically(folder / HTML, pages.rendered("study.html.j2", values))
     _write_markdown(folder, study, scale, results, analysis, curves, experiment.unit)
     return analysis, folder / HTML
@@ -195,6 +197,7 @@ def _write_markdown(
         )
         drawn.write(figures, "final")
         drawings.append(f"![Final numbers]({FIGURES}/final.svg)")
+    beyond = write_beyond(folder, figures, results)
     setup = "\n".join(f"* {name}: {value}" for name, value in setup_of(study, scale, results))
     rows = [
         f"| {_cell(row.label)} | {row.mean} | {row.deviation} | {row.seeds} | {_cell(row.words)} |"
@@ -209,6 +212,7 @@ def _write_markdown(
         f"## Setup\n{study.about}\n\n{setup}".replace("\n\n\n", "\n\n"),
         "## Result\n" + "\n".join([head, *rows]),
         *drawings,
+        *([beyond] if beyond else []),
         *(["## What did not come to its end\n" + "\n".join(errors)] if errors else []),
     ]
     write_text_atomically(folder / MARKDOWN, "\n\n".join(parts) + "\n")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.lab.cells import Cell, StudyFolder, experiment_of, guessing_loss, read_note, state_of
+from scratchlm.lab.cells import BEYOND, Cell, StudyFolder, experiment_of, guessing_loss, read_note, state_of
 from scratchlm.lab.spec import Study
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study.compare import facts
@@ -53,6 +53,12 @@ class Result(NamedTuple):
     date: str
     cell: str
     """Name of the run's folder below cells/."""
+    loss_1x: float | None = None
+    """Place by place in long rows: within the training context; with `beyond_context` (beyond.py)."""
+    loss_2x: float | None = None
+    """From one to two training contexts; empty where positions end."""
+    loss_4x: float | None = None
+    """From two to four."""
 
     def metric(self, name: str) -> float | None:
         """The number that a study compares: "loss" or "bits_per_byte"."""
@@ -72,6 +78,7 @@ def result_of(study: Study, scale: str, folder: StudyFolder, cell: Cell) -> Resu
     summary, environment = read_note(run / "summary.json"), read_note(run / "environment.json")
     record = read_run(run) if (run / "config.json").is_file() else None
     known = facts(record) if record is not None else None
+    beyond = read_note(run / BEYOND) if state == "finished" else {}
     need = experiment_of(study).estimate(cell.config)
     steps = number(summary, "steps") or (known.steps if known else None)
     tokens = number(summary, "tokens") or (known.tokens if known else None)
@@ -104,6 +111,7 @@ def result_of(study: Study, scale: str, folder: StudyFolder, cell: Cell) -> Resu
         commit=str(environment.get("commit") or ""),
         date=_date(run),
         cell=cell.key,
+        **{name: number(beyond, name) for name in ("loss_1x", "loss_2x", "loss_4x")},
     )
 
 

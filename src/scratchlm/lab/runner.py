@@ -174,7 +174,8 @@ class StudyRun:
 
                 shared = self.folder.shared(shared_key(cell.config))  # type: ignore[arg-type]
             run = self.folder.cell(cell)
-            tasks.append(Task(cell.key, "cell", run, cell.config, shared, self.study.experiment))
+            how = self.study.experiment, cell.beyond_context
+            tasks.append(Task(cell.key, "cell", run, cell.config, shared, *how))
         self._run_tasks(tasks)
 
     def _run_tasks(self, tasks: list[Task]) -> None:

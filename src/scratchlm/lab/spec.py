@@ -184,6 +184,8 @@ class Study(Config):
     """What is compared: validation loss in nats per token, or bits per byte where tokenizers differ."""
     base: str | None = None
     """Label of the cell that the others are compared to; the first by default."""
+    beyond_context: bool = False
+    """Whether each trained model is also measured at two and four times its context (beyond.py)."""
     validations: int = Field(default=10, ge=1)
     """Points of each learning curve, unless train.eval_every says otherwise."""
 
@@ -198,6 +200,10 @@ class Study(Config):
             raise ValueError(f"{self.name}: {given[0]} is empty; name at least one cell.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"{self.name}: seeds={list(self.seeds)} holds one twice; each counts once.")
+        if self.beyond_context and self.experiment != "train":
+            raise ValueError(
+                f"{self.name}: beyond_context=true is for models; {self.experiment} trains none."
+            )
         return self
 
     @property

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.config import load
+from scratchlm.lab.cells import read_note
 from scratchlm.lab.experiments import EXPERIMENTS
 from scratchlm.registry import load_plugin
 from scratchlm.runtime import write_text_atomically
@@ -99,7 +100,13 @@ def _run_cell(request: dict[str, Any]) -> None:
         from scratchlm.lab.shared import link_shared
 
         link_shared(Path(request["shared"]), folder)
-    experiment.run(config, folder, Notes(Path(request["progress"])).take)
+    summary = read_note(folder / "summary.json")  # a run that has ended has only to be measured
+    if not summary or summary.get("stopped_early"):
+        summary = experiment.run(config, folder, Notes(Path(request["progress"])).take)
+    if request["beyond_context"] and not summary.get("stopped_early"):
+        from scratchlm.lab.beyond import measure_beyond
+
+        measure_beyond(config, folder)
 
 
 def _fail(path: Path, kind: str, error: BaseException) -> int:

@@ -139,6 +139,32 @@ class ModelConfig(ModelSettings):
     """How many different tokens: the tokenizer's vocabulary, special tokens included."""
 
 
+def is_endless(settings: ModelSettings) -> bool:
+    """Return whether the model can read on beyond its context length: all can but those with a table."""
+    return settings.name != "transformer" or POSITIONS.get(settings.position.name).endless
+
+
+def reading_on(settings: ModelSettings, context_length: int) -> ModelSettings:
+    """Return the settings of the same model for texts of at least `context_length` tokens.
+
+    Its weights are those of the shorter one: all positions but learned ones are computed.
+
+    Raises:
+        ValueError: The model has learned vectors for the positions of its own context only.
+    """
+    own, position = settings.context_length, settings.position.name
+    if context_length <= own:
+        return settings
+    if not is_endless(settings):
+        others = [name for name in POSITIONS.names() if POSITIONS.get(name).endless]
+        raise ValueError(
+            f"context_length={context_length}: model.position={position} ends at {own}, since a position has "
+            f"a vector only if it was trained. Read at most {own} tokens, or train with position="
+            f"{', '.join(others[:-1])} or {others[-1]}."
+        )
+    return settings.model_copy(update={"context_length": context_length})
+
+
 def divisors(number: int, largest: int) -> list[int]:
     """Return the divisors of `number` up to `largest`. Example: 12, 64 -> [1, 2, 3, 4, 6, 12]."""
     return [n for n in range(1, min(number, largest) + 1) if number % n == 0]

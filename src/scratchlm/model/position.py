@@ -24,6 +24,7 @@ rows of two weights are moved instead of all tokens' numbers.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -43,6 +44,8 @@ POSITIONS: Family["Position"] = Family("position", package="scratchlm.model")
 class Position(Module):
     """The position part that does nothing; others override the one place where they act."""
 
+    endless: ClassVar[bool] = True
+    """Whether a model may read on beyond the context length that it was trained with."""
     slopes: Float[Tensor, " heads"] | None
     """What each head's score loses per token of distance; None for nothing."""
 
@@ -120,7 +123,9 @@ class ALiBi(Position):
 
 @POSITIONS.register("learned")
 class LearnedPosition(Position):
-    """Add a learned vector for each position up to the context length (GPT-2)."""
+    """Add a learned vector for each position up to the context length (GPT-2), where they end."""
+
+    endless = False
 
     def __init__(self, d_model: int, num_heads: int, d_head: int, context_length: int) -> None:
         super().__init__(d_model, num_heads, d_head, context_length)

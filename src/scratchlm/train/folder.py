@@ -23,6 +23,7 @@ from scratchlm.checkpoint import Checkpoint, CheckpointError, latest, load_check
 from scratchlm.checkpoint.manifest import folder_name, step_of
 from scratchlm.checkpoint.retention import checkpoint_folders
 from scratchlm.config import load
+from scratchlm.model.config import reading_on
 from scratchlm.model.transformer import TransformerLM
 from scratchlm.runtime import choose_device, log
 from scratchlm.tokenizer import Tokenizer, load_tokenizer
@@ -93,22 +94,27 @@ class LoadedRun:
     summary: dict[str, Any]
 
 
-def load_run(path: Path, *, device: str = "auto", checkpoint: str = "newest") -> LoadedRun:
+def load_run(
+    path: Path, *, device: str = "auto", checkpoint: str = "newest", context_length: int | None = None
+) -> LoadedRun:
     """Read a checkpoint of a run; where the run averages its weights, the averages, as its validation does.
 
     Args:
         path: The run folder.
         device: Where the model shall be.
         checkpoint: "newest", "best" (the best validated one) or a step's number.
+        context_length: How many tokens the model shall read at least, also more than it was trained with.
 
     Raises:
-        ValueError: `path` is no run folder, or it does not hold this checkpoint, whole.
+        ValueError: `path` is no run folder, it does not hold this checkpoint, whole, or its model has no
+            positions for so many tokens.
     """
     folder = RunFolder(path)
     config = read_config(folder)
+    longer = reading_on(config.model, context_length or 0)
     tokenizer = load_tokenizer(folder.tokenizer)
     saved = read_checkpoint(folder, checkpoint)
-    model = build_model(config, tokenizer).to(choose_device(device))
+    model = build_model(config.model_copy(update={"model": longer}), tokenizer).to(choose_device(device))
     model.load_state_dict(saved.tensors["model"])
     if "ema" in saved.tensors:
         averages = {
