@@ -52,15 +52,18 @@ class Setting(NamedTuple):
 class Family(Generic[Part]):
     """All parts that answer to one role, by name."""
 
-    def __init__(self, role: str, *, package: str) -> None:
+    def __init__(self, role: str, *, package: str, variable: str | None = None) -> None:
         """Start a family.
 
         Args:
             role: What a part of this family is ("optimizer"); used in messages and on the command line.
             package: Package or module whose files define the parts; imported on the first look-up.
+            variable: Name of the variable that holds this family, where the package has heavy files that
+                register nothing: only those in which "@VARIABLE.register(" stands are imported.
         """
         self.role = role
         self._package = package
+        self._decorator = f"@{variable}.register(" if variable else ""
         self._parts: dict[str, Callable[..., Part]] = {}
         self._discovered = False
         _FAMILIES[role] = self
@@ -163,7 +166,15 @@ class Family(Generic[Part]):
         self._discovered = True
         module = importlib.import_module(self._package)
         for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
-            importlib.import_module(f"{self._package}.{found.name}")
+            name = f"{self._package}.{found.name}"
+            if not self._decorator or self._decorator in _source(name):
+                importlib.import_module(name)
+
+
+def _source(module: str) -> str:
+    """The text of a module that need not be imported for it."""
+    spec = importlib.util.find_spec(module)
+    return (getattr(spec and spec.loader, "get_source", None) or (lambda name: None))(module) or ""
 
 
 def families() -> dict[str, Family[Any]]:

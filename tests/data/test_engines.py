@@ -10,7 +10,6 @@ import time
 import psutil
 import pytest
 
-from scratchlm.data import prepare as preparing
 from scratchlm.data.corpora import Chunk, Portion
 from scratchlm.data.files import FilesCorpus
 from scratchlm.data.prepare import encode_in_threads, encode_portion, prepare
@@ -22,8 +21,7 @@ ALPHABET = " .0123456789Aorsty"
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "PORTION_CHARACTERS", 2_000)
+def corpus(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("<|endoftext|>".join(f"{n} A story. " * (n % 9) for n in range(2_000)), encoding="utf-8")
     return FilesCorpus(paths=(str(text),))
@@ -39,7 +37,7 @@ def files_of(folder):
 
 
 def shards(corpus, tokenizer, folder, engine="threads", **settings):
-    settings = {"split": "train", "tokens_per_shard": 20_000, "chunk_size": 500} | settings
+    settings = {"split": "train", "tokens_per_shard": 20_000, "chunk_size": 2_000} | settings
     prepare(corpus, tokenizer, folder, engine=ENGINES[engine], **settings)
     return files_of(folder)
 
@@ -146,6 +144,10 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     ("words", "message"),
     [
         (["--engine", "ray", "--task", "0", "--num-tasks", "2"], "a task of --num-tasks has threads"),
+        (
+            ["--task", "0", "--num-tasks", "2", "--chunk-size", "9"],
+            "all tasks of --num-tasks cut the text alike",
+        ),
         (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: is for --engine ray"),
     ],
 )

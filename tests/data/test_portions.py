@@ -2,10 +2,13 @@
 
 import pickle
 import random
+import sys
 
 import pytest
 
 from scratchlm.data import CORPORA, portions, reading
+from scratchlm.data.corpora import Chunk
+from scratchlm.data.documents import load_documents
 from scratchlm.data.files import FilesCorpus
 from scratchlm.data.portions import Format, file_portions
 
@@ -33,11 +36,21 @@ def outcome(read):
         return str(error)
 
 
+def loaded(portion):
+    """What `load` gives, as chunks; None where it gives nothing."""
+    texts = pickle.loads(pickle.dumps(portion.load))() if portion.load else None
+    if texts is None:
+        return None
+    spans = zip(texts.firsts.tolist(), texts.stops.tolist(), strict=True)
+    return [Chunk(texts.data[first:stop].tobytes().decode(), ends_document=True) for first, stop in spans]
+
+
 def joined(corpus, split, num_characters):
     chunks = []
     for portion in corpus.portions(split, num_characters):
         found = list(pickle.loads(pickle.dumps(portion)).read())
         assert len(found) == portion.num_chunks > 0
+        assert loaded(portion) in (None, found)
         chunks += found
     return chunks
 
@@ -88,6 +101,7 @@ def test_a_plain_file_is_cut_without_carrying_its_text(tmp_path):
     assert [portion.num_chunks for portion in found[:2]] == [526, 526]
     assert sum(portion.num_chunks for portion in found) == 2_000
     assert max(len(pickle.dumps(portion)) for portion in found) < 1_000
+    assert all(loaded(portion) == list(portion.read()) for portion in found)
 
 
 def test_a_damaged_place_is_named_by_its_byte_in_the_file(tmp_path):
@@ -105,3 +119,22 @@ def test_stories_are_written_by_whoever_reads_the_portion():
     for split in ("train", "valid"):
         assert joined(corpus, split, 5_000) == list(corpus.chunks(split))
     assert len(list(corpus.portions("train", 5_000))) == 7
+
+
+def test_documents_of_white_space_are_left_out_whichever_it_is(tmp_path):
+    path = tmp_path / "text.txt"
+    blanks = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    others = ["\u200b", "\ufeff", "\u00ff", "\u2010", "\u1681", "\u3004", "x"]
+    path.write_text("|".join([*blanks, *others, "".join(blanks), ""]), encoding="utf-8", newline="")
+    texts = load_documents(path, "|", 0, path.stat().st_size)
+    assert [
+        texts.data[a:b].tobytes().decode() for a, b in zip(texts.firsts, texts.stops, strict=True)
+    ] == others
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\0", b"\xed\xa0\x80", b"\xc0\xaf", b"\xe4\xb8"])
+def test_what_is_no_text_is_left_to_the_reader_that_says_why(tmp_path, bad):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"fine|" * 100 + bad + b"|")
+    assert load_documents(path, "|", 0, path.stat().st_size) is None
+    assert load_documents(path, "|", 0, 500).firsts.tolist() == list(range(0, 500, 5))

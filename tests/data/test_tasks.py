@@ -34,15 +34,15 @@ def run_all(corpus, tokenizer, folder, num_tasks, only=None, **settings):
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 40])
-@pytest.mark.parametrize(("workers", "chunk_size"), [(1, 1), (3, 17), (2, 10**6)])
+@pytest.mark.parametrize(("workers", "queue_size"), [(1, 1), (3, 2)])
 def test_merged_tasks_are_the_bytes_of_one_call(
-    tmp_path, byte_tokenizer, make_corpus, num_tasks, workers, chunk_size
+    tmp_path, byte_tokenizer, make_corpus, num_tasks, workers, queue_size
 ):
     corpus = make_corpus(DOCUMENTS)
     whole = prepare(corpus, byte_tokenizer, tmp_path / "whole", split="train", tokens_per_shard=1000)
     order = list(range(num_tasks))[::-1]
     folder = tmp_path / "merged"
-    run_all(corpus, byte_tokenizer, folder, num_tasks, order, workers=workers, chunk_size=chunk_size)
+    run_all(corpus, byte_tokenizer, folder, num_tasks, order, workers=workers, queue_size=queue_size)
     stats = merge_tasks(folder, tokens_per_shard=1000)
     assert files_of(folder) == files_of(tmp_path / "whole")
     assert stats._replace(seconds=0) == whole._replace(seconds=0)
@@ -162,7 +162,7 @@ def test_a_killed_task_leaves_no_mark_and_runs_again(tmp_path):
     CharTokenizer(" .0123456789Aorsty").save(tmp_path / "tokenizer.json")
     command = [sys.executable, "-m", "scratchlm", "data"]
     words = [str(text), "-t", str(tmp_path / "tokenizer.json"), "-o"]
-    part = [*command, "prepare", *words, str(folder), "--num-tasks", "2", "--chunk-size", "20000", "--task"]
+    part = [*command, "prepare", *words, str(folder), "--num-tasks", "2", "--task"]
     child = subprocess.Popen([*part, "0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and not list(tmp_path.glob("out.tasks/0-of-2.partial/*")):
         time.sleep(0.001)

@@ -5,6 +5,7 @@ import pytest
 
 from scratchlm.tokenizer import END_OF_TEXT, FILE_NAME, TOKENIZERS, load_tokenizer
 from scratchlm.tokenizer.base import Tokenizer
+from scratchlm.tokenizer.compiled.vector import PADDING
 
 TEXTS = ["One day the cat sat. It's the cat's day \u00e9t\u00e9!\n" * 20, f"the dog{END_OF_TEXT}the end", ""]
 NAMES = TOKENIZERS.names()
@@ -97,3 +98,26 @@ def test_training_tells_how_far_it_is(trained):
     TOKENIZERS.build(name, **wanted).train(TEXTS, progress=lambda *report: heard.append(report))
     assert heard
     assert all(isinstance(phase, str) and done >= 0 for phase, done, _ in heard)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spans_of_a_text_in_memory_are_encoded_each_for_itself(trained, seed):
+    _, tokenizer = trained
+    random = np.random.default_rng(seed)
+    pieces = ["the cat", " ", "\n", "\u00e9t\u00e9", END_OF_TEXT, "x" * 9, " day's", "\u4e2d", *TEXTS[:1]]
+    texts = ["".join(random.choice(pieces, random.integers(0, 40))) for _ in range(300)]
+    between = [b"<", b"", b" the", "\u00e9".encode()]
+    data, firsts, stops = bytearray(), [], []
+    for text in texts:
+        data += between[random.integers(4)]
+        firsts.append(len(data))
+        data += text.encode()
+        stops.append(len(data))
+    room = np.frombuffer(data + b"ing " * PADDING, np.uint8).copy()
+    spans = np.array(firsts), np.array(stops)
+    ids, offsets = tokenizer.encode_spans(room, *spans, behind=tokenizer.end_of_text_id)
+    expected = [[*tokenizer.encode_ordinary(text), tokenizer.end_of_text_id] for text in texts]
+    assert ids.tolist() == [id for row in expected for id in row]
+    assert offsets.tolist() == [0, *np.cumsum([len(row) for row in expected])]
+    assert ids.dtype == tokenizer.dtype
+    assert len(data) > 2**18, "several windows"

@@ -30,9 +30,10 @@ def prepare(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster; without it Ray starts here.")
     ] = None,
-    chunk_size: Annotated[int, typer.Option(min=1, help="Characters that one thread encodes at a time.")] = 2
-    ** 20,
-    queue_size: Annotated[int, typer.Option(min=1, help="Pieces that may wait; bounds the memory.")] = 8,
+    chunk_size: Annotated[
+        int | None, typer.Option(min=1, help="Characters that are encoded at a time; 4194304 if left out.")
+    ] = None,
+    queue_size: Annotated[int, typer.Option(min=1, help="Such portions that may wait.")] = 8,
     task: Annotated[int | None, typer.Option(min=0, help="Encode this part only, counted from 0.")] = None,
     num_tasks: Annotated[int | None, typer.Option(min=1, help="Number of parts; merge them later.")] = None,
     plugin: Plugin = None,
@@ -45,10 +46,13 @@ def prepare(
     from scratchlm.cli.errors import naming
     from scratchlm.cli.progress import Bar
     from scratchlm.data import tasks
+    from scratchlm.data.prepare import PORTION_CHARACTERS
     from scratchlm.data.prepare import prepare as prepare_shards
 
     if task is not None and engine != "threads":
         raise ValueError(f"--engine {engine}: a task of --num-tasks has threads; leave one of the two out.")
+    if task is not None and chunk_size is not None:
+        raise ValueError("--chunk-size: all tasks of --num-tasks cut the text alike; leave it out.")
     if address is not None and engine != "ray":
         raise ValueError(f"--address {address}: is for --engine ray.")
     if (task is None) != (num_tasks is None):
@@ -59,11 +63,11 @@ def prepare(
         settings = {
             "split": split,
             "workers": workers,
-            "chunk_size": chunk_size,
             "queue_size": queue_size,
             "progress": lambda done, total, documents, tokens: bar.update(done, total),
         }
         if task is None:
+            settings["chunk_size"] = chunk_size or PORTION_CHARACTERS
             stats = prepare_shards(corpus, loaded, folder, **settings, engine=_engine(engine, address))
         else:
             mark = tasks.prepare_task(corpus, loaded, folder, task=task, num_tasks=num_tasks, **settings)

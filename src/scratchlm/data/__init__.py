@@ -19,5 +19,5 @@ if TYPE_CHECKING:
     from scratchlm.data.corpora import Corpus
     from scratchlm.data.loader import Loader
 
-CORPORA: "Family[Corpus]" = Family("corpus", package="scratchlm.data")
-LOADERS: "Family[Loader]" = Family("batches", package="scratchlm.data")
+CORPORA: "Family[Corpus]" = Family("corpus", package="scratchlm.data", variable="CORPORA")
+LOADERS: "Family[Loader]" = Family("batches", package="scratchlm.data", variable="LOADERS")

@@ -19,6 +19,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Int64, UInt8
+
 from scratchlm.data import CORPORA
 
 Split = Literal["train", "valid"]
@@ -36,6 +39,17 @@ class Chunk(NamedTuple):
     ends_document: bool
 
 
+class Texts(NamedTuple):
+    """Chunks as bytes where they were read; each ends a document. They are valid UTF-8."""
+
+    data: UInt8[np.ndarray, " bytes"]
+    """With `compiled.vector.PADDING` bytes behind the last."""
+    firsts: Int64[np.ndarray, " chunks"]
+    """Where they begin, ascending."""
+    stops: Int64[np.ndarray, " chunks"]
+    """Where they end."""
+
+
 class Portion(NamedTuple):
     """Some chunks in a row that any process can read by itself."""
 
@@ -43,6 +57,8 @@ class Portion(NamedTuple):
     """Chunks in it, at least 1: so the place of each in the corpus is known before it is read."""
     read: Callable[[], Iterable[Chunk]]
     """Gives them; what a process can send to another, so no lambda and nothing that is open."""
+    load: Callable[[], Texts | None] | None = None
+    """Gives the same chunks much faster, likewise; None, or gives None, where only `read` can."""
 
 
 class Corpus(ABC):

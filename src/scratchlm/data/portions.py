@@ -16,24 +16,24 @@ The idea is that of input splits: Dean and Ghemawat 2004, "MapReduce", https://r
 section 3.1; there a split begins anywhere, here behind a separator, so that no two readers share a document.
 """
 
-import codecs
 import functools
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchlm.data.corpora import Chunk, Portion, Split, carried_portions
+import numpy as np
+
+from scratchlm.data.corpora import Chunk, Portion, Split, Texts, carried_portions
+from scratchlm.data.documents import DocumentFinder, load_documents
 from scratchlm.data.reading import COMPRESSED, MAX_CHUNK, Errors, kind_of, read_documents
+from scratchlm.tokenizer.compiled.vector import PADDING
+from scratchlm.tokenizer.sources import FileSource
 
 MAX_DOCUMENT = 2**25
 """Bytes of one document that the scan holds; the rest then comes with its text."""
 
-WINDOW = 2**18
-"""Bytes that are searched at once: they and their pieces stay in the cache; 2**22 takes twice as long."""
-
-_MAYBE_BLANK = re.compile(rb"[\s\x1c-\x1f\x80-\xff]*\Z").match
-"""Nothing but white space, or bytes that may be white space outside of ASCII; most texts fail at once."""
+WINDOW = 2**19
+"""Bytes that are searched at once: they stay in a core's second-level cache."""
 
 
 class Format(NamedTuple):
@@ -79,10 +79,11 @@ def file_portions(path: Path, form: Format, num_characters: int) -> Iterator[Doc
             read = functools.partial(_read, path, form, place.start, place.stop)
             if place.longest <= MAX_CHUNK:  # so a document is a chunk
                 num_documents = num_chunks = place.num_documents
+                load = functools.partial(load_documents, path, form.separator, place.start, place.stop)
             else:
-                num_documents, num_chunks = _count(read())
+                (num_documents, num_chunks), load = _count(read()), None
             if num_chunks:
-                yield DocumentPortion(num_documents, Portion(num_chunks, read))
+                yield DocumentPortion(num_documents, Portion(num_chunks, read, load))
     # what stands behind the last separator, or all of a file of another kind
     for portion in carried_portions(_read(path, form, end), num_characters):
         yield DocumentPortion(_count(portion.read())[0], portion)
@@ -98,10 +99,11 @@ def chosen_portion(part: DocumentPortion, period: int, split: Split, first: int)
         first: Number of documents that end before the portion.
     """
     read = functools.partial(_choose_read, part.portion.read, period, split, first)
+    load = part.portion.load and functools.partial(_choose_load, part.portion.load, period, split, first)
     if part.num_documents != part.portion.num_chunks:  # a document of several chunks
         return Portion(_count(read())[1], read)
     num_valid = (first + part.num_documents) // period - first // period
-    return Portion(num_valid if split == "valid" else part.num_documents - num_valid, read)
+    return Portion(num_valid if split == "valid" else part.num_documents - num_valid, read, load)
 
 
 def choose(chunks: Iterable[Chunk], period: int, split: Split, first: int = 0) -> Iterator[Chunk]:
@@ -130,6 +132,15 @@ def _choose_read(
     return choose(read(), period, split, first)
 
 
+def _choose_load(load: Callable[[], Texts | None], period: int, split: Split, first: int) -> Texts | None:
+    texts = load()
+    if texts is None:
+        return None
+    is_valid = (first + np.arange(len(texts.firsts))) % period == period - 1
+    chosen = is_valid if split == "valid" else ~is_valid
+    return Texts(texts.data, texts.firsts[chosen], texts.stops[chosen])
+
+
 def _count(chunks: Iterable[Chunk]) -> tuple[int, int]:
     """Documents that end in the chunks, and chunks."""
     ends = [chunk.ends_document for chunk in chunks]
@@ -138,33 +149,22 @@ def _count(chunks: Iterable[Chunk]) -> tuple[int, int]:
 
 def _places(path: Path, form: Format, num_bytes: int) -> Iterator[_Place]:
     """Cut a file behind separators, about every `num_bytes`."""
-    start, num_documents, longest = 0, 0, 0
-    for stop, documents in _windows(path, form.separator.encode("utf-8"), min(num_bytes, WINDOW)):
-        num_blank = sum(_is_blank(document) for document in filter(_MAYBE_BLANK, documents))
-        num_documents += len(documents) - num_blank
-        longest = max(longest, *map(len, documents))
-        if stop - start >= num_bytes:
-            yield _Place(start, stop, num_documents, longest)
-            start, num_documents, longest = stop, 0, 0
-    if longest:
+    finder, room = DocumentFinder(form.separator), min(num_bytes, WINDOW)
+    start = stop = num_documents = longest = held = 0
+    with FileSource(path) as source:
+        text = np.zeros(2 * room + PADDING, np.uint8)
+        while held <= MAX_DOCUMENT:
+            if held + room + PADDING > len(text):  # a document longer than a window
+                text = np.concatenate([text[:held], np.zeros(held + room + PADDING, np.uint8)])
+            size = held + source.read_into(text[held : held + room], stop + held)
+            if size == held:
+                break
+            found = finder.find(text, size, starts_file=stop == 0)
+            stop, held = stop + found.end, size - found.end
+            text[:held] = text[found.end : size]
+            num_documents, longest = num_documents + len(found.firsts), max(longest, found.longest)
+            if stop - start >= num_bytes:
+                yield _Place(start, stop, num_documents, longest)
+                start, num_documents, longest = stop, 0, 0
+    if stop > start:
         yield _Place(start, stop, num_documents, longest)
-
-
-def _windows(path: Path, mark: bytes, num_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield documents that end with a separator, and where the last of them ends."""
-    stop, held = 0, b""
-    with path.open("rb") as file:
-        while len(held) <= MAX_DOCUMENT and (block := file.read(num_bytes)):
-            held += block
-            size = len(held)
-            *documents, held = held.split(mark)
-            if documents:
-                if stop == 0:  # a byte order mark is not text
-                    documents[0] = documents[0].removeprefix(codecs.BOM_UTF8)
-                stop += size - len(held)
-                yield stop, documents
-
-
-def _is_blank(document: bytes) -> bool:
-    """Whether the reader leaves a document out; what is not UTF-8 is for the reader to refuse."""
-    return not document.decode("utf-8", "replace").strip()

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from scratchlm.data.corpora import Portion
-from scratchlm.data.prepare import Encoded, Work, encode_portion, portions_left
+from scratchlm.data.prepare import Encoded, Work, encode_in_threads, encode_portion, portions_left
 from scratchlm.runtime import log
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import map_in_order
@@ -34,10 +34,8 @@ def encode_in_processes(work: Work) -> Iterator[Encoded]:
     Raises:
         ValueError: The text is damaged, or a process died MAX_LOST times at the same place.
     """
-    portions = portions_left(work)
     if work.workers == 1:
-        for portion, skipped in portions:
-            yield encode_portion(portion, skipped, work.tokenizer)
+        yield from encode_in_threads(work)
         return
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     workers = [_Worker(work.tokenizer) for _ in range(work.workers)]
@@ -45,7 +43,9 @@ def encode_in_processes(work: Work) -> Iterator[Encoded]:
         idle.put(worker)
     try:
         ask = functools.partial(_ask_idle, idle=idle)
-        yield from map_in_order(ask, portions, num_threads=work.workers, num_waiting=work.queue_size)
+        yield from map_in_order(
+            ask, portions_left(work), num_threads=work.workers, num_waiting=work.queue_size
+        )
     finally:
         for worker in workers:
             worker.end()

@@ -18,20 +18,20 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from scratchlm.config import Config, load
-from scratchlm.data.corpora import Chunk, Corpus, Portion, Split
+from scratchlm.data.corpora import Corpus, Portion, Split
 from scratchlm.data.prepare import (
+    PORTION_CHARACTERS,
     Encoded,
     PrepareStats,
     Progress,
     description,
-    encode_item,
-    items_of,
+    encode_portion,
     open_same,
     statistics,
 )
@@ -42,8 +42,8 @@ from scratchlm.runtime import write_text_atomically
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import map_in_order
 
-BLOCK_CHARACTERS = 2**22
-"""A second of encoding or two: small beside a task, large beside the work of putting it back in order."""
+BLOCK_CHARACTERS = PORTION_CHARACTERS
+"""Small beside a task, large beside the work of putting it back in order."""
 COPIED_IDS = 2**22
 """Ids that merging holds at once: 16 MB."""
 
@@ -82,13 +82,6 @@ class Mark(Config):
     """Blocks in the whole corpus: all tasks must have read the same."""
 
 
-class _Part(NamedTuple):
-    """Some chunks of one block."""
-
-    block: int
-    chunks: list[Chunk]
-
-
 def prepare_task(
     corpus: Corpus,
     tokenizer: Tokenizer,
@@ -98,7 +91,6 @@ def prepare_task(
     task: int,
     num_tasks: int,
     workers: int = 2,
-    chunk_size: int = 2**20,
     queue_size: int = 8,
     progress: Progress | None = None,
 ) -> Mark | None:
@@ -115,9 +107,8 @@ def prepare_task(
         task: Which task this is, 0 .. num_tasks - 1.
         num_tasks: Tasks in all, at least 1.
         workers: As `prepare`.
-        chunk_size: As `prepare`.
         queue_size: As `prepare`.
-        progress: Called after every piece; bytes are those of this task.
+        progress: Called after every block; bytes are those of this task.
 
     Raises:
         ValueError: There is no such task, another process works on it, or what is there is of another corpus
@@ -136,10 +127,10 @@ def prepare_task(
             return _same_mark(path, extra, tokenizer)
         for leftover in (place, partial_folder(place)):  # of this task, interrupted
             shutil.rmtree(leftover, ignore_errors=True)
-        parts = _Parts(corpus.portions(split, BLOCK_CHARACTERS), task, num_tasks, chunk_size)
+        own = _OwnBlocks(corpus.portions(split, BLOCK_CHARACTERS), task, num_tasks)
         total = corpus.num_bytes(split)
         told = functools.partial(_tell, progress, None if total is None else total // num_tasks)
-        blocks = _write_parts(parts, place, tokenizer, extra, told, workers, queue_size)
+        blocks = _write_blocks(own, place, tokenizer, extra, told, workers, queue_size)
         mark = Mark(
             task=task,
             num_tasks=num_tasks,
@@ -149,7 +140,7 @@ def prepare_task(
             fingerprint=TokenDataset.open(place).fingerprint if blocks else None,
             blocks=tuple(blocks),
             block_characters=BLOCK_CHARACTERS,
-            num_blocks=parts.num_blocks,
+            num_blocks=own.num_blocks,
         )
         write_text_atomically(path, mark.to_json())
     return mark
@@ -214,24 +205,23 @@ def _places(folder: Path, task: int, num_tasks: int) -> tuple[Path, Path]:
     return tasks / name, tasks / f"{name}.json"
 
 
-class _Parts:
-    """The task's own blocks in pieces of about `chunk_size` characters."""
+class _OwnBlocks:
+    """The blocks that are one task's, each with its number."""
 
-    def __init__(self, portions: Iterable[Portion], task: int, num_tasks: int, chunk_size: int) -> None:
+    def __init__(self, portions: Iterable[Portion], task: int, num_tasks: int) -> None:
         self.num_blocks = 0
         """Blocks of the corpus; known at the end."""
-        self._portions, self._task, self._num_tasks, self._chunk_size = portions, task, num_tasks, chunk_size
+        self._portions, self._task, self._num_tasks = portions, task, num_tasks
 
-    def __iter__(self) -> Iterator[_Part]:
+    def __iter__(self) -> Iterator[tuple[int, Portion]]:
         for block, portion in enumerate(self._portions):
             if block % self._num_tasks == self._task:
-                for item in items_of(portion.read(), self._chunk_size):
-                    yield _Part(block, item)
+                yield block, portion
             self.num_blocks = block + 1
 
 
-def _write_parts(
-    parts: _Parts,
+def _write_blocks(
+    own: _OwnBlocks,
     place: Path,
     tokenizer: Tokenizer,
     extra: dict[str, Any],
@@ -241,13 +231,13 @@ def _write_parts(
 ) -> list[Block]:
     """Encode a task's blocks into its folder; return their table, empty if there is none."""
     blocks: list[Block] = []
-    encode = functools.partial(_encode_part, tokenizer=tokenizer)
+    encode = functools.partial(_encode_block, tokenizer=tokenizer)
     with ShardWriter(
         place, vocab_size=tokenizer.vocab_size, tokenizer_fingerprint=tokenizer.fingerprint
     ) as writer:
-        for number, done in map_in_order(encode, iter(parts), num_threads=workers, num_waiting=queue_size):
+        for number, done in map_in_order(encode, iter(own), num_threads=workers, num_waiting=queue_size):
             writer.add_documents(done.ids, done.ends, num_bytes=done.num_bytes)
-            _count(blocks, number, done)
+            blocks.append(Block(number=number, num_tokens=done.ids.size, num_bytes=done.num_bytes))
             told(writer)
         if blocks:
             writer.close(extra)
@@ -261,17 +251,9 @@ def _tell(progress: Progress | None, total: int | None, writer: ShardWriter) -> 
         progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
 
 
-def _encode_part(part: _Part, tokenizer: Tokenizer) -> tuple[int, Encoded]:
-    return part.block, encode_item(part.chunks, tokenizer)
-
-
-def _count(blocks: list[Block], number: int, done: Encoded) -> None:
-    """Add one more piece to the table of blocks."""
-    num_tokens, num_bytes = done.ids.size, done.num_bytes
-    if blocks and blocks[-1].number == number:
-        before = blocks.pop()
-        num_tokens, num_bytes = num_tokens + before.num_tokens, num_bytes + before.num_bytes
-    blocks.append(Block(number=number, num_tokens=num_tokens, num_bytes=num_bytes))
+def _encode_block(block: tuple[int, Portion], tokenizer: Tokenizer) -> tuple[int, Encoded]:
+    number, portion = block
+    return number, encode_portion(portion, 0, tokenizer)
 
 
 def _same_mark(path: Path, extra: dict[str, Any], tokenizer: Tokenizer) -> Mark:

@@ -51,7 +51,7 @@ from scratchlm.tokenizer.base import END_OF_TEXT, Tokenizer
 
 __all__ = ["END_OF_TEXT", "FILE_NAME", "TOKENIZERS", "Tokenizer", "load_tokenizer"]
 
-TOKENIZERS: Family[Any] = Family("tokenizer", package="scratchlm.tokenizer")
+TOKENIZERS: Family[Any] = Family("tokenizer", package="scratchlm.tokenizer", variable="TOKENIZERS")
 
 FILE_NAME = "tokenizer.scratchlm.json"
 """Name of a saved tokenizer inside a run folder or a shard folder."""

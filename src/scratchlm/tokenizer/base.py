@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt
+from jaxtyping import Int64, Integer, UInt, UInt8
 
 from scratchlm.tokenizer.batches import (
     Documents,
@@ -28,6 +28,7 @@ from scratchlm.tokenizer.batches import (
     Side,
     check_threads,
     grouped,
+    insert_id,
     join_arrays,
     join_documents,
     map_in_order,
@@ -85,6 +86,26 @@ class Tokenizer(Vocabulary):
     def _encode_texts(self, texts: Sequence[str]) -> Documents:
         """Ids of each text; called by several threads at once."""
         return join_arrays([self._encode_array(text) for text in texts], self.dtype)
+
+    def encode_spans(
+        self,
+        text: UInt8[np.ndarray, " bytes"],
+        firsts: Int64[np.ndarray, " spans"],
+        stops: Int64[np.ndarray, " spans"],
+        *,
+        behind: int,
+    ) -> Documents:
+        """Return the ids of text[first:stop] for each span, special tokens as plain text, then `behind`.
+
+        Args:
+            text: Valid UTF-8, readable and writable to `compiled.vector.PADDING` bytes behind the last span.
+            firsts: Where the spans begin, ascending; none over another.
+            stops: Where they end.
+            behind: The id that follows the ids of each span, such as that of the end of a text.
+        """
+        texts = [text[slice(*span)].tobytes().decode("utf-8") for span in np.stack([firsts, stops], 1)]
+        ids, offsets = self.encode_documents(texts)
+        return Documents(insert_id(ids, offsets[1:], behind), offsets + np.arange(len(offsets)))
 
     def encode_source(
         self, source: Source, start: int, stop: int, *, specials: Mapping[str, int], errors: Errors

@@ -61,6 +61,22 @@ def join_documents(parts: Sequence[Documents], dtype: np.dtype) -> Documents:
     return Documents(ids, np.concatenate([np.zeros(1, np.int64), *moved]))
 
 
+def insert_id(
+    ids: UInt[np.ndarray, " tokens"], places: Int64[np.ndarray, " places"], id: int
+) -> UInt[np.ndarray, " tokens_and_places"]:
+    """np.insert(ids, places, id) in a quarter of the time: an id before each of these places, ascending.
+
+    Example: ids=[5, 6, 7], places=[1, 3], id=0 -> [5, 0, 6, 7, 0].
+    """
+    inserted = places + np.arange(len(places))
+    result = np.empty(ids.size + places.size, ids.dtype)
+    is_old = np.ones(result.size, np.bool_)
+    is_old[inserted] = False
+    result[is_old] = ids
+    result[inserted] = id
+    return result
+
+
 def truncate_documents(documents: Documents, num_tokens: int) -> Documents:
     """Keep the first `num_tokens` ids of each text.
 
@@ -142,8 +158,12 @@ def map_in_order(
 ) -> Iterator[Result]:
     """Yield function(item) for every item in order; threads work ahead on at most `num_waiting` of them.
 
-    An error of `function` comes out where its result would; leaving early waits for what has begun.
+    One thread is the caller's own: nothing is done before it is asked for. An error of `function` comes out
+    where its result would; leaving early waits for what has begun.
     """
+    if num_threads == 1:
+        yield from map(function, items)
+        return
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix="encode")
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Int64, UInt, UInt8
 
 from scratchlm.tokenizer.base import Tokenizer, check_name, check_specials
 from scratchlm.tokenizer.batches import Documents
@@ -128,6 +128,19 @@ class BPETokenizer(Tokenizer):
 
     def _encode_texts(self, texts: Sequence[str]) -> Documents:
         return self._encoder.encode_texts(normalize(text, self.normalization) for text in texts)
+
+    def encode_spans(
+        self,
+        text: UInt8[np.ndarray, " bytes"],
+        firsts: Int64[np.ndarray, " spans"],
+        stops: Int64[np.ndarray, " spans"],
+        *,
+        behind: int,
+    ) -> Documents:
+        """Return the ids of the spans of a text in memory; see `Tokenizer.encode_spans`."""
+        if self.normalization is None:
+            return self._encoder.encode_spans(text, firsts, stops, behind)
+        return super().encode_spans(text, firsts, stops, behind=behind)
 
     def encode_source(
         self, source: Source, start: int, stop: int, *, specials: Mapping[str, int], errors: Errors

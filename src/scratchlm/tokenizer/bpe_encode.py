@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt
+from jaxtyping import Int32, Int64, UInt, UInt8
 
 from scratchlm.tokenizer.batches import Documents
 from scratchlm.tokenizer.compiled.encode import BATCH, encode_window
@@ -242,6 +242,32 @@ class Encoder:
                 count += int(bounds[-1])
         return Documents(np.concatenate(ids), np.concatenate(ends))
 
+    def encode_spans(
+        self,
+        text: UInt8[np.ndarray, " bytes"],
+        firsts: Int64[np.ndarray, " spans"],
+        stops: Int64[np.ndarray, " spans"],
+        behind: int,
+    ) -> Documents:
+        """Return the ids of text[first:stop] for each span, with the id `behind` after each.
+
+        Args:
+            text: As `Splitter.spans`.
+            firsts: As `Splitter.spans`.
+            stops: As `Splitter.spans`.
+            behind: An id of this tokenizer.
+        """
+        special_ids = np.array([behind, -1], np.int64)  # for TEXT_ENDS, GOES_ON
+        output = np.empty(int((stops - firsts).sum()) + len(firsts) + _OUTPUT_SPARE, self.dtype)
+        offsets, count = [np.zeros(1, np.int64)], 0
+        with self._workspace() as workspace:
+            for window in workspace.splitter().spans(text, firsts, stops):
+                bounds = workspace.encode_window(window, output[count:], special_ids)
+                offsets.append(bounds[1:] + count)
+                count += int(bounds[-1])
+        output.resize(count, refcheck=False)  # gives the rest back to the system without copying
+        return Documents(output, np.concatenate(offsets))
+
     def encode(
         self,
         source: Source,
@@ -278,7 +304,7 @@ class Encoder:
                 yield EncodedPart(output[: bounds[-1]], bounds, window.specials, window.num_bytes)
 
 
-def _roomy(output: UInt[np.ndarray, " room"], window: Window) -> UInt[np.ndarray, " room"]:
+def _roomy(output: UInt[np.ndarray, " given"], window: Window) -> UInt[np.ndarray, " enough"]:
     """`output`, or a larger array, with room for an id for each byte and each segment."""
     room = len(window.text) + len(window.specials) + _OUTPUT_SPARE
     return output if len(output) >= room else np.empty(room, output.dtype)

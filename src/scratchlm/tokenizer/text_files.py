@@ -44,11 +44,7 @@ def encode_text_file(
         free: list[np.ndarray] = []  # memory that is new costs more than the copy out of it
         encode = functools.partial(_encode_range, tokenizer, source, separator, errors, free)
         ranges = tokenizer.cut_source(source, [separator])
-        parts = (
-            map(encode, ranges)
-            if num_threads == 1
-            else map_in_order(encode, ranges, num_threads=num_threads, num_waiting=2 * num_threads)
-        )
+        parts = map_in_order(encode, ranges, num_threads=num_threads, num_waiting=2 * num_threads)
         for part in parts:
             ids = _with_room(ids, count, count + part.num_tokens)
             ids[count : count + part.num_tokens] = part.buffer[: part.num_tokens]

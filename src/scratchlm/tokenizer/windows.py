@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Int64, UInt8
 
 from scratchlm.tokenizer.compiled.cuts import first_cut, last_cut, valid_utf8
 from scratchlm.tokenizer.compiled.unicode_classes import character_classes
@@ -138,7 +138,7 @@ class Splitter:
                 segments = self._checked(segments, num_read, source, position)
             if position + covered == source.size:
                 segments.specials[-1] = TEXT_ENDS
-            yield self._scanned(segments, position, covered)
+            yield self._scanned(segments, position, covered, self._text)
             position += covered
             size = self._window_bytes
 
@@ -161,6 +161,32 @@ class Splitter:
                 size += len(text)
         if batch:
             yield self._batch(batch)
+
+    def spans(
+        self,
+        text: UInt8[np.ndarray, " bytes"],
+        firsts: Int64[np.ndarray, " spans"],
+        stops: Int64[np.ndarray, " spans"],
+    ) -> Iterator[Window]:
+        """Split text[first:stop] for each span, each for itself; the text stays where it is.
+
+        Args:
+            text: Valid UTF-8 with PADDING readable bytes behind the last span; writable.
+            firsts: Where spans begin, ascending; none over another.
+            stops: Where they end.
+        """
+        begin = 0
+        while begin < len(firsts):
+            base = int(firsts[begin])
+            fitting = int(np.searchsorted(stops, base + self._window_bytes, side="right"))
+            end = max(begin + 1, fitting)
+            size = int(stops[end - 1]) - base
+            inside = (stops[begin:end] - base).astype(np.int32)
+            starts = (firsts[begin:end] - base).astype(np.int32)
+            ends = np.full(end - begin, TEXT_ENDS, np.int32)
+            segments = _Segments(starts, inside, inside, ends, size)
+            yield self._scanned(segments, base, size, text[base : base + size + PADDING])
+            begin = end
 
     def _reserve(self, num_bytes: int) -> None:
         if num_bytes + PADDING > len(self._text):
@@ -213,13 +239,15 @@ class Splitter:
         if self._errors == "strict":
             raise not_utf8(getattr(source, "name", "the text"), position)
 
-    def _scanned(self, segments: _Segments, position: int, covered: int) -> Window:
+    def _scanned(
+        self, segments: _Segments, position: int, covered: int, text: UInt8[np.ndarray, " bytes"]
+    ) -> Window:
         room = segments.num_bytes + len(segments.firsts) + 128
         if room > len(self._starts):
             self._starts = np.empty(room, np.int32)
         bounds = np.empty(len(segments.firsts) + 1, np.int32)
-        count = self._scan(self._text, *segments[:3], self._classes, self._starts, bounds)
-        return Window(self._text, self._starts[:count], bounds, segments.specials, position, covered)
+        count = self._scan(text, *segments[:3], self._classes, self._starts, bounds)
+        return Window(text, self._starts[:count], bounds, segments.specials, position, covered)
 
     def _batch(self, texts: list[bytes]) -> Window:
         whole = b"".join(texts)
@@ -239,7 +267,8 @@ class Splitter:
         stops, specials = stops[order], specials[order]
         firsts = np.zeros(len(stops), np.int32)
         firsts[1:] = stops[:-1] + self._lengths[specials[:-1]]
-        return self._scanned(_Segments(firsts, stops, stops, specials, len(whole)), 0, len(whole))
+        segments = _Segments(firsts, stops, stops, specials, len(whole))
+        return self._scanned(segments, 0, len(whole), self._text)
 
     def _find_in_texts(
         self, text_ends: Int32[np.ndarray, " texts"]
