@@ -1,5 +1,6 @@
 """Claims about a study's report: it stands alone, shows its figures, and says what was weighed."""
 
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -88,6 +89,41 @@ def test_the_markdown_has_its_figures_beside_it(folder):
         assert "var(--" not in svg
     assert text.count("](figures/") == 2
     assert "| 0.1 | 1.215 | 0.0071 | 2 | worse by 0.200" in text
+
+
+def test_a_study_of_changes_shows_their_gains_and_what_the_models_write(tmp_path):
+    settings = {name: [f"model.{name}=true"] for name in ("bias", "tied", "qk_norm")}
+    study = Study(
+        name="made-up",
+        question="?",
+        seeds=(1, 2),
+        metric="bits_per_byte",
+        changes=tuple({"label": name, "settings": words} for name, words in settings.items()),
+    )
+    losses = {"none": 2.0, "all": 1.6}
+    losses |= {f"+ {name}": 2.0 - gain for name, gain in zip(settings, (0.1, 0.2, 0.3), strict=True)}
+    losses |= {f"all but {name}": 1.6 + gain for name, gain in zip(settings, (0.3, 0.2, 0.1), strict=True)}
+    rows = [row(label, seed, loss + seed / 100) for label, loss in losses.items() for seed in (1, 2)]
+    write_study(tmp_path, study, rows)
+    facts = {"num_facts": 3, "num_consistent": 2}
+    sample = {"step": 9, "prompt": "Once", "text": "Once *there* was" + 400 * " a", "consistency": facts}
+    (tmp_path / "cells" / rows[1].cell / "samples.jsonl").write_text(json.dumps(sample) + "\n", "utf-8")
+    analysis, path = write_reports(tmp_path)
+    html, text = path.read_text("utf-8"), (tmp_path / "report.md").read_text("utf-8")
+    assert Page(html).mistakes == []
+    assert [gain.among.mean for gain in analysis.gains] == pytest.approx([0.15, 0.1, 0.05]), "bits are half"
+    found = re.findall(r'<tr><th scope="row">(\w+)</th><td class="number">(.\d.\d+)', html)
+    expected = [("bias", "+0.050"), ("tied", "+0.100"), ("qk_norm", "+0.150")]
+    assert found == expected, "what brings most on top of the others first"
+    assert "What each change brings, in bits per byte" in html
+    assert "loss, bits per byte" in html, "curves are in the metric, since tokens may differ"
+    assert (tmp_path / "figures" / "gains.svg").is_file()
+    assert "| bias | +0.050 \N{PLUS-MINUS SIGN} 0.000 | +0.150 \N{PLUS-MINUS SIGN} 0.000 |" in text
+    assert '<b class="prompt">Once</b> *there* was a' in html
+    assert "1.010 bits per byte, 2 of 3 facts agree" in html
+    assert "> Once \\*there\\* was a" in text
+    assert html.count('class="side-by-side"') == 1
+    assert " a ..." in text, "a long text is cut"
 
 
 def test_a_folder_without_a_study_is_told(tmp_path):

@@ -46,8 +46,8 @@ class Learning(NamedTuple):
     diverged: bool
 
 
-def read_learning(folder: Path, results: Sequence[Result]) -> list[Learning]:
-    """The learning curves of a study's runs, label by label."""
+def read_learning(folder: Path, results: Sequence[Result], metric: str = "loss") -> list[Learning]:
+    """The learning curves of a study's runs in its metric, label by label."""
     found = []
     for label in dict.fromkeys(result.label for result in results):
         own = [result for result in results if result.label == label]
@@ -68,7 +68,7 @@ def read_learning(folder: Path, results: Sequence[Result]) -> list[Learning]:
             "flops": tokens * each,
             "seconds": np.mean([column(rows, "seconds") for rows in kept], axis=0),
         }
-        losses = np.array([column(rows, "loss") for rows in kept])
+        losses = np.array([column(rows, metric) for rows in kept])
         found.append(Learning(label, places, losses, any(result.diverged for result in own)))
     return found
 

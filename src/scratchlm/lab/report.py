@@ -20,8 +20,10 @@ from scratchlm.lab.figures import (
     look,
     read_learning,
 )
+from scratchlm.lab.gains_report import gains_section, write_gains
 from scratchlm.lab.rows import Result, read_rows
 from scratchlm.lab.runner import open_study
+from scratchlm.lab.samples import OPEN_CELLS, read_samples, samples_markdown
 from scratchlm.lab.search import shown
 from scratchlm.lab.spec import Study
 from scratchlm.runtime import write_text_atomically
@@ -64,11 +66,14 @@ def write_reports(folder: Path) -> tuple[Analysis, Path]:
     experiment = experiment_of(study)
     unit = experiment.unit if study.metric == "loss" else study.numbers
     analysis = analyse(study, results, unit)
-    curves = read_learning(folder, results)
-    values = _values(study, scale, results, analysis, curves, experiment.unit)
+    curves = read_learning(folder, results, study.metric)
+    values = _values(study, scale, results, analysis, curves, unit)
     values["beyond"] = beyond_section(folder, results)
+    values["gains"] = gains_section(analysis.gains, unit)
+    values["samples"] = read_samples(folder, results, study.metric)
+    values["fold_samples"] = len(values["samples"]) > OPEN_CELLS
     write_text_atomically(folder / HTML, pages.rendered("study.html.j2", values))
-    _write_markdown(folder, study, scale, results, analysis, curves, experiment.unit)
+    _write_markdown(folder, study, scale, results, analysis, curves, unit)
     return analysis, folder / HTML
 
 
@@ -86,7 +91,7 @@ def _values(
     def both(draw: Any) -> list[Any]:
         return [Markup(draw("wide").svg), Markup(draw("narrow").svg)]
 
-    floor = next((result.floor_loss for result in results if result.floor_loss is not None), None)
+    floor = _floor(study, results)
     tabs = [
         Tab(over, words, both(lambda shape, over=over: learning_figure(curves, over, floor, unit, shape)))
         for over, words in OVER.items()
@@ -179,7 +184,7 @@ def _write_markdown(
     unit: str,
 ) -> None:
     figures, drawings = folder / FIGURES, []
-    floor = next((result.floor_loss for result in results if result.floor_loss is not None), None)
+    floor = _floor(study, results)
     if curves:
         over = "tokens" if max(float(curve.places["tokens"][-1]) for curve in curves) > 0 else "step"
         drawn = learning_figure(curves, over, floor, unit, "wide")
@@ -197,13 +202,17 @@ def _write_markdown(
         )
         drawn.write(figures, "final")
         drawings.append(f"![Final numbers]({FIGURES}/final.svg)")
-    beyond = write_beyond(folder, figures, results)
+    sections = [
+        write_gains(analysis.gains, unit, figures),
+        write_beyond(folder, figures, results),
+        samples_markdown(read_samples(folder, results, study.metric), unit),
+    ]
     setup = "\n".join(f"* {name}: {value}" for name, value in setup_of(study, scale, results))
     rows = [
         f"| {_cell(row.label)} | {row.mean} | {row.deviation} | {row.seeds} | {_cell(row.words)} |"
         for row in table_rows(analysis, results)
     ]
-    head = f"| cell | {analysis.unit} | spread | runs | against {_cell(analysis.base)} |"
+    head = f"| cell | {analysis.unit} | spread | runs | against {_cell(analysis.against)} |"
     head += "\n|---|---:|---:|---:|---|"
     errors = [f"* {r.label}, seed {r.seed}: {_cell(r.error)}" for r in results if r.error]
     parts = [
@@ -212,10 +221,16 @@ def _write_markdown(
         f"## Setup\n{study.about}\n\n{setup}".replace("\n\n\n", "\n\n"),
         "## Result\n" + "\n".join([head, *rows]),
         *drawings,
-        *([beyond] if beyond else []),
+        *(section for section in sections if section),
         *(["## What did not come to its end\n" + "\n".join(errors)] if errors else []),
     ]
     write_text_atomically(folder / MARKDOWN, "\n\n".join(parts) + "\n")
+
+
+def _floor(study: Study, results: Sequence[Result]) -> float | None:
+    """The least possible number, where all cells have the same."""
+    floors = {floor for result in results if (floor := result.floor(study.metric)) is not None}
+    return floors.pop() if len(floors) == 1 else None
 
 
 def _start(study: Study) -> str:
