@@ -13,7 +13,7 @@ from scratchlm.cli.errors import lines_of
 
 COMMANDS = [
     ["demo"], ["run"], ["train"], ["generate"], ["evaluate"], ["report"], ["plan"], ["doctor"], ["help"],
-    ["launch"], ["runs"],
+    ["launch"], ["runs"], ["visualize"], ["study"], ["study", "list"], ["study", "run"], ["study", "export"],
     ["corpus"], ["corpus", "list"], ["corpus", "show"], ["corpus", "fetch"], ["corpus", "write"],
     ["tokenizer"], ["tokenizer", "train"], ["tokenizer", "encode"], ["tokenizer", "decode"],
     ["tokenizer", "inspect"], ["data"], ["data", "prepare"], ["data", "merge"], ["data", "show"],

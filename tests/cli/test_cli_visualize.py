@@ -1,6 +1,7 @@
 """Claims about `scratchlm visualize`: one page that stands alone, whatever the text and the tokens are."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -104,3 +105,26 @@ def test_a_model_without_layers_is_shown_as_far_as_it_goes(cli, monkeypatch):
     assert (found.open, found.mistakes) == ([], [])
     assert "How likely each token was" in found.text
     assert not {"canvas", "script"} & set(found.tags)
+
+
+def test_a_report_holds_the_inside_or_links_to_it(cli, finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "to_svg", lambda *_: "<svg></svg>")
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert cli("report", run).code == 0
+    plain = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert "Inside the model" not in plain.text
+    assert f"scratchlm report {run.name} --inside" in plain.text
+    assert cli("report", run, "--inside").code == 0
+    held = looked_at(run / "report.html")
+    for heading in ("What it writes", "Inside the model", "Where each head looks", "How to go on"):
+        assert heading in held.text
+    ids = [value for name, value in held.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for name, value in held.attributes if name == "href"} <= set(ids)
+    (run / "inside").mkdir()
+    (run / "inside" / "inside.html").write_text("the page", encoding="utf-8")
+    assert cli("report", run).code == 0
+    linked = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert ("href", "inside/inside.html") in linked.attributes
+    assert "script" not in linked.tags

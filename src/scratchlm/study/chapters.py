@@ -383,6 +383,7 @@ def next_commands(record: RunRecord) -> list[Command]:
             "Let the model write something new", f"scratchlm generate {folder}{prompt} --temperature 0.8"
         ),
         Command("Measure it over the whole validation split", f"scratchlm evaluate {folder}"),
+        Command("Put what happens inside the model into this page", f"scratchlm report {folder} --inside"),
         further,
         Command("Do the same with your own text", "scratchlm run YOUR-OWN-TEXT.txt"),
     ]

@@ -2,43 +2,52 @@
 
     run folder -> run_record (its files) -> chapters (values for people), plots (SVG) -> templates/ -> page
 
-The page holds its styles and drawings, needs no script and no network, and follows the reader's light or
-dark mode. Texts of the model and of the configuration are untrusted: jinja2 escapes everything but our own
-drawings. A file that is missing costs its chapter and not the page.
+The page holds its styles and drawings, needs no network, and follows the reader's light or dark mode. It has
+a script only with the chapters about the inside of the model (study/visualize): for the attention maps. Texts
+of the model and of the configuration are untrusted: jinja2 escapes everything but our own drawings. A file
+that is missing costs its chapter and not the page.
 """
 
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study import chapters, pages, plots, units
 from scratchlm.study.reference_chapter import ReferenceChapter, reference_chapter
 from scratchlm.study.run_record import Row, RunRecord, column, number, read_run, section
 
+if TYPE_CHECKING:
+    from scratchlm.study.visualize.page import Chapters
+
 FILE_NAME = "report.html"
+INSIDE = Path("inside") / "inside.html"
+"""Where `scratchlm visualize` writes its page in a run folder."""
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, inside: "Chapters | None" = None) -> Path:
     """Write the report of the run in `run_folder` and return its path.
 
     Args:
         run_folder: A run's folder, finished, stopped or still going; see train/folder.py for its files.
+        inside: Chapters about the inside of the model; without them, a page of them beside is linked to.
 
     Raises:
         ValueError: The folder is no run folder.
     """
     record = read_run(run_folder)
     path = run_folder / FILE_NAME
-    write_text_atomically(path, render_report(record))
+    write_text_atomically(path, render_report(record, inside))
     return path
 
 
-def render_report(record: RunRecord) -> str:
+def render_report(record: RunRecord, inside: "Chapters | None" = None) -> str:
     """The report's HTML."""
-    return pages.rendered("report.html.j2", _values(record), powers=_powers)
+    beside = INSIDE.as_posix() if (record.folder / INSIDE).is_file() else ""
+    values = {**_values(record), "inside": inside, "beside": beside}
+    return pages.rendered("report.html.j2", values, powers=_powers)
 
 
 def _powers(text: str) -> Any:

@@ -38,6 +38,18 @@ ATTENTION_BYTES = 1_500_000
 """Of all maps together, one byte a pair; deep models show fewer tokens so that the page stays light."""
 
 
+class Chapters(NamedTuple):
+    """What a page says of the inside of a model."""
+
+    name: str
+    step: int
+    lead: str
+    parts: list[tuple[str, str]]
+    """Id and title of each chapter."""
+    chapters: str
+    """All of them as markup, with the script of the attention maps."""
+
+
 class ShownToken(NamedTuple):
     """One token of the text."""
 
@@ -142,7 +154,32 @@ def write_inside(inside: Inside, folder: Path) -> Path:
 
 def render_inside(inside: Inside, drawn: dict[str, list[str]] | None = None) -> str:
     """The page's HTML."""
-    return pages.rendered("visualize.html.j2", _values(inside, drawn or _drawings(inside)))
+    return pages.rendered("visualize.html.j2", chapters_of(inside, drawn)._asdict())
+
+
+def chapters_of(inside: Inside, drawn: dict[str, list[str]] | None = None) -> Chapters:
+    """The page's chapters, for its own page or a run's report."""
+    from markupsafe import Markup
+
+    values = _values(inside, drawn or _drawings(inside))
+    parts = [
+        (id, title)
+        for id, title, shown in (
+            ("text", "A text", True),
+            ("lens", "Layer by layer", values["depths"]),
+            ("attention", "Attention", values["heads"]),
+            ("tokens", "Tokens", True),
+            ("place", "Loss by place", True),
+            ("flow", "Gradients", values["layers"]),
+            ("activations", "Activations", values["activations"]),
+            ("weights", "Weights", True),
+        )
+        if shown
+    ]
+    name = inside.run.config.name or inside.run.folder.path.name
+    return Chapters(
+        name, inside.run.step, _lead(inside), parts, Markup(pages.rendered("inside.html.j2", values))
+    )
 
 
 def _drawings(inside: Inside) -> dict[str, list[str]]:
@@ -175,9 +212,6 @@ def _values(inside: Inside, drawn: dict[str, list[str]]) -> dict[str, Any]:
     weights = [one for several in inside.weights.values() for one in several]
     config = inside.run.model.config
     return {
-        "name": inside.run.config.name or inside.run.folder.path.name,
-        "step": inside.run.step,
-        "lead": _lead(inside),
         "tokens": _tokens(inside),
         "cut": inside.cut,
         "text_loss": float(loss_of(inside.text).mean()),
