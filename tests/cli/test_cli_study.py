@@ -2,9 +2,12 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
+
+RATES = (("0.005", 1.0), ("0.1", 2.0))
 
 
 @pytest.mark.slow
@@ -32,6 +35,46 @@ def test_every_study_is_listed_with_its_question(cli):
         assert f"\n{name}\n" in f"\n{out}"
     assert "Does a transformer need its norms, and where?" in out
     assert "cpu: 7 cells, 3 seeds; gpu: 7 cells, 3 seeds" in out
+
+
+def test_the_list_says_what_was_measured_sentence_by_sentence_and_how_to_measure(cli, monkeypatch, tmp_path):
+    from scratchlm.lab import shipped
+
+    head = "label,seed,state,overrides,final_loss"
+    rows = [
+        f"{label},{seed},finished,{{}},{loss + seed / 1000}" for label, loss in RATES for seed in (1, 2, 3)
+    ]
+    (tmp_path / "lr-sweep-cpu.csv").write_text("\n".join([head, *rows]), encoding="utf-8")
+    monkeypatch.setattr(shipped, "RESULTS", tmp_path)
+    lines = cli("study", "list").out.splitlines()
+    start = lines.index("lr-sweep")
+    assert lines[start + 3] == "  cpu: 0.005 is lowest with 1.002 (mean of 3 seeds)."
+    assert lines[start + 4] == "    Worse: 0.1 (+1.000 +- 0.000)."
+    assert "  no result comes along; measure: scratchlm study run norms" in lines
+    assert any(line.startswith("1 of ") for line in lines)
+
+
+def test_lines_of_the_list_fit_the_terminal(monkeypatch, tmp_path):
+    import io
+    import sys
+
+    from scratchlm.cli import study_list
+    from scratchlm.lab import shipped
+
+    long = shipped.Shipped("x", "why " * 40, "cells", {"cpu": "it is so " * 30 + "here. And " + "more " * 40})
+    monkeypatch.setattr(shipped, "shipped", lambda: [long])
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    study_list.list_studies()
+    lines = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue()).splitlines()
+    body = lines[1 : lines.index("")]
+    assert max(map(len, lines[: len(body)])) <= 70
+    assert len(body) > 10
+    assert all(line.startswith("  ") for line in body)
+    assert next(line for line in body if "And more" in line).startswith("    And more")
 
 
 def test_show_says_what_would_run(cli):

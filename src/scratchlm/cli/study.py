@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scratchlm.cli import study_scaling
+from scratchlm.cli import study_list, study_scaling
 from scratchlm.cli.sources import Plugin, load_plugins
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scratchlm.lab.spec import Study
 
 app = typer.Typer(no_args_is_help=True, help="Answer a question with many runs: sweeps, ablations, laws.")
+app.command(name="list")(study_list.list_studies)
 app.command()(study_scaling.fit)
 
 
@@ -80,21 +81,6 @@ def run(
     out().print(f"The report: {page}", style="bold")
     if any(result.state == "failed" for result in outcome.results):
         raise typer.Exit(2)
-
-
-@app.command(name="list")
-def list_studies() -> None:
-    """List the shipped studies with what they measured."""
-    from scratchlm.cli.console import out
-    from scratchlm.lab.shipped import shipped
-
-    for one in shipped():
-        out().print(one.name, style="bold")
-        out().print(f"  {one.question}")
-        out().print(f"  {one.cells}", style="dim")
-        for scale, conclusion in one.conclusions.items():
-            out().print(f"  measured ({scale}): {conclusion}", style="green")
-    out().print("Run one with: scratchlm study run NAME; look at it first with: scratchlm study show NAME")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from scratchlm.lab.cells import experiment_of, resolve
 from scratchlm.lab.experiments import Estimate
 from scratchlm.lab.rows import read_rows
 from scratchlm.lab.search import points
-from scratchlm.lab.spec import RESULTS, Study, find, names
+from scratchlm.lab.spec import RESULTS, ScaleName, Study, find, names, read_study
 
 
 class Shipped(NamedTuple):
@@ -44,17 +44,15 @@ def cells_with_needs(study: Study) -> list[tuple[str, tuple[str, ...], Estimate]
 
 
 def _describe(study: Study) -> Shipped:
-    sizes = [name for name, scale in study.scales if scale is not None] or ["cpu"]
-    words = []
+    sizes: list[ScaleName] = [name for name, scale in study.scales if scale is not None] or ["cpu"]
+    words, conclusions = [], {}
     for size in sizes:
-        scaled = study.scaled(size)
+        scaled = read_study(study.name, size)
         many = len(points(scaled, {}))
         seeds = "1 seed" if len(scaled.seeds) == 1 else f"{len(scaled.seeds)} seeds"
         words.append(f"{size}: {many} cells, {seeds}")
-    unit = experiment_of(study).unit if study.metric == "loss" else study.numbers
-    conclusions = {}
-    for size in sizes:
+        unit = experiment_of(scaled).unit if scaled.metric == "loss" else scaled.numbers
         path = RESULTS / f"{study.name}-{size}.csv"
         if path.is_file():
-            conclusions[size] = analyse(study, read_rows(path), unit).conclusion
+            conclusions[size] = analyse(scaled, read_rows(path), unit).conclusion
     return Shipped(study.name, study.question, "; ".join(words), conclusions)
