@@ -6,7 +6,8 @@ import re
 import pytest
 from synthetic_study import row
 
-from scratchlm.lab.analysis import analyse, parabola_bottom
+from scratchlm.lab.analysis import analyse
+from scratchlm.lab.parabola import parabola_bottom
 from scratchlm.lab.rows import read_rows, write_rows
 from scratchlm.lab.spec import Study
 

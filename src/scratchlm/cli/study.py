@@ -87,6 +87,7 @@ def run(
 def show(study: Name, settings: Settings = None, scale: Scale = Size.cpu, plugin: Plugin = None) -> None:
     """Show which runs a study would make, their tokens, and how long they would take here."""
     from scratchlm.cli.console import count, duration, out, print_table, table
+    from scratchlm.lab.batch_sizes import batch_sizes
     from scratchlm.lab.runner import default_jobs
     from scratchlm.lab.shipped import cells_with_needs
     from scratchlm.lab.spec import read_study
@@ -103,6 +104,8 @@ def show(study: Name, settings: Settings = None, scale: Scale = Size.cpu, plugin
         made.add_row(label, " ".join(words), f"{need.steps:,}", tokens, f"{need.flops:.2g}", seconds)
     out().print(read.question, style="bold")
     print_table(made)
+    if read.rows is not None:
+        out().print(f"Batch sizes end there: {batch_sizes(read).end}")
     runs = len(found) * len(read.seeds)
     total = sum(need.seconds or 0.0 for _, _, need in found) * len(read.seeds)
     seeds = f"seed {read.seeds[0]}" if len(read.seeds) == 1 else f"seeds {', '.join(map(str, read.seeds))}"

@@ -15,21 +15,14 @@ from typing import Literal, NamedTuple
 
 from scratchlm.lab.beyond import beyond_words
 from scratchlm.lab.gains import Gain, gain_words, gains_of
+from scratchlm.lab.parabola import MIN_FIT, parabola_bottom
 from scratchlm.lab.rows import Result
 from scratchlm.lab.search import rivals
 from scratchlm.lab.spec import Study
 from scratchlm.lab.statistics import Interval, Spread, paired_interval, spread
+from scratchlm.lab.tuning import Tuning, tuning_of, tuning_words
 
 Verdict = Literal["base", "better", "worse", "within noise", "one seed", "diverged", "failed"]
-
-MIN_FIT = 3
-"""Points through which a parabola goes."""
-FIT_SPAN = 5
-"""Points around the lowest one that the parabola is fitted to: farther away the curve is none."""
-
-
-STEEP = 100.0
-"""Points whose numbers differ by more than this factor lie on no parabola."""
 
 
 class Line(NamedTuple):
@@ -75,6 +68,8 @@ class Analysis(NamedTuple):
     conclusion: str
     gains: list[Gain]
     """Of a study of changes: what each brings."""
+    tuning: Tuning | None
+    """Of a study with a tuned setting: the best values, and what is compared at its best."""
 
     @property
     def against(self) -> str:
@@ -96,7 +91,8 @@ def analyse(study: Study, results: Sequence[Result], unit: str) -> Analysis:
     if not results:
         raise ValueError(f"{study.name}: no run has ended yet; there is nothing to weigh.")
     labels = list(dict.fromkeys(result.label for result in results))
-    base = study.base if study.base in labels else labels[0]
+    tuning = tuning_of(study, results, {label: _by_seed(study, results, label) for label in labels})
+    base = study.base if study.base in labels else tuning.lowest.winner if tuning else labels[0]
     others = {label: rival for label, rival in rivals(study).items() if rival in labels}
     lines = [_line(study, label, others.get(label, base), results, unit) for label in labels]
     if others:
@@ -105,8 +101,9 @@ def analyse(study: Study, results: Sequence[Result], unit: str) -> Analysis:
     axis = axis_of(study, lines, results)
     floor = floors.pop() if len(floors) == 1 else None
     gains = gains_of(study, {line.label: line.difference for line in lines})
-    conclusion = f"{_conclusion(lines, base, axis, gains)} {beyond_words(results)}".rstrip()
-    return Analysis(lines, base, unit, floor, axis, conclusion, gains)
+    tuned = tuning_words(tuning, unit) if tuning else []
+    conclusion = f"{_conclusion(lines, base, axis, gains, tuned)} {beyond_words(results)}".rstrip()
+    return Analysis(lines, base, unit, floor, axis, conclusion, gains, tuning)
 
 
 def _with_rival(line: Line) -> Line:
@@ -185,57 +182,35 @@ def axis_of(study: Study, lines: Sequence[Line], results: Sequence[Result]) -> A
     return Axis(key, [value for value, _ in points], labels, log, best, max(stable, default=None), unstable)
 
 
-def parabola_bottom(points: Sequence[tuple[float, float]], *, log: bool) -> float | None:
-    """Where a least-squares parabola through the points around the lowest one has its bottom.
-
-    Args:
-        points: Value and metric, in the order of the values.
-        log: Whether the parabola is one in the value's logarithm.
-
-    Returns:
-        The value; None where the points curve the other way, or the bottom lies outside of them.
-    """
-    import numpy as np
-
-    lowest = min(range(len(points)), key=lambda index: points[index][1])
-    first = max(0, min(lowest - FIT_SPAN // 2, len(points) - FIT_SPAN))
-    near = points[first : first + FIT_SPAN]
-    if len(near) < MIN_FIT or max(metric for _, metric in near) > STEEP * abs(points[lowest][1]):
-        return None
-    x = np.array([math.log(value) if log else value for value, _ in near])
-    middle = x.mean()
-    bent, slope, _ = np.polyfit(x - middle, [metric for _, metric in near], 2)
-    if bent <= 0:
-        return None
-    bottom = float(middle - slope / (2 * bent))
-    if not x.min() <= bottom <= x.max():
-        return None
-    return math.exp(bottom) if log else bottom
-
-
-def _conclusion(lines: Sequence[Line], base: str, axis: Axis | None, gains: Sequence[Gain]) -> str:
-    """A few sentences for people who read nothing else."""
+def _conclusion(
+    lines: Sequence[Line], base: str, axis: Axis | None, gains: Sequence[Gain], tuned: Sequence[str]
+) -> str:
+    """A few sentences for people who read nothing else; of a tuned study `tuned` says what is compared."""
     known = [line for line in lines if line.metric is not None]
     if not known:
         return "No run came to an end, so nothing can be said."
-    best = min(known, key=lambda line: line.metric.mean)  # type: ignore[union-attr] - asked for above
-    assert best.metric is not None, best
-    seeds = "1 seed" if best.metric.count == 1 else f"mean of {best.metric.count} seeds"
-    said = [f"{best.label} is lowest with {figure(best.metric.mean)} ({seeds})"]
-    named = "" if best.words.startswith("against ") else f"against {best.rival}, "
-    said[0] += "." if best.label == base else f": {named}{best.words}."
-    if gains:
-        said += gain_words(gains)
-    elif any(line.rival != base for line in lines):
-        said += _rungs(known, base)
-    else:
-        said += _groups(known, best, base)
+    said = [*tuned] if tuned else _compared(known, base, gains)
     for title, kind in (("Diverged", "diverged"), ("Failed", "failed")):
         names = [line.label for line in lines if getattr(line, f"num_{kind}")]
         said += [f"{title}: {', '.join(names)}."] if names else []
     if axis is not None:
         said.append(_axis_words(axis))
     return " ".join(said)
+
+
+def _compared(known: Sequence[Line], base: str, gains: Sequence[Gain]) -> list[str]:
+    """The lowest cell, then the others."""
+    best = min(known, key=lambda line: line.metric.mean)  # type: ignore[union-attr] - the caller asked
+    assert best.metric is not None, best
+    seeds = "1 seed" if best.metric.count == 1 else f"mean of {best.metric.count} seeds"
+    said = [f"{best.label} is lowest with {figure(best.metric.mean)} ({seeds})"]
+    named = "" if best.words.startswith("against ") else f"against {best.rival}, "
+    said[0] += "." if best.label == base else f": {named}{best.words}."
+    if gains:
+        return said + gain_words(gains)
+    return said + (
+        _rungs(known, base) if any(line.rival != base for line in known) else _groups(known, best, base)
+    )
 
 
 def _groups(known: Sequence[Line], best: Line, base: str) -> list[str]:

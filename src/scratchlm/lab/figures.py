@@ -30,7 +30,9 @@ OVER: dict[Over, str] = {
 }
 """What a curve is drawn over -> the words below the axis."""
 START_SHARE = 0.1
-"""First part of the longest run that may lie above the picture: it would squeeze the rest."""
+"""First part of each run that may lie above the picture: it would squeeze the rest."""
+FAR = 5.0
+"""Runs whose ends differ by more than this factor are drawn over a logarithmic axis: the shortest is seen."""
 REACH = 1.0
 """The floor is drawn if it lies no farther below the numbers than they span."""
 LOG_RATIO = 100.0
@@ -89,6 +91,12 @@ def learning_figure(
         axes.axhline(floor, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
     style(axes, f"loss, {unit}", num_ticks=6)
     _vertical(axes, curves, over, floor)
+    ends = [float(curve.places[over][-1]) for curve in curves]
+    if min(ends) > 0 and max(ends) > FAR * min(ends):
+        written = axes.xaxis.get_major_formatter()
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(written)
+        axes.minorticks_off()
     axes.set_xlabel(OVER[over], color=MUTED)
     if over == "flops":
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("e+", "e") if value else "0")
@@ -196,7 +204,7 @@ def _mark(axes: "Axes", value: float | None, words: str, colour: str, *, height:
 
 
 def _vertical(axes: "Axes", curves: Sequence[Learning], over: Over, floor: float | None) -> None:
-    """From a little below the lowest to the highest behind the first part; logarithmic if they span much."""
+    """From a little below the lowest to the highest behind the first parts; logarithmic if they span much."""
     values = np.concatenate([curve.losses.ravel() for curve in curves])
     values = values[np.isfinite(values)]
     positive = values[values > 0]
@@ -207,8 +215,10 @@ def _vertical(axes: "Axes", curves: Sequence[Learning], over: Over, floor: float
         axes.set_ylim(max(positive.min() / 3, 1e-12), min(positive.max() * 3, 1e6))
         axes.minorticks_off()
         return
-    start = START_SHARE * max(float(curve.places[over][-1]) for curve in curves)
-    late = np.concatenate([curve.losses[:, curve.places[over] >= start].ravel() for curve in curves])
+    places = [curve.places[over] for curve in curves]
+    late = np.concatenate(
+        [c.losses[:, x >= START_SHARE * x[-1]].ravel() for c, x in zip(curves, places, strict=True)]
+    )
     late = late[np.isfinite(late)]
     shown = late if len(late) else values
     low, high = float(shown.min()), float(shown.max())

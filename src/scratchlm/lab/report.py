@@ -14,6 +14,7 @@ from scratchlm.lab.cells import StudyFolder, experiment_of
 from scratchlm.lab.figures import (
     OVER,
     Learning,
+    Over,
     axis_figure,
     ends_figure,
     learning_figure,
@@ -25,7 +26,9 @@ from scratchlm.lab.rows import Result, read_rows
 from scratchlm.lab.runner import open_study
 from scratchlm.lab.samples import OPEN_CELLS, read_samples, samples_markdown
 from scratchlm.lab.search import shown
+from scratchlm.lab.soon import equal_over, soon_markdown, soon_section
 from scratchlm.lab.spec import Study
+from scratchlm.lab.tuning_report import tuning_section, write_tuning
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study import pages, units
 from scratchlm.study.plots import VARIABLES
@@ -66,8 +69,10 @@ def write_reports(folder: Path) -> tuple[Analysis, Path]:
     experiment = experiment_of(study)
     unit = experiment.unit if study.metric == "loss" else study.numbers
     analysis = analyse(study, results, unit)
-    curves = read_learning(folder, results, study.metric)
+    drawn = analysis.tuning.winners if analysis.tuning else [result.label for result in results]
+    curves = read_learning(folder, [result for result in results if result.label in drawn], study.metric)
     values = _values(study, scale, results, analysis, curves, unit)
+    values["tuning"] = tuning_section(analysis.tuning, unit)
     values["beyond"] = beyond_section(folder, results)
     values["gains"] = gains_section(analysis.gains, unit)
     values["samples"] = read_samples(folder, results, study.metric)
@@ -102,7 +107,7 @@ def _values(
     finals = []
     if ended and axis is not None:
         finals = both(lambda shape: axis_figure(analysis, axis, results, study.metric, shape))
-    elif ended:
+    elif ended and analysis.tuning is None:
         finals = both(lambda shape: ends_figure(analysis, results, study.metric, shape))
     return {
         "study": study,
@@ -111,6 +116,8 @@ def _values(
         "sentences": [part for part in analysis.conclusion.replace(". ", ".\n").split("\n") if part],
         "floor": floor,
         "tabs": tabs,
+        "equal": equal_over(curves),
+        "soon": soon_section(curves, _rival(analysis, curves), study.target, unit),
         "legend": [
             (VARIABLES[str(look(index)[0])], index >= 8, curve.label, curve.diverged)
             for index, curve in enumerate(curves)
@@ -186,14 +193,15 @@ def _write_markdown(
     figures, drawings = folder / FIGURES, []
     floor = _floor(study, results)
     if curves:
-        over = "tokens" if max(float(curve.places["tokens"][-1]) for curve in curves) > 0 else "step"
+        usual: Over = "tokens" if max(float(curve.places["tokens"][-1]) for curve in curves) > 0 else "step"
+        over = equal_over(curves) or usual
         drawn = learning_figure(curves, over, floor, unit, "wide")
         drawn.write(figures, "learning")
         drawings.append(f"![Validation loss over {OVER[over]}]({FIGURES}/learning.svg)")
         drawings.append(
             f"Lines: {', '.join(_named(index, curve.label) for index, curve in enumerate(curves))}."
         )
-    if any(line.metric is not None for line in analysis.lines):
+    if any(line.metric is not None for line in analysis.lines) and analysis.tuning is None:
         axis = analysis.axis
         drawn = (
             ends_figure(analysis, results, study.metric, "wide")
@@ -203,8 +211,10 @@ def _write_markdown(
         drawn.write(figures, "final")
         drawings.append(f"![Final numbers]({FIGURES}/final.svg)")
     sections = [
+        write_tuning(analysis.tuning, analysis.unit, figures),
         write_gains(analysis.gains, unit, figures),
         write_beyond(folder, figures, results),
+        soon_markdown(soon_section(curves, _rival(analysis, curves), study.target, unit)),
         samples_markdown(read_samples(folder, results, study.metric), unit),
     ]
     setup = "\n".join(f"* {name}: {value}" for name, value in setup_of(study, scale, results))
@@ -225,6 +235,12 @@ def _write_markdown(
         *(["## What did not come to its end\n" + "\n".join(errors)] if errors else []),
     ]
     write_text_atomically(folder / MARKDOWN, "\n\n".join(parts) + "\n")
+
+
+def _rival(analysis: Analysis, curves: Sequence[Learning]) -> str:
+    """The cell whose end the others shall reach: the base, or if it has no curve the first that has one."""
+    labels = [curve.label for curve in curves]
+    return analysis.base if analysis.base in labels or not labels else labels[0]
 
 
 def _floor(study: Study, results: Sequence[Result]) -> float | None:

@@ -1,6 +1,6 @@
 r"""A study comes in, its points go out: which settings each cell has, and its label for people.
 
-    grid     all combinations of the values
+    grid     all combinations of the values; with `rows`, of batch sizes as well (batch_sizes.py)
     cells    as listed
     changes  none of them, each alone, all of them, all but each: n changes make 2 n + 2 cells
     random   draws from ranges
@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from scratchlm.config import parse_override
+from scratchlm.lab.batch_sizes import SETTING, batch_sizes
 from scratchlm.lab.spec import MAX_CELLS, Budget, Change, OptunaSearch, RandomSearch, Range, Study, flat_grid
 
 NONE, ALL = "none", "all"
@@ -49,7 +50,9 @@ def points(study: Study, results: Results) -> list[Point]:
     Raises:
         ValueError: The cells are too many or not distinct, or a word is no setting.
     """
-    if study.grid is not None:
+    if study.grid is not None and study.rows is not None:
+        found = _with_rows(study, flat_grid(study.grid))
+    elif study.grid is not None:
         found = _grid(flat_grid(study.grid))
     elif study.cells is not None:
         found = [Point(case.label, case.settings, case.budget, case.against) for case in study.cells]
@@ -119,6 +122,17 @@ def _on_and_off(changes: Sequence[Change]) -> list[Point]:
     for label, _ in every:
         rest = tuple(word for other, words in every if other != label for word in words)
         found.append(Point(left_out(label), rest, against=ALL))
+    return found
+
+
+def _with_rows(study: Study, grid: dict[str, list[Any]]) -> list[Point]:
+    """A grid over batch sizes as well, which are named by their rows."""
+    sizes = batch_sizes(study)
+    found = []
+    for rows in sizes.rows:
+        for point in _grid({SETTING: [rows * sizes.context_length], **grid}):
+            others = point.label.partition(", ")[2]
+            found.append(point._replace(label=f"{rows} rows, {others}"))
     return found
 
 

@@ -123,6 +123,15 @@ class OptunaSearch(RandomSearch):
     """Cells proposed from the same results; they can run side by side."""
 
 
+class Rows(Config):
+    """Batch sizes, each twice the one before: up to the machine's memory (batch_sizes.py)."""
+
+    first: int = Field(default=8, ge=1)
+    """Rows of the smallest."""
+    least_steps: int = Field(default=30, ge=1)
+    """Sizes for which the budget pays fewer steps are left out."""
+
+
 class Scale(Config):
     """What the study is on one kind of machine."""
 
@@ -168,6 +177,8 @@ class Study(Config):
     """Each cell is run once with each; their spread is the noise."""
     grid: dict[str, Any] | None = None
     """Setting -> values; the cells are all combinations."""
+    rows: Rows | None = None
+    """An axis of the grid: numbers of rows in a step, as many as the machine can take."""
     cells: tuple[Case, ...] | None = None
     """The cells one by one, with labels."""
     changes: tuple[Change, ...] | None = Field(default=None, min_length=3)
@@ -184,6 +195,10 @@ class Study(Config):
     """What is compared: validation loss in nats per token, or bits per byte where tokenizers differ."""
     base: str | None = None
     """Label of the cell that the others are compared to; the first by default."""
+    tuned: str | None = None
+    """A setting that is tuned anew for every value of the others, which are compared each at its best."""
+    target: float | None = None
+    """A number of the metric: the report says how soon each cell reaches it; by default the base's last."""
     beyond_context: bool = False
     """Whether each trained model is also measured at two and four times its context (beyond.py)."""
     validations: int = Field(default=10, ge=1)
@@ -200,6 +215,11 @@ class Study(Config):
             raise ValueError(f"{self.name}: {given[0]} is empty; name at least one cell.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"{self.name}: seeds={list(self.seeds)} holds one twice; each counts once.")
+        if self.rows is not None and self.grid is None:
+            raise ValueError(f"{self.name}: rows goes with a grid; give grid = {{ 'optimizer.lr' = [...] }}.")
+        if self.tuned is not None and self.tuned not in self.varied():
+            known = ", ".join(sorted(self.varied())) or "none"
+            raise ValueError(f"{self.name}: tuned={self.tuned!r} is set by no cell; they set: {known}.")
         if self.beyond_context and self.experiment != "train":
             raise ValueError(
                 f"{self.name}: beyond_context=true is for models; {self.experiment} trains none."
@@ -215,6 +235,7 @@ class Study(Config):
         """The settings that cells set."""
         search = self.random or self.optuna
         found = set(search.space) if search is not None else set(flat_grid(self.grid or {}))
+        found |= {"train.batch_tokens"} if self.rows is not None else set()
         for case in (*(self.cells or ()), *(self.changes or ())):
             found |= {word.partition("=")[0].strip() for word in case.settings}
         return found
