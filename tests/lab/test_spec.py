@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from scratchlm.lab import cells
 from scratchlm.lab.cells import resolve
 from scratchlm.lab.search import points, rivals
 from scratchlm.lab.spec import names, read_study
+from scratchlm.train.config import RunConfig
 
 GOOD = {
     "name": '"two"',
@@ -49,6 +51,17 @@ def test_the_name_of_a_folder_changes_with_any_setting_but_not_with_the_machine(
     assert cells_of(path)[0].key == key
     assert cells_of(path, "model.dropout=0.1")[0].key != key
     assert cells_of(path, "nproc=2", "data.workers=1")[0].key == key
+    assert cells_of(path, "model.dropout=0.0")[0].key == key, "a default that is written out"
+
+
+def test_a_setting_that_a_later_version_adds_leaves_the_names_of_folders(tmp_path):
+    class Later(RunConfig):
+        added: int = 3
+
+    cell = cells_of(write(tmp_path))[0]
+    later = Later(**cell.config.model_dump())
+    assert cells._key(cell.label, cell.seed, later) == cell.key
+    assert cells._key(cell.label, cell.seed, later.model_copy(update={"added": 4})) != cell.key
 
 
 def test_a_budget_in_flops_gives_larger_models_fewer_steps(tmp_path):

@@ -1,7 +1,7 @@
 """A study comes in, its cells go out: every run of it with complete, checked settings, and its state.
 
     cell = point x seed                      settings: recipe <- study <- point <- seed, steps of the budget
-    folder = cells/LABEL-sSEED-HASH          the hash of the complete settings: other settings, another cell
+    folder = cells/LABEL-sSEED-HASH          the hash of all settings but defaults: others, another cell
 
 Every cell is resolved before the first one runs, so a mistake anywhere costs nothing.
 """
@@ -178,7 +178,8 @@ def steps_of(experiment: Experiment, config: Any, budget: Budget) -> int:
 
 
 def _key(label: str, seed: int, config: Config) -> str:
-    flat = flattened(config.model_dump(mode="json"))
+    # without defaults: a later version has more settings, and what was run with this one shall stay finished
+    flat = flattened(config.model_dump(mode="json", exclude_defaults=True))
     kept = {
         key: value
         for key, value in flat.items()
