@@ -16,6 +16,12 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+SOLUTION = re.compile(
+    r'^<details class="success" markdown="1"><summary>Solution</summary>\n\n(.*?)^</details>$',
+    re.MULTILINE | re.DOTALL,
+)
+"""Hidden on the site and on GitHub alike; a blank line behind the summary, or GitHub reads no Markdown."""
+
 
 def blocks(page, language):
     """Pairs of (line number, code) of all fenced blocks of one language."""
@@ -71,11 +77,16 @@ def test_every_page_is_in_the_navigation_once():
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "course").glob("*.md")), ids=name)
-def test_a_course_page_is_short_and_has_idea_reading_and_exercise(page):
+def test_a_course_page_is_short_and_has_idea_experiment_reading_and_hidden_solutions(page):
     text = page.read_text(encoding="utf-8")
     assert 60 <= text.count("\n") <= 150
-    for part in ("## Read\n", "## Exercise\n", '!!! note "Answer"\n', "```python\n"):
+    for part in ("```python\n", "```sh\nscratchlm ", "## Read\n", "## Exercise"):
         assert part in text, part
+    exercises = text.partition("## Exercise")[2]
+    asked = max(1, len(re.findall(r"^\*\*\d\.\*\*", exercises, re.MULTILINE)))
+    hidden = SOLUTION.findall(exercises)
+    assert len(hidden) == asked
+    assert all(len(solution) > 40 for solution in hidden)
 
 
 def test_the_plugin_of_the_how_to_page_loads_from_a_file_and_trains(tmp_path):
