@@ -21,7 +21,7 @@ from rich.table import Table
 from scratchlm.bench import comm, shards
 from scratchlm.bench.cases import size_of
 from scratchlm.bench.overhead import Cost
-from scratchlm.bench.parallel import ParallelCase
+from scratchlm.bench.parallel import ParallelCase, run_group
 from scratchlm.train.layouts import Layout, Messages, messages_of, sizes_of
 from scratchlm.train.messages import Message
 
@@ -73,7 +73,7 @@ def compare(shape: str, processes: int, rounds: int, costs: dict[str, Cost]) -> 
     settings = size_of("tiny", MODEL | {"context_length": context})
     case = ParallelCase(model=shape, settings=settings, batch=batch, world_size=processes)
     group = shards.candidates(case, ["alone", *LAYOUTS]).model_copy(update={"rounds": rounds})
-    times = {result.case.way: result.step_ms for result in shards.run_group(group)}
+    times = {result.case.way: result.step_ms for result in run_group("shards", group)}
     sizes, steps = sizes_of(settings, whole_bytes=4), []
     for way, name in LAYOUTS.items():
         layout = Layout(name, processes, processes if name == "fsdp2" else 1)

@@ -20,7 +20,7 @@ from rich.console import Console
 from scratchlm import runtime
 from scratchlm.bench import comm, ddp, shards
 from scratchlm.bench.cases import size_of
-from scratchlm.bench.parallel import DATA_PARALLEL_WAYS, SHARDED_WAYS, ParallelCase
+from scratchlm.bench.parallel import DATA_PARALLEL_WAYS, SHARDED_WAYS, ParallelCase, run_group
 from scratchlm.bench.tables import Table, markdown
 from scratchlm.config import Config
 from scratchlm.model import accounting
@@ -55,7 +55,7 @@ def bench_ddp(rounds: int) -> None:
         sweep = ddp.usual_sweep(4 * num_parameters(case))
         group = ddp.candidates(case, DATA_PARALLEL_WAYS, sweep)
         group = group.model_copy(update={"rounds": rounds * ROUNDS[name], "steps": 1})
-        results = list(ddp.run_group(group, starting=say))
+        results = list(run_group("ddp", group, starting=say))
         keep("ddp", results, ddp.tables(results))
 
 
@@ -64,7 +64,7 @@ def bench_shards(rounds: int) -> None:
         for world_size in WORLD_SIZES:
             group = shards.candidates(shape(name, world_size), SHARDED_WAYS)
             group = group.model_copy(update={"rounds": rounds * ROUNDS[name], "steps": 1})
-            results = list(shards.run_group(group, starting=say))
+            results = list(run_group("shards", group, starting=say))
             keep("shards", results, shards.tables(results))
 
 

@@ -4,14 +4,12 @@ Of several rows for the same measurement the last one counts. Run it after `benc
 """
 
 import json
-import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from scratchlm.runtime import write_text_atomically
+import readme_tables
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = (
     "<!-- tokenizer tables: made by benchmarks/tokenizer_table.py -->",
@@ -140,12 +138,7 @@ def _line(cells: list[str]) -> str:
 
 def main() -> None:
     """Put the tables into README.md."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    made = f"{BEGIN}\n{tables()}\n{END}"
-    write_text_atomically(
-        path, re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: made, text, flags=re.S)
-    )
+    readme_tables.put(BEGIN, END, tables())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scratchlm.runtime import write_text_atomically
+import readme_tables
 
-ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- training tables: made by benchmarks/train_table.py -->", "<!-- end of training tables -->"
 
@@ -65,10 +64,7 @@ def tables() -> str:
 
 def main() -> None:
     """Put the tables into the README."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    write_text_atomically(path, f"{before}\n{tables()}\n{after}")
+    readme_tables.put(BEGIN, END, tables())
 
 
 if __name__ == "__main__":

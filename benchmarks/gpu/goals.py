@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import readme_tables
 from benchmarks.gpu.tiles import best_constants, best_tiles
 from benchmarks.gpu.worker import ROOT, read_rows
 
@@ -283,14 +284,9 @@ def main(words: Iterable[str]) -> None:
     from benchmarks.gpu.worker import find_source
 
     find_source()
-    from scratchlm.runtime import write_text_atomically
-
     for word in words:
         shutil.copy(Path(word), RESULTS / Path(word).name)
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    write_text_atomically(path, f"{before}\n{tables()}\n{after}")
+    readme_tables.put(BEGIN, END, tables())
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_a_group_that_does_not_fit_is_refused_before_it_starts(monkeypatch):
 def test_two_processes_train_in_every_way():
     group = ddp.candidates(CASE, DATA_PARALLEL_WAYS, [0.01]).model_copy(update={"rounds": 2, "steps": 1})
     said = []
-    found = list(ddp.run_group(group, starting=said.append))
+    found = list(parallel.run_group("ddp", group, starting=said.append))
     assert said == ["warming up", "round 1 of 2", "round 2 of 2", "all-reduces alone"]
     assert [one.case for one in found] == list(group.cases)
     counts = {(one.case.way, one.case.bucket_mb): one.buckets for one in found}

@@ -4,7 +4,7 @@ import pytest
 
 from scratchlm.bench import shards
 from scratchlm.bench.cases import size_of
-from scratchlm.bench.parallel import SHARDED_WAYS, ParallelCase
+from scratchlm.bench.parallel import SHARDED_WAYS, ParallelCase, run_group
 from scratchlm.bench.shards import Held, ShardsResult, formula
 
 SMALL = {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "context_length": 16, "vocab_size": 64}
@@ -41,7 +41,7 @@ def test_tables_show_bytes_beside_the_formula_and_the_ratio_to_torchs():
 @pytest.mark.distributed
 def test_two_processes_hold_what_the_formula_says():
     group = shards.candidates(CASE, SHARDED_WAYS).model_copy(update={"rounds": 2, "steps": 1})
-    found = {one.case.way: one for one in shards.run_group(group)}
+    found = {one.case.way: one for one in run_group("shards", group)}
     assert list(found) == list(SHARDED_WAYS)
     largest = 4 * 64 * 32  # dealt out whole, the shares differ by at most the largest parameter
     for way, one in found.items():

@@ -17,12 +17,12 @@ Source: Stanford CS336 (2025), assignment 2, ddp_bucketed_benchmarking and the p
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from scratchlm.bench import comm
-from scratchlm.bench.group import Report, read_group
+from scratchlm.bench.group import Report
 from scratchlm.bench.overhead import Cost, fit
 from scratchlm.bench.parallel import (
     Parallel,
@@ -82,7 +82,8 @@ class DdpResult(Config):
         return Cost(self.per_call_ms / 1e3, self.bytes_per_second)
 
 
-CASE = ParallelGroup
+CASE, RESULT = ParallelGroup, DdpResult
+"""What `run_group` sends to the processes of this file's `work`, and what comes back."""
 
 
 def candidates(case: ParallelCase, ways: Iterable[str], sweep_mb: Iterable[BucketSize]) -> ParallelGroup:
@@ -98,26 +99,6 @@ def usual_sweep(gradient_bytes: int) -> list[BucketSize]:
     Example: 22 MB of gradients -> 0.1, 0.3, 1, 3, 10, None.
     """
     return [*(limit for limit in SWEEP_MB if limit * 1e6 < gradient_bytes), None]
-
-
-def run_group(
-    group: ParallelGroup, *, starting: Callable[[str], None] = lambda text: None
-) -> Iterator[DdpResult]:
-    """Measure all candidates in one group of processes.
-
-    Args:
-        group: What to measure.
-        starting: Called with what comes next.
-
-    Raises:
-        ProcessError: A process failed.
-    """
-    first = group.cases[0]
-    for record in read_group("ddp", group, world_size=first.world_size, backend=first.backend):
-        if "next" in record:
-            starting(record["next"])
-        else:
-            yield DdpResult.model_validate(record)
 
 
 def work(group: ParallelGroup, processes: Processes, report: Report) -> None:

@@ -16,8 +16,9 @@ differs. Both kinds of fully sharded training cut the model alike: each block is
 which saves a copy; torch's own default copies. Neither sends buffers, as ours does not.
 """
 
+import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from scratchlm.bench.cases import Precision, StepCase, estimated_bytes
+from scratchlm.bench.group import read_group
 from scratchlm.bench.tables import size
 from scratchlm.config import Config
 from scratchlm.distributed.buckets import BucketSize, take_from_first
@@ -221,6 +223,27 @@ DATA_PARALLEL_WAYS = ("per_parameter", "flat", "overlapped", "bucketed", "torch"
 """Every process holds everything."""
 SHARDED_WAYS = ("bucketed", "zero1", "zero2", "fsdp", "fsdp2")
 """From all on every process to a share of all; `bucketed` is what the others are compared with."""
+
+
+def run_group(
+    name: str, group: ParallelGroup, *, starting: Callable[[str], None] = lambda text: None
+) -> Iterator[Any]:
+    """Let all candidates take turns in one group of processes; yield what was found of each.
+
+    Args:
+        name: The file that does the work: ddp or shards; its `RESULT` is the class that reads what it finds.
+        group: What to measure.
+        starting: Called with what comes next.
+
+    Raises:
+        ProcessError: A process failed.
+    """
+    first, kind = group.cases[0], importlib.import_module(f"scratchlm.bench.{name}").RESULT
+    for record in read_group(name, group, world_size=first.world_size, backend=first.backend):
+        if "next" in record:
+            starting(record["next"])
+        else:
+            yield kind.model_validate(record)
 
 
 def title(case: ParallelCase) -> str:

@@ -19,14 +19,14 @@ copies); Stanford CS336, assignment 2, optimizer_state_sharding_accounting and f
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, distributed
 
 from scratchlm.bench import clock
 from scratchlm.bench.ddp import take_turns
-from scratchlm.bench.group import Report, read_group
+from scratchlm.bench.group import Report
 from scratchlm.bench.parallel import (
     Parallel,
     ParallelCase,
@@ -80,7 +80,8 @@ class ShardsResult(Config):
     """To torch's fully_shard, round by round."""
 
 
-CASE = ParallelGroup
+CASE, RESULT = ParallelGroup, ShardsResult
+"""As in ddp.py."""
 
 
 def formula(way: str, num_parameters: int, world_size: int) -> Held:
@@ -101,26 +102,6 @@ def formula(way: str, num_parameters: int, world_size: int) -> Held:
 def candidates(case: ParallelCase, ways: Iterable[str]) -> ParallelGroup:
     """Return what is weighed and takes turns; the first way is what the others are compared with."""
     return ParallelGroup(cases=tuple(case.model_copy(update={"way": way}) for way in dict.fromkeys(ways)))
-
-
-def run_group(
-    group: ParallelGroup, *, starting: Callable[[str], None] = lambda text: None
-) -> Iterator[ShardsResult]:
-    """Weigh and time all candidates in one group of processes.
-
-    Args:
-        group: What to measure.
-        starting: Called with what comes next.
-
-    Raises:
-        ProcessError: A process failed.
-    """
-    first = group.cases[0]
-    for record in read_group("shards", group, world_size=first.world_size, backend=first.backend):
-        if "next" in record:
-            starting(record["next"])
-        else:
-            yield ShardsResult.model_validate(record)
 
 
 def work(group: ParallelGroup, processes: Processes, report: Report) -> None:

@@ -1,7 +1,10 @@
 """`scratchlm bench comm`, `ddp`, `shards`: what it costs that several processes train together."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -24,7 +27,8 @@ from scratchlm.cli.bench_output import collect
 if TYPE_CHECKING:
     import torch
 
-    from scratchlm.bench.parallel import ParallelCase
+    from scratchlm.bench.parallel import ParallelCase, ParallelGroup
+    from scratchlm.bench.tables import Table
     from scratchlm.distributed.buckets import BucketSize
 
 Processes = Annotated[int, typer.Option("--processes", "-N", min=2, help="Started here, on free ports.")]
@@ -80,25 +84,53 @@ def comm(
     collect(measure, bench.tables, len(chosen), place, form, out)
 
 
+class Training(NamedTuple):
+    """Options of what trains a model by several processes."""
+
+    settings: Settings = None
+    model: Model = "auto"
+    bucket: Bucket = "auto"
+    batch: Batch = 4
+    context: Context = None
+    precision: OnePrecision = "float32"
+    processes: Processes = 2
+    backend: Backend = "auto"
+    rounds: Rounds = 10
+    steps: Steps = 3
+    form: Format = "table"
+    out: Out = None
+
+
+def training(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command those options beside its own; it gets them together as its first argument."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(Training(**{name: given.pop(name) for name in Training._fields}), **given)
+
+    own = list(inspect.signature(command).parameters.values())[1:]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for (name, kind), default in zip(
+            Training.__annotations__.items(), Training._field_defaults.values(), strict=True
+        )
+    ]
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    shown = [*options[:2], *own, *options[2:]]
+    run.__signature__ = inspect.Signature(shown)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run
+
+
+@training
 def ddp(
-    settings: Settings = None,
-    model: Model = "auto",
+    asked: Training,
     ways: Annotated[
         str, typer.Option("--ways", help="Which take turns; torch_views: torch's without one of the copies.")
     ] = "per_parameter,flat,overlapped,bucketed,torch,torch_views",
-    bucket: Bucket = "auto",
     sweep: Annotated[
         str, typer.Option("--sweep", help="Buckets that are tried, MB; auto: up to all gradients; no.")
     ] = "auto",
-    batch: Batch = 4,
-    context: Context = None,
-    precision: OnePrecision = "float32",
-    processes: Processes = 2,
-    backend: Backend = "auto",
-    rounds: Rounds = 10,
-    steps: Steps = 3,
-    form: Format = "table",
-    out: Out = None,
 ) -> None:
     """Time data parallelism in its four ways and torch's: computing, and communication that is not hidden.
 
@@ -109,33 +141,20 @@ def ddp(
     from scratchlm.bench import parallel
     from scratchlm.model import accounting
 
-    case, place = _case(settings, model, batch, context, precision, processes, backend)
-    case = case.model_copy(update={"bucket_mb": _bucket_mb(bucket)})
+    case, place = _case(asked)
     limits = bench.usual_sweep(4 * accounting.num_parameters(case.settings))
     if sweep != "auto":
         limits = [] if sweep == "no" else decimals(sweep, "--sweep")
     group = bench.candidates(case, words(ways, "--ways", parallel.DATA_PARALLEL_WAYS), limits)
-    group = group.model_copy(update={"rounds": rounds, "steps": steps})
-    parallel.check(group)
-    collect(partial(bench.run_group, group), bench.tables, rounds + 2, place, form, out)
+    _measure("ddp", group, bench.tables, asked.rounds + 2, place, asked)
 
 
+@training
 def shards(
-    settings: Settings = None,
-    model: Model = "auto",
+    asked: Training,
     ways: Annotated[
         str, typer.Option("--ways", help="Which are weighed and take turns; the first is compared with.")
     ] = "bucketed,zero1,zero2,fsdp,fsdp2",
-    bucket: Bucket = "auto",
-    batch: Batch = 4,
-    context: Context = None,
-    precision: OnePrecision = "float32",
-    processes: Processes = 2,
-    backend: Backend = "auto",
-    rounds: Rounds = 10,
-    steps: Steps = 3,
-    form: Format = "table",
-    out: Out = None,
 ) -> None:
     """Weigh and time each stage of sharding: parameters, gradients, optimizer state beside the formula.
 
@@ -144,39 +163,45 @@ def shards(
     from scratchlm.bench import parallel
     from scratchlm.bench import shards as bench
 
-    case, place = _case(settings, model, batch, context, precision, processes, backend)
+    case, place = _case(asked)
     chosen = words(ways, "--ways", parallel.SHARDED_WAYS)
-    group = bench.candidates(case.model_copy(update={"bucket_mb": _bucket_mb(bucket)}), chosen)
-    group = group.model_copy(update={"rounds": rounds, "steps": steps})
+    group = bench.candidates(case, chosen)
+    _measure("shards", group, bench.tables, len(chosen) + 1 + asked.rounds, place, asked)
+
+
+def _measure(
+    name: str,
+    group: "ParallelGroup",
+    tables: "Callable[[list[Any]], list[Table]]",
+    total: int,
+    place: "torch.device",
+    asked: Training,
+) -> None:
+    from scratchlm.bench import parallel
+
+    group = group.model_copy(update={"rounds": asked.rounds, "steps": asked.steps})
     parallel.check(group)
-    collect(partial(bench.run_group, group), bench.tables, len(chosen) + 1 + rounds, place, form, out)
+    collect(partial(parallel.run_group, name, group), tables, total, place, asked.form, asked.out)
 
 
-def _case(
-    settings: list[str] | None,
-    model: str,
-    batch: int,
-    context: int | None,
-    precision: str,
-    processes: int,
-    backend: str,
-) -> "tuple[ParallelCase, torch.device]":
+def _case(asked: Training) -> "tuple[ParallelCase, torch.device]":
     from scratchlm.bench.cases import size_of
     from scratchlm.bench.parallel import ParallelCase
 
-    backends, place = _place(backend)
-    names, kinds = model_names(model, place), words(precision, "--precision", PRECISIONS)
+    backends, place = _place(asked.backend)
+    names, kinds = model_names(asked.model, place), words(asked.precision, "--precision", PRECISIONS)
     for option, values in (("--model", names), ("--precision", kinds), ("--backend", backends)):
         if len(values) > 1:
             raise ValueError(f"{option}={','.join(values)}: one at a time is measured; give one value.")
-    length = {} if context is None else {"context_length": context}
+    length = {} if asked.context is None else {"context_length": asked.context}
     case = ParallelCase(
         model=names[0],
-        settings=size_of(names[0], changes_of(settings) | length),
-        batch=batch,
+        settings=size_of(names[0], changes_of(asked.settings) | length),
+        batch=asked.batch,
         precision=kinds[0],
         backend=backends[0],
-        world_size=processes,
+        world_size=asked.processes,
+        bucket_mb=_bucket_mb(asked.bucket),
     )
     return case, place
 
