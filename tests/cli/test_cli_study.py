@@ -88,7 +88,7 @@ def test_show_says_what_would_run(cli):
     ("words", "message"),
     [
         (["run", "lr-swep"], "unknown study 'lr-swep'. Did you mean 'lr-sweep'?"),
-        (["run", "nothing.toml"], "nothing.toml: no such file. Shipped studies: feedforward, lr-sweep"),
+        (["run", "nothing.toml"], "nothing.toml: no such file. Shipped studies: attention, "),
         (["run", "lr-sweep", "model.d_modle=3"], "unknown key 'd_modle'. Did you mean 'd_model'?"),
         (["run", "lr-sweep", "optimizer.lr=3"], "optimizer.lr=3 and the cells both set optimizer.lr"),
         (["run", "lr-sweep", "budget.tokens=5"], "budget: 5 tokens are less than one step"),

@@ -100,12 +100,13 @@ def test_the_report_shows_rates_rules_and_curves_of_the_best_cells_only(tmp_path
     write_study(tmp_path, STUDY, results_of())
     write_reports(tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for words in ("square root rule", "linear rule", "All 24 cells", "nats per token over optimizer.lr"):
+    for words in ("root rule", "linear rule", "All 24 cells", "nats per token over optimizer.lr"):
         assert words in html
     assert html.count('class="series"') == 2 * len(ROWS), "in the legends of rates and of curves"
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "## Each at its best lr" in text
     assert "| 32 rows | 0.012 | 0.01 | 0.012 | 0.024 | 1." in text
+    assert "nats per token, what 64 rows, lr 0.02 has at its end." in text, "what all sizes reach"
     assert (tmp_path / "figures" / "tuning.svg").is_file()
     assert (tmp_path / "figures" / "sizes.svg").is_file()
     assert not (tmp_path / "figures" / "final.svg").exists()

@@ -238,7 +238,12 @@ def _write_markdown(
 
 
 def _rival(analysis: Analysis, curves: Sequence[Learning]) -> str:
-    """The cell whose end the others shall reach: the base, or if it has no curve the first that has one."""
+    """The cell whose end the others shall reach: the base, or if it has no curve the first that has one.
+
+    Of a tuned study all are compared, so it is the highest of them: what all reach.
+    """
+    if analysis.tuning is not None:
+        return max(analysis.tuning.groups, key=lambda group: group.metric.mean).winner
     labels = [curve.label for curve in curves]
     return analysis.base if analysis.base in labels or not labels else labels[0]
 

@@ -19,8 +19,8 @@ from scratchlm.study.plots import ACCENT, INK, MUTED, SERIES, VARIABLES, Shape, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RULES = ((0.5, "square root", (0, (4, 3))), (1.0, "linear", (0, (1, 2))))
-"""Exponent of a rule, its name, its dashes."""
+RULES = ((0.5, "root", (0, (4, 3))), (1.0, "linear", (0, (1, 2))))
+"""Exponent of a rule, its short name (root: square root), its dashes."""
 SHOWN_SHARE = 80
 """Per cent of the points that the first picture shows for certain: rates near divergence would squeeze it."""
 
@@ -68,7 +68,7 @@ def headings(tuning: Tuning, unit: str) -> list[str]:
     """The columns of the table behind the first."""
     name = tuning.key.rpartition(".")[2]
     rules = [f"{words} rule" for _, words, _ in RULES] if tuning.along == BATCH else []
-    return [f"best {name}", "tried", *rules, unit, "spread", f"against {tuning.lowest.label}", "tokens/s"]
+    return [f"best {name}", "tried", *rules, unit, f"against {tuning.lowest.label}", "tokens/s"]
 
 
 def table_row(tuning: Tuning, group: Group) -> list[str]:
@@ -84,7 +84,6 @@ def table_row(tuning: Tuning, group: Group) -> list[str]:
         f"{group.tried:g}",
         *(dash if value is None else f"{value:.2g}" for value in rules),
         f"{group.metric.mean:.3f}",
-        dash if group.metric.deviation is None else f"{group.metric.deviation:.4f}",
         dash if difference is None else f"{difference.mean:+.3f}{noise}".replace("-", "\N{MINUS SIGN}"),
         dash if group.tokens_per_second is None else f"{group.tokens_per_second:,.0f}",
     ]
