@@ -118,8 +118,8 @@ def test_packing_and_loss_ignore_the_same_target_as_the_page_on_layers_says():
 
 
 def test_site_builds_without_warnings_and_fetches_nothing_when_read(tmp_path):
-    if importlib.util.find_spec("mkdocs") is None:
-        pytest.skip("mkdocs is not installed: pip install 'scratchlm[docs]'")
+    if importlib.util.find_spec("material") is None:
+        pytest.skip("mkdocs-material is not installed: pip install 'scratchlm[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
