@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
 CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,beartype.beartype
 
-.PHONY: demo test test-slow lint format bench-train bench-distributed bench-tokenizer docs clean
+.PHONY: demo test test-slow test-notebooks lint format bench-train bench-distributed bench-tokenizer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
@@ -20,14 +20,19 @@ test-slow: $(VENV)/.development
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not network and not interpret"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m "slow and interpret" tests/kernels
 
+# Copies in which every hidden solution is a cell, so that solutions are executed, too.
+test-notebooks: $(VENV)/.notebooks
+	$(BIN)/python notebooks/execute.py --solutions build/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout=300 build/notebooks
+
 lint: $(VENV)/.development
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks notebooks
+	$(BIN)/ruff format --check src tests benchmarks notebooks
 	$(BIN)/lint-imports
 
 format: $(VENV)/.development
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks notebooks
+	$(BIN)/ruff format src tests benchmarks notebooks
 
 bench-tokenizer: $(VENV)/.benchmark
 	$(BIN)/python benchmarks/bench_tokenizer.py
@@ -67,6 +72,10 @@ $(VENV)/.development: $(VENV)/.installed
 
 $(VENV)/.benchmark: $(VENV)/.development
 	$(PIP) install -q -c constraints.txt -e '.[bench]'
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/.development
+	$(PIP) install -q -c constraints.txt -e '.[notebooks]'
 	touch $@
 
 $(VENV)/.documentation: $(VENV)/.installed
