@@ -112,6 +112,9 @@ def test_a_scale_lies_over_the_study(tmp_path):
     path = write(tmp_path, scales='{ gpu = { settings = ["model.d_model=384"], seeds = [3] } }')
     cells = cells_of(path, scale="gpu")
     assert (cells[0].seed, cells[0].config.model.d_model) == (3, 384)
+    assert cells[0].config.optimizer.settings["lr"] == 1e-3
+    other = write(tmp_path, scales='{ gpu = { grid = { "optimizer.lr" = [5e-2] } } }')
+    assert [cell.label for cell in cells_of(other, scale="gpu")] == ["0.05", "0.05"]
     with pytest.raises(ValueError, match=re.escape("two: has no scale 'cpu'; known: gpu.")):
         read_study(path, "cpu")
 

@@ -143,6 +143,8 @@ class Scale(Config):
     """Instead of the study's, where a cell's settings depend on the size."""
     changes: tuple[Change, ...] | None = Field(default=None, min_length=3)
     """Instead of the study's, likewise."""
+    grid: dict[str, Any] | None = None
+    """Instead of the study's: other rates are best for other sizes."""
     budget: Budget | None = None
     """Instead of the study's."""
     seeds: tuple[int, ...] | None = None
@@ -201,6 +203,8 @@ class Study(Config):
     """A number of the metric: the report says how soon each cell reaches it; by default the base's last."""
     beyond_context: bool = False
     """Whether each trained model is also measured at two and four times its context (beyond.py)."""
+    coordinates: bool = False
+    """Whether it is measured how far each run moves its model's activations (coordinates.py)."""
     validations: int = Field(default=10, ge=1)
     """Points of each learning curve, unless train.eval_every says otherwise."""
 
@@ -220,10 +224,9 @@ class Study(Config):
         if self.tuned is not None and self.tuned not in self.varied():
             known = ", ".join(sorted(self.varied())) or "none"
             raise ValueError(f"{self.name}: tuned={self.tuned!r} is set by no cell; they set: {known}.")
-        if self.beyond_context and self.experiment != "train":
-            raise ValueError(
-                f"{self.name}: beyond_context=true is for models; {self.experiment} trains none."
-            )
+        for name in ("beyond_context", "coordinates"):
+            if getattr(self, name) and self.experiment != "train":
+                raise ValueError(f"{self.name}: {name}=true is for models; {self.experiment} trains none.")
         return self
 
     @property
@@ -253,7 +256,7 @@ class Study(Config):
                 return self
             raise ValueError(f"{self.name}: has no scale {scale!r}; known: {', '.join(known)}.")
         changes: dict[str, Any] = {"settings": (*self.settings, *chosen.settings), "scales": Scales()}
-        for name in ("budget", "seeds", "recipe", "cells", "changes"):
+        for name in ("budget", "seeds", "recipe", "cells", "changes", "grid"):
             changes |= {name: getattr(chosen, name)} if getattr(chosen, name) else {}
         return self.model_copy(update=changes)
 
