@@ -25,6 +25,7 @@ from scratchlm.model.kv_cache import KVCache
 from scratchlm.model.linear import Linear
 from scratchlm.model.norm import RMSNorm
 from scratchlm.model.position import Position
+from scratchlm.model.width import score_factor
 
 
 class CausalSelfAttention(Module):
@@ -39,6 +40,7 @@ class CausalSelfAttention(Module):
         self.k_proj = Linear(config.d_model, kv_width, bias=config.bias)
         self.v_proj = Linear(config.d_model, kv_width, bias=config.bias)
         self.output_proj = Linear(width, config.d_model, bias=config.bias)
+        self.score_factor = score_factor(config.d_head, config.base_d_head)
         self.q_norm = RMSNorm(config.d_head) if config.qk_norm else None
         self.k_norm = RMSNorm(config.d_head) if config.qk_norm else None
         self.attention = choose("attention", config.attention).function
@@ -85,7 +87,9 @@ class CausalSelfAttention(Module):
     def project(self, x: Float[Tensor, "batch time d_model"], position: Position, start: int) -> Heads:
         """Return queries, keys and values of tokens of which the first stands at `start`."""
         parts = (self.q_proj, self.k_proj, self.v_proj)
-        arrange = (position.arrange, position.arrange, lambda rows: rows)
+        # with QK-norm a factor on the queries would be divided out again: there the gain has it
+        queries = self._multiplied if self.q_norm is None else lambda rows: rows
+        arrange = (lambda rows: queries(position.arrange(rows)), position.arrange, lambda rows: rows)
         weight = torch.cat([order(part.weight) for order, part in zip(arrange, parts, strict=True)])
         bias = None
         if self.q_proj.bias is not None:
@@ -108,4 +112,8 @@ class CausalSelfAttention(Module):
         if self.q_norm is None or self.k_norm is None:
             return None
         q, k = (position.arrange(norm.weight) for norm in (self.q_norm, self.k_norm))
-        return Gains(q, k, self.q_norm.eps)
+        return Gains(self._multiplied(q), k, self.q_norm.eps)
+
+    def _multiplied(self, rows: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """What makes queries, times the multiplier that scores have with mup_width (width.py)."""
+        return rows if self.score_factor == 1 else rows * self.score_factor

@@ -64,6 +64,11 @@ class ModelSettings(Config):
     """Which attention runs (kernels/); auto takes the fastest of ours, sdpa and flex are torch's."""
     zero_init_projections: bool = False
     """Whether each branch's last matrix starts at 0, so that every block starts as the identity."""
+    mup_width: int | None = Field(None, ge=1)
+    """The d_model for which settings were tuned: initial values, multipliers and learning rates become those
+    that are as good at this d_model (maximal update parametrisation, width.py). None: the usual ones."""
+    mup_heads: int | None = Field(None, ge=1)
+    """Heads at that width, where their number grows with it. None: as many as here, with wider heads."""
     init_std: float | None = Field(None, gt=0.0)
     """Standard deviation of matrices and embeddings at the start, of each branch's last matrix divided by
     sqrt(2 num_layers), as in GPT-2 (0.02). None: by the width of each layer, as in CS336."""
@@ -108,9 +113,36 @@ class ModelSettings(Config):
                 f"model: position=rope turns pairs, so d_model / num_heads must be even, not {self.d_head} "
                 f"(d_model={self.d_model}, num_heads={self.num_heads}); choose another num_heads."
             )
+        self._check_base_width()
         if self.attention == "sdpa" and self.softcap is not None:
             raise ValueError("model: attention=sdpa cannot cap scores; drop softcap or use attention=auto.")
         return self
+
+    def _check_base_width(self) -> None:
+        if self.mup_width is None:
+            if self.mup_heads is not None:
+                raise ValueError(
+                    "model: mup_heads are the heads at mup_width, which is not given; give both."
+                )
+            return
+        heads = self.mup_heads or self.num_heads
+        if self.mup_width % heads:
+            raise ValueError(
+                f"model: mup_width={self.mup_width} is not divisible by its {heads} heads; choose another "
+                f"mup_width, or say mup_heads, one of {', '.join(map(str, divisors(self.mup_width, 64)))}."
+            )
+        if self.name != "transformer":
+            raise ValueError(f"model: mup_width is for transformers; {self.name} has no width. Leave it out.")
+
+    @property
+    def width_ratio(self) -> float:
+        """How many times as wide as mup_width; 1 without it."""
+        return self.d_model / (self.mup_width or self.d_model)
+
+    @property
+    def base_d_head(self) -> int:
+        """Width of a head at mup_width; without it, here."""
+        return self.d_head if self.mup_width is None else self.mup_width // (self.mup_heads or self.num_heads)
 
     @property
     def d_head(self) -> int:

@@ -33,6 +33,7 @@ from scratchlm.model.kv_cache import KVCache
 from scratchlm.model.linear import Embedding, Linear, glorot_std, linear
 from scratchlm.model.norm import NoNorm
 from scratchlm.model.position import POSITIONS
+from scratchlm.model.width import fit_width_
 
 
 @MODELS.register("transformer")
@@ -45,7 +46,7 @@ class TransformerLM(Module):
         self.config = config
         self.gradient_checkpointing = False
         # A tied table is also the head: at variance 1 its logits would start with a spread of sqrt(d_model)
-        std = config.d_model**-0.5 if config.tied else 1.0
+        std = (config.mup_width or config.d_model) ** -0.5 if config.tied else 1.0
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=config.init_std or std)
         self.position_embeddings = POSITIONS.build(
             config.position.name,
@@ -61,6 +62,8 @@ class TransformerLM(Module):
         self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size)
         if config.init_std is not None:
             spread_matrices_(self, config.init_std)
+        if config.width_ratio != 1:
+            fit_width_(self)
         if config.zero_init_projections:
             zero_projections_(self)
 
@@ -118,8 +121,9 @@ class TransformerLM(Module):
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
-        """The head's matrix: its own, or the embedding table when tied."""
-        return self.token_embeddings.weight if self.lm_head is None else self.lm_head.weight
+        """The head's matrix: its own, or the embedding table when tied; divided as width.py says."""
+        weight = self.token_embeddings.weight if self.lm_head is None else self.lm_head.weight
+        return weight if self.config.width_ratio == 1 else weight / self.config.width_ratio
 
     def make_cache(self, capacity: int | None = None) -> KVCache:
         """Return an empty cache for this model, for context_length tokens unless `capacity` says less."""

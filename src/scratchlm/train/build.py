@@ -1,6 +1,6 @@
 """Assembly: settings come in, built parts go out. The only file that knows all families."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from scratchlm.distributed.process import Processes
 from scratchlm.model import MODELS
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
 from scratchlm.optim.groups import parameter_groups
+from scratchlm.optim.width import with_rates_of_width
 from scratchlm.runtime import set_seed
 from scratchlm.tokenizer import TOKENIZERS, Tokenizer
 from scratchlm.train.config import RunConfig
@@ -44,9 +45,8 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
 
 def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer over the model's parameters; only matrices decay."""
-    return OPTIMIZERS.build(
-        config.optimizer.name, parameter_groups(model.named_parameters()), **config.optimizer.settings
-    )
+    groups = groups_of(config, model.named_parameters())
+    return OPTIMIZERS.build(config.optimizer.name, groups, **config.optimizer.settings)
 
 
 def build_sharded_optimizer(config: RunConfig, engine: Engine) -> torch.optim.Optimizer:
@@ -55,7 +55,15 @@ def build_sharded_optimizer(config: RunConfig, engine: Engine) -> torch.optim.Op
     def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return OPTIMIZERS.build(config.optimizer.name, groups, **config.optimizer.settings)
 
-    return engine.make_optimizer(build, parameter_groups(engine.named_parameters().items()))
+    return engine.make_optimizer(build, groups_of(config, engine.named_parameters().items()))
+
+
+def groups_of(config: RunConfig, named_parameters: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """The parameters by kind; with model.mup_width, the blocks' matrices at rates of their own."""
+    groups, optimizer = parameter_groups(named_parameters), config.optimizer
+    if config.model.mup_width is None:
+        return groups
+    return with_rates_of_width(groups, config.model.width_ratio, optimizer.name, optimizer.settings)
 
 
 def build_schedule(config: RunConfig) -> Callable[[int], float]:

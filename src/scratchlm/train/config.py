@@ -14,6 +14,7 @@ from scratchlm.distributed.engine import ENGINES
 from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.model import ModelSettings
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
+from scratchlm.optim.width import matrix_factor
 from scratchlm.runtime import PrecisionName
 from scratchlm.tokenizer import TOKENIZERS
 from scratchlm.train.guard import GuardConfig
@@ -139,6 +140,12 @@ class RunConfig(Config):
                 f"train.micro_batch_tokens={micro} must be a multiple of model.context_length={context} and "
                 f"divide train.batch_tokens={tokens}; or say auto."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_the_width_are_known(self) -> "RunConfig":
+        if self.model.mup_width is not None:
+            matrix_factor(self.model.width_ratio, self.optimizer.name, self.optimizer.settings)
         return self
 
     @property
