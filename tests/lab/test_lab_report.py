@@ -5,9 +5,11 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from synthetic_study import row, write_study
 
+from scratchlm.lab.figures import Learning, learning_figure, read_learning
 from scratchlm.lab.report import write_reports
 from scratchlm.lab.spec import Study
 
@@ -129,3 +131,24 @@ def test_a_study_of_changes_shows_their_gains_and_what_the_models_write(tmp_path
 def test_a_folder_without_a_study_is_told(tmp_path):
     with pytest.raises(ValueError, match=re.escape("no study (study.json is missing)")):
         write_reports(tmp_path)
+
+
+def test_what_diverged_squeezes_no_other_curve_together():
+    steps = np.array([100.0, 200.0, 300.0])
+    places = {"step": steps, "tokens": steps, "flops": steps, "seconds": steps}
+    good = Learning("good", places, np.array([[2.0, 1.5, 1.2]]), False)
+    broken = Learning("broken", places, np.array([[8.0, 7.0, 7.0]]), True)
+    (axes,) = learning_figure([good, broken], "step", None, "nats", "wide").figure.axes
+    assert axes.get_ylim()[1] < 2.2
+    (axes,) = learning_figure([broken], "step", None, "nats", "wide").figure.axes
+    assert axes.get_ylim()[1] > 7
+
+
+def test_a_label_s_curve_is_that_of_the_seeds_that_came_to_their_end(tmp_path):
+    study = Study(name="made-up", question="?", seeds=(1, 2), cells=({"label": "a"},))
+    rows = [row("a", 1, 1.0), row("a", 2, math.nan)]
+    write_study(tmp_path, study, rows)
+    (curve,) = read_learning(tmp_path, rows)
+    assert curve.losses.shape[0] == 1
+    assert curve.losses[0, -1] < 1.2
+    assert curve.diverged

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scratchlm.lab.analysis import Analysis, Axis
 from scratchlm.lab.rows import Result
 from scratchlm.study.drawing import Drawing, drawn
-from scratchlm.study.plots import INK, MUTED, SERIES, Shape, new_figure, style
+from scratchlm.study.plots import INK, MUTED, PAPER, SERIES, Shape, new_figure, style
 from scratchlm.study.run_record import column, read_run
 
 if TYPE_CHECKING:
@@ -49,11 +49,15 @@ class Learning(NamedTuple):
 
 
 def read_learning(folder: Path, results: Sequence[Result], metric: str = "loss") -> list[Learning]:
-    """The learning curves of a study's runs in its metric, label by label."""
+    """The learning curves of a study's runs in its metric, label by label.
+
+    Where some seeds of a label came to their end, only those are its curve.
+    """
     found = []
     for label in dict.fromkeys(result.label for result in results):
         own = [result for result in results if result.label == label]
-        runs = [(result, _rows(folder / "cells" / result.cell)) for result in own]
+        whole = [result for result in own if result.state == "finished"] or own
+        runs = [(result, _rows(folder / "cells" / result.cell)) for result in whole]
         runs = [(result, rows) for result, rows in runs if rows]
         if not runs:
             continue
@@ -200,11 +204,16 @@ def _mark(axes: "Axes", value: float | None, words: str, colour: str, *, height:
     axes.annotate(
         words, (value, height), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
         ha="left", va="top", color=colour, fontsize=9, zorder=6,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
 
 
 def _vertical(axes: "Axes", curves: Sequence[Learning], over: Over, floor: float | None) -> None:
-    """From a little below the lowest to the highest behind the first parts; logarithmic if they span much."""
+    """From a little below the lowest to the highest behind the first parts; logarithmic if they span much.
+
+    Labels of which a run diverged do not count: they leave the picture, and the others can be told apart.
+    """
+    curves = [curve for curve in curves if not curve.diverged] or curves
     values = np.concatenate([curve.losses.ravel() for curve in curves])
     values = values[np.isfinite(values)]
     positive = values[values > 0]

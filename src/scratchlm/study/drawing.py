@@ -77,14 +77,18 @@ def to_png(figure: "Figure") -> bytes:
     for axes in figure.axes:
         axes.patch.set_visible(False)
     for artist in figure.findobj():
+        ground = (
+            artist.get_bbox_patch() if hasattr(artist, "get_bbox_patch") else None
+        )  # no child of its text
         for part in PARTS:
             _recolour(artist, part, light)
+            _recolour(ground, part, light)
     data = b""
     for resolution in RESOLUTIONS:
         buffer = io.BytesIO()
-        ground = light[to_rgba(PAPER)[:3]]
+        paper = light[to_rgba(PAPER)[:3]]
         options = {"optimize": True}
-        figure.savefig(buffer, format="png", dpi=resolution, facecolor=ground, pil_kwargs=options)
+        figure.savefig(buffer, format="png", dpi=resolution, facecolor=paper, pil_kwargs=options)
         data = buffer.getvalue()
         if len(data) <= MAX_PNG_BYTES:
             break
