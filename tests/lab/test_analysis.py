@@ -132,6 +132,11 @@ def test_a_change_gains_what_it_brings_alone_and_what_is_lost_without_it():
     assert {line.label: line.rival for line in found.lines}["all but good"] == "all"
 
 
+def test_cells_that_share_a_value_lie_along_no_axis():
+    rows = [row(label, 1, 1.0, overrides={"model.d_model": 64}) for label in ("base", "longer", "longest")]
+    assert analyse(STUDY, rows, "nats per token").axis is None
+
+
 def test_a_rung_of_a_ladder_is_compared_to_the_one_below():
     cells = [{"label": "v0"}, {"label": "v1", "against": "v0"}, {"label": "v2", "against": "v1"}]
     study = Study(name="made-up", question="?", cells=cells)

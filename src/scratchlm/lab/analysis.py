@@ -168,6 +168,8 @@ def axis_of(study: Study, lines: Sequence[Line], results: Sequence[Result]) -> A
     values = [overrides[line.label].get(key) for line in lines]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         return None
+    if len(set(values)) < len(values):  # cells that differ in their budgets
+        return None
     points = sorted(zip(values, lines, strict=True), key=lambda point: point[0])
     log = points[0][0] > 0 and points[-1][0] / points[0][0] >= 10
     known = [(value, line.metric.mean) for value, line in points if line.metric is not None]

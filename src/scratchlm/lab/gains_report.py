@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchlm.lab.gains import Gain, signed
+from scratchlm.lab.gains import Gain
 from scratchlm.lab.statistics import Interval
 from scratchlm.study.drawing import Drawing, drawn
 from scratchlm.study.plots import INK, LINE, MUTED, SERIES, Shape, new_figure, style
@@ -37,7 +37,8 @@ def write_gains(gains: Sequence[Gain], unit: str, figures: Path) -> str:
     head = f"| change | {' | '.join(HEADINGS)} |\n|---|---:|---:|"
     rows = [f"| {gain.change} | {_cell(gain.alone)} | {_cell(gain.among)} |" for gain in known]
     picture = f"![What each change brings]({figures.name}/gains.svg)"
-    words = f"Gains in {unit}: how much lower the number is with the change than without it."
+    words = f"Gains in {unit}: how much lower the number is with the change than without it. "
+    words += "Where the interval holds 0, the gain is within noise."
     return "\n".join(["## What each change brings", words, "", head, *rows, "", picture])
 
 
@@ -62,7 +63,11 @@ def gains_figure(gains: Sequence[Gain], unit: str, shape: Shape) -> Drawing:
     axes.set_yticks(range(len(gains)), [gain.change for gain in reversed(gains)])
     axes.set_ylim(-0.6, len(gains) - 0.4)
     axes.margins(x=0.06)
-    axes.set_xlabel("worse   |   better with the change", color=MUTED)
+    for words, away, side in (("helps", 6, "left"), ("hurts", -6, "right")):
+        axes.annotate(
+            words, (0, -0.5), xytext=(away, 0), textcoords="offset points", ha=side, va="center", color=MUTED,
+            fontsize=9,
+        )  # fmt: skip
     return drawn(figure, f"gains-{shape}", f"What each change brings, in {unit}")
 
 
@@ -78,5 +83,7 @@ def _sorted(gains: Sequence[Gain]) -> list[Gain]:
 
 
 def _cell(gain: Interval | None) -> str:
-    dash, minus, both = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
-    return dash if gain is None else signed(gain).replace("+-", both).replace("-", minus)
+    if gain is None:
+        return "\N{EN DASH}"
+    noise = "" if gain.half_width is None else f" \N{PLUS-MINUS SIGN} {gain.half_width:.3f}"
+    return f"{gain.mean:+.3f}".replace("-", "\N{MINUS SIGN}") + noise
