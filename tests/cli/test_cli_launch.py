@@ -30,7 +30,7 @@ def test_the_slurm_file_is_a_shell_script_that_starts_one_torchrun_a_machine(cli
     subprocess.run(["bash", "-n", script], check=True)
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=4" in found.out
     assert f"-m scratchlm {' '.join(COMMAND).replace('/runs', 'runs')} &" in found.out
-    assert "srun --cpus-per-task 32 torchrun" in found.out
+    assert "srun --kill-on-bad-exit=1 --cpus-per-task 32 torchrun" in found.out
 
 
 def test_words_are_quoted_for_the_shell(cli, tmp_path):

@@ -243,6 +243,13 @@ def test_help_shows_settings_from_the_signature(cli, word):
     assert "0.1" in line
 
 
+@pytest.mark.parametrize("word", ["distributed", "fsdp2", "distributed.fsdp2"])
+def test_engines_are_called_as_their_setting_is(cli, word):
+    found = cli("help", word).out
+    assert "distributed=fsdp2" in found
+    assert "shard_processes" in found
+
+
 def test_help_shows_the_settings_of_a_section(cli):
     found = cli("help", "train").out
     assert "train.batch_tokens" in found

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +44,15 @@ signal.signal(signal.SIGTERM, stop)
 WAIT = "time.sleep(60)"
 
 
+def settings(nproc, rows, *, device="cpu", **more):
+    """What `start` asks of a run's settings."""
+    ddp = SimpleNamespace(name="ddp", settings={})
+    train = SimpleNamespace(device=device)
+    return SimpleNamespace(
+        **{"nproc": nproc, "rows_per_step": rows, "train": train, "distributed": ddp} | more
+    )
+
+
 @pytest.fixture
 def program(tmp_path, monkeypatch):
     """Make every process run a body of code instead; return how to start two of them."""
@@ -51,10 +62,8 @@ def program(tmp_path, monkeypatch):
         path.write_text(PROGRAM.format(python=sys.executable, here=str(tmp_path), body=body))
         path.chmod(0o755)
         monkeypatch.setattr(processes.sys, "executable", str(path))
-        config = SimpleNamespace(
-            nproc=2, restarts=restarts, rows_per_step=4, train=SimpleNamespace(device="cpu")
-        )
-        start(["train", "quick"], config, again="scratchlm train quick --resume")
+        again = "scratchlm train quick --resume"
+        start(["train", "quick"], settings(2, 4, restarts=restarts), tmp_path, again=lambda: again)
 
     begin.here = tmp_path
     return begin
@@ -118,8 +127,33 @@ def test_a_lost_process_ends_the_others_and_all_start_again(program, capfd, monk
     program(f"if attempt == 0:\n    rank == 1 and os.kill(os.getpid(), signal.SIGKILL)\n    {WAIT}")
     assert (program.here / "started-0-1").exists()
     assert capfd.readouterr().err == (
-        "process 1 was killed by SIGKILL; all start again from the last checkpoint (1 of 1).\n"
+        "process 1 was killed by SIGKILL; all start again from step 1 (1 of 1).\n"
     )
+
+
+def test_where_there_is_a_checkpoint_all_start_again_from_it(program, capfd, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
+    (program.here / "checkpoints" / "step-0000005").mkdir(parents=True)
+    program(f"if attempt == 0:\n    rank == 1 and os.kill(os.getpid(), signal.SIGKILL)\n    {WAIT}")
+    assert "all start again from the last checkpoint (1 of 1)" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_launcher_that_hangs_without_processes_is_ended_and_one_with_some_is_not(monkeypatch, busy):
+    body = "import subprocess, time\n" + ("subprocess.Popen(['sleep', '9'])\n" if busy else "")
+    launcher = subprocess.Popen([sys.executable, "-S", "-c", body + "time.sleep(9)"], start_new_session=True)
+    try:
+        monkeypatch.setattr(processes, "GRACE_SECONDS", 0.4)
+        monkeypatch.setattr(processes.os, "getppid", lambda: launcher.pid)
+        processes.end_launcher_later(0.4)
+        if busy:
+            with pytest.raises(subprocess.TimeoutExpired):
+                launcher.wait(2)
+        else:
+            assert launcher.wait(9) == -signal.SIGKILL
+    finally:
+        os.killpg(launcher.pid, signal.SIGKILL) if launcher.poll() is None else None
 
 
 def test_a_process_that_is_lost_again_and_again_is_an_error(program, capfd, monkeypatch):
@@ -166,11 +200,14 @@ def test_what_one_process_was_told_stops_all(program, monkeypatch):
     ],
 )
 def test_rows_that_cannot_be_shared_are_refused_before_anything_is_started(config, message):
-    made = SimpleNamespace(
-        nproc=config["nproc"], rows_per_step=config["rows"], train=SimpleNamespace(device="cpu")
-    )
     with pytest.raises(ValueError, match=message):
-        start(["train"], made, again="me")
+        start(["train"], settings(config["nproc"], config["rows"]), Path("never"), again=lambda: "me")
+
+
+def test_groups_of_shards_that_cannot_be_are_refused_before_anything_is_started():
+    fsdp2 = SimpleNamespace(name="fsdp2", settings={"shard_processes": 3})
+    with pytest.raises(ValueError, match=r"distributed.shard_processes=3: 4 .* choose from 2, 4, or"):
+        start(["train"], settings(4, 8, distributed=fsdp2), Path("never"), again=lambda: "me")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -180,9 +217,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
     monkeypatch.setattr(runtime, "choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    config = SimpleNamespace(nproc=2, rows_per_step=4, train=SimpleNamespace(device="auto"))
     with pytest.raises(ValueError, match=r"each of 2 processes takes a GPU .* machine has 1;"):
-        start(["train"], config, again="me")
+        start(["train"], settings(2, 4, device="auto"), Path("never"), again=lambda: "me")
 
 
 def test_a_crash_is_told_with_the_last_words(tmp_path):

@@ -83,7 +83,8 @@ def told(name, *settings, begin=None, **more):
         *settings: Beside TINY.
         begin: The run that it goes on with, in a copy.
         **more: harm={"what": "SIGTERM" or "nan", "row": the row of this process at which it happens} or
-            {"what": "spike", "after": rows}; rank=the process that it happens to, all of them by default.
+            {"what": "spike", "after": rows} or {"what": "end"}, what its own samples' logits say; rank=the
+            process that it happens to, all of them by default.
     """
     # the last value, at the first place: another model.name forgets what was said of the model before it
     words = {word.partition("=")[0]: word for word in (*TINY, *settings)}
@@ -141,6 +142,12 @@ def stop(step, world_size):
 def saved(folder, name, step):
     """A run's checkpoint."""
     return load_checkpoint(folder / name / "checkpoints" / f"step-{step:07d}")
+
+
+def first_weights(folder, name, world_size=1):
+    """The weights that a run began with, the rows of all processes behind each other."""
+    parts = [torch.load(folder / f"{name}-first-{rank}.pt") for rank in range(world_size)]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def close(one, other, **tolerance):
@@ -227,6 +234,12 @@ def _watch(seen, harm):
                 return hidden * 30
             return hidden
 
+        def head(self, hidden):
+            logits = super().head(hidden)
+            if harm.get("what") == "end" and len(hidden) == hidden.dim() - 1 == 1:  # of a sample
+                logits[:, 0] = 99.0  # the end of a text
+            return logits
+
     @MODELS.register("frozen")
     class Frozen(TransformerLM):
         """Embeddings, all of the first block and a part of the last are not trained."""
@@ -236,14 +249,21 @@ def _watch(seen, harm):
             for part in (self.token_embeddings, self.layers[0], self.layers[-1].attn):
                 part.requires_grad_(False)
 
-    restore = Session._restore
+    restore, begin = Session._restore, Session.__init__
 
     def restore_and_save(session, changes):
         restore(session, changes)
         session.last_saved = -1
         session._save(wait=True)
 
-    Session._restore = restore_and_save
+    def note_first_weights(session, folder, config, *rest):
+        begin(session, folder, config, *rest)
+        kept = {
+            name: rows.detach().clone() for name, rows in session.trainer.engine.named_parameters().items()
+        }
+        torch.save(kept, folder.path.with_name(f"{folder.path.name}-first-{session.processes.rank}.pt"))
+
+    Session._restore, Session.__init__ = restore_and_save, note_first_weights
 
 
 if __name__ == "__main__":

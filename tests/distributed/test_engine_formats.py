@@ -2,19 +2,27 @@
 
 import copy
 import itertools
+from unittest.mock import patch
 
 import pytest
 import torch
 from engine_runs import losses, runs, told
 from torch._dynamo.testing import CompileCounter
 
-from scratchlm.distributed.engine import OneProcess
-from scratchlm.distributed.engine_fsdp import FSDP2, blocks_of, first_row, policy
+from scratchlm.distributed.engine import ENGINES, OneProcess
+from scratchlm.distributed.engine_fsdp import FSDP2, Root, blocks_of, first_row, policy
 from scratchlm.distributed.process import Processes
+from scratchlm.generate.engine import stream
+from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.model import MODELS, ModelSettings
+from scratchlm.model.block import Block
 from scratchlm.optim import OPTIMIZERS
 from scratchlm.optim.muon import WholeMatrices
+from scratchlm.train import recipes
+from scratchlm.train.examine import Dictated
+from scratchlm.train.run import run
 
+PLACE = "scratchlm.model.transformer"
 HALF_ROUNDING = 2e-3
 """Half of bfloat16's 2^-8 at the most; measured 1e-4 over 4 steps."""
 
@@ -45,6 +53,31 @@ def test_rows_are_cut_as_torch_cuts_chunks():
             assert found == sizes + [0] * (parts - len(sizes))
 
 
+def test_each_block_is_dealt_out_before_the_next_one_is_made():
+    dealt_out, made = [], []
+
+    class Dealing(FSDP2):
+        def _join(self, *place):
+            pass
+
+        def _shard(self, block):
+            dealt_out.append(block)
+            made.append(len(dealt_out))
+
+    class Noting(Block):
+        def __init__(self, config):
+            made.append(f"block {len(dealt_out)}")
+            super().__init__(config)
+
+    settings = ModelSettings(context_length=8, d_model=8, num_layers=3, num_heads=2).with_vocabulary(11)
+    with Dealing().building(torch.device("cpu"), "float32", Processes()), patch(f"{PLACE}.Block", Noting):
+        model = MODELS.get("transformer")(settings)
+    assert made == ["block 0", 1, "block 1", 2, "block 2", 3]
+    assert dealt_out == list(model.layers)
+    MODELS.get("transformer")(settings)
+    assert len(dealt_out) == 3, "outside nothing is watched"
+
+
 def test_a_models_blocks_are_the_items_of_its_lists():
     settings = ModelSettings(context_length=8, d_model=8, num_layers=3, num_heads=2).with_vocabulary(11)
     model = MODELS.get("transformer")(settings)
@@ -56,6 +89,7 @@ def test_texts_that_grow_compile_no_block_anew():
     settings = ModelSettings(context_length=8, d_model=8, num_layers=2, num_heads=2).with_vocabulary(11)
     engine, counter = FSDP2(), CompileCounter()
     engine.model = MODELS.get("transformer")(settings)
+    engine.loss = Root(engine.model)
     engine._device, engine._precision = torch.device("cpu"), "float32"
     for block in engine.model.layers:
         block.compile(dynamic=False, backend=counter)
@@ -77,11 +111,48 @@ def test_a_saved_state_leaves_muon_its_way_to_whole_matrices():
     assert isinstance(copy.deepcopy(optimizer).matrices, WholeMatrices)
 
 
-def test_groups_that_do_not_fit_the_processes_are_refused():
+def test_groups_that_do_not_fit_the_processes_are_refused_before_anything_is_prepared(tmp_path):
     processes = Processes()
     processes.world_size = 6
+    settings = ["train.batch_tokens=1536", "distributed=fsdp2", "distributed.shard_processes=4"]
+    config = recipes.read("demo", settings)
     with pytest.raises(ValueError, match=r"shard_processes=4: 6 processes .* choose from 2, 3, 6"):
-        FSDP2(shard_processes=4)._mesh(torch.device("cpu"), processes)
+        run(config, tmp_path / "never", processes=processes)
+    assert not (tmp_path / "never").exists()
+
+
+def test_what_is_wrong_is_called_as_it_was_typed():
+    with pytest.raises(ValueError, match=r"^distributed\.how='tourch': "):
+        ENGINES.check("ddp", {"how": "tourch"})
+    with pytest.raises(ValueError, match=r"^distributed\.hwo: unknown .* Did you mean 'how'"):
+        ENGINES.check("ddp", {"hwo": "torch"})
+
+
+def test_all_processes_draw_from_the_logits_of_process_0():
+    class FirstSaysOther(FSDP2):
+        def from_first(self, tensor):
+            return torch.nn.functional.one_hot(torch.full(tensor.shape[:1], 7), tensor.shape[1]) * 99.0
+
+    class Letters:
+        end_of_text_id = 0
+
+        def encode_ordinary(self, text):
+            return [1 + ord(letter) - ord("a") for letter in text]
+
+        def stream_decoder(self):
+            return self
+
+        def push(self, token_id):
+            return chr(token_id - 1 + ord("a"))
+
+        def flush(self):
+            return ""
+
+    settings = ModelSettings(context_length=8, d_model=8, num_layers=1, num_heads=2).with_vocabulary(11)
+    model = Dictated(MODELS.get("transformer")(settings), FirstSaysOther())
+    pieces = list(stream(model, Letters(), "abc", SamplingConfig(max_new_tokens=12)))
+    assert "".join(piece.text for piece in pieces) == "g" * 12
+    assert model.training
 
 
 def test_an_optimizer_that_needs_whole_matrices_is_refused_rows_of_them():

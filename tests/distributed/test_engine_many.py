@@ -1,20 +1,7 @@
 """More processes and rarer settings: groups of shards, frozen parameters, going back, compiled blocks."""
 
+import engine_runs as real
 import pytest
-from engine_runs import (
-    MUON_ROUNDING,
-    RICH,
-    ROUNDING,
-    ROWS,
-    close,
-    losses,
-    rows_of,
-    runs,
-    sample_order,
-    saved,
-    stop,
-    told,
-)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -47,33 +34,34 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     wanted = {
         4: [
-            told("groups", *GROUPS),
-            told("rich-groups", *GROUPS, *RICH),
-            told("frozen-groups", *GROUPS, FROZEN),
-            told("thin-4", "distributed=fsdp2", "model.d_model=6"),
-            told("chain-4", "distributed=fsdp2", AVERAGE, **stop(2, 4)),
+            real.told("groups", *GROUPS),
+            real.told("rich-groups", *GROUPS, *real.RICH),
+            real.told("frozen-groups", *GROUPS, FROZEN),
+            real.told("thin-4", "distributed=fsdp2", "model.d_model=6"),
+            real.told("chain-4", "distributed=fsdp2", AVERAGE, **real.stop(2, 4)),
         ],
         2: [
-            told("zero1", "distributed=zero1", "distributed.how=bucketed"),
-            told("rich-zero1", "distributed=zero1", *RICH),
-            told("frozen-ddp", FROZEN),
-            told("frozen-zero1", "distributed=zero1", FROZEN),
-            told("frozen-fsdp2", "distributed=fsdp2", FROZEN, "train.gradient_checkpointing=true"),
-            told("spike", "distributed=fsdp2", *SPIKE, harm={"what": "spike", "after": 9 * 6}),
-            told("chain-2", AVERAGE, begin="chain-4", **stop(1, 2)),
+            real.told("zero1", "distributed=zero1", "distributed.how=bucketed"),
+            real.told("rich-zero1", "distributed=zero1", *real.RICH),
+            real.told("whole", "distributed=fsdp2", "distributed.whole_gradients=true"),
+            real.told("frozen-ddp", FROZEN),
+            real.told("frozen-zero1", "distributed=zero1", FROZEN),
+            real.told("frozen-fsdp2", "distributed=fsdp2", FROZEN, "train.gradient_checkpointing=true"),
+            real.told("spike", "distributed=fsdp2", *SPIKE, harm={"what": "spike", "after": 9 * 6}),
+            real.told("chain-2", AVERAGE, begin="chain-4", **real.stop(1, 2)),
         ],
         1: [
-            told("plain"),
-            told("rich", *RICH),
-            told("frozen", FROZEN),
-            told("thin", "model.d_model=6"),
-            told("average", AVERAGE),
+            real.told("plain"),
+            real.told("rich", *real.RICH),
+            real.told("frozen", FROZEN),
+            real.told("thin", "model.d_model=6"),
+            real.told("average", AVERAGE),
             # one process alone would give up a step that is not at its last row
-            told("chain-1", AVERAGE, begin="chain-2", harm={"what": "SIGTERM", "row": ROWS}),
+            real.told("chain-1", AVERAGE, begin="chain-2", harm={"what": "SIGTERM", "row": real.ROWS}),
         ],
-        3: [told("chain-3", "distributed=zero1", AVERAGE, begin="chain-1")],
+        3: [real.told("chain-3", "distributed=zero1", AVERAGE, begin="chain-1")],
     }
-    return folder, runs(folder, wanted)
+    return folder, real.runs(folder, wanted)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +69,7 @@ def found(tmp_path_factory):
     [
         ("groups", "plain"),
         ("zero1", "plain"),
+        ("whole", "plain"),
         ("thin-4", "thin"),
         ("frozen-groups", "frozen"),
         ("frozen-ddp", "frozen"),
@@ -93,16 +82,18 @@ def found(tmp_path_factory):
 def test_an_engine_computes_what_one_process_computes(found, name, one):
     """Muon and tied embeddings in `rich`; `thin` has so few rows that a process keeps none of some."""
     folder, _ = found
-    rounding = MUON_ROUNDING if one == "rich" else ROUNDING
-    assert losses(folder / name) == pytest.approx(losses(folder / one), rel=rounding)
-    assert losses(folder / name, "valid") == pytest.approx(losses(folder / one, "valid"), rel=rounding)
-    close(saved(folder, one, 6), saved(folder, name, 6), rtol=1e-3, atol=1e-4)
+    rounding = real.MUON_ROUNDING if one == "rich" else real.ROUNDING
+    assert real.losses(folder / name) == pytest.approx(real.losses(folder / one), rel=rounding)
+    assert real.losses(folder / name, "valid") == pytest.approx(
+        real.losses(folder / one, "valid"), rel=rounding
+    )
+    real.close(real.saved(folder, one, 6), real.saved(folder, name, 6), rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_frozen_stays_as_it_was_and_has_no_moments(found):
     folder, _ = found
     for name in ("frozen-groups", "frozen-ddp", "frozen-zero1", "frozen-fsdp2"):
-        before, after = saved(folder, name, 3), saved(folder, name, 6)
+        before, after = real.saved(folder, name, 3), real.saved(folder, name, 6)
         moved = {
             key
             for key, tensor in after.tensors["model"].items()
@@ -115,14 +106,14 @@ def test_what_is_frozen_stays_as_it_was_and_has_no_moments(found):
 @pytest.mark.parametrize(("name", "world_size"), [("zero1", 2), ("groups", 4)])
 def test_rows_come_in_the_order_of_one_process(found, name, world_size):
     _, ranks = found
-    assert sample_order(ranks[world_size], name) == ranks[1][0]["plain"]
+    assert real.sample_order(ranks[world_size], name) == ranks[1][0]["plain"]
 
 
 def test_a_spike_takes_shards_back_to_the_checkpoint_before_it(found):
     folder, _ = found
-    (row,) = rows_of(folder / "spike", "rollback")
+    (row,) = real.rows_of(folder / "spike", "rollback")
     assert (row["step"], row["from_step"], row["data_offset"]) == (8, 10, 2)
-    assert [row["step"] for row in rows_of(folder / "spike", "train")] == list(range(1, 12))
+    assert [row["step"] for row in real.rows_of(folder / "spike", "train")] == list(range(1, 12))
 
 
 @pytest.mark.parametrize(
@@ -132,18 +123,20 @@ def test_a_spike_takes_shards_back_to_the_checkpoint_before_it(found):
 def test_a_checkpoint_is_the_same_bits_whoever_reads_and_writes_it(found, name, before, step):
     """Four processes with fsdp2, two with ddp, one, three with zero1: each saves at once what it has read."""
     folder, _ = found
-    close(saved(folder, before, step), saved(folder, name, step), rtol=0, atol=0)
+    real.close(real.saved(folder, before, step), real.saved(folder, name, step), rtol=0, atol=0)
 
 
 def test_a_run_handed_from_four_to_two_to_one_to_three_processes_is_that_of_one(found):
     """SIGTERM reached one process of each; all stopped after the same step with one checkpoint."""
     folder, ranks = found
-    assert losses(folder / "chain-3") == pytest.approx(losses(folder / "average"), rel=ROUNDING)
-    last = [losses(folder / name, "valid")[-1] for name in ("chain-3", "average")]
-    assert last[0] == pytest.approx(last[1], rel=ROUNDING)
-    whole = [row for size in (4, 2, 1, 3) for row in sample_order(ranks[size], f"chain-{size}")]
+    assert real.losses(folder / "chain-3") == pytest.approx(
+        real.losses(folder / "average"), rel=real.ROUNDING
+    )
+    last = [real.losses(folder / name, "valid")[-1] for name in ("chain-3", "average")]
+    assert last[0] == pytest.approx(last[1], rel=real.ROUNDING)
+    whole = [row for size in (4, 2, 1, 3) for row in real.sample_order(ranks[size], f"chain-{size}")]
     assert whole == ranks[1][0]["average"]
-    close(saved(folder, "average", 6), saved(folder, "chain-3", 6), rtol=1e-3, atol=1e-4)
+    real.close(real.saved(folder, "average", 6), real.saved(folder, "chain-3", 6), rtol=1e-3, atol=1e-4)
     files = sorted(path.name for path in (folder / "chain-4" / "checkpoints" / "step-0000002").iterdir())
     assert [name for name in files if name.startswith("model")] == [
         f"model-r{rank:05d}-of-00004.safetensors" for rank in (1, 2, 3, 4)
@@ -154,12 +147,14 @@ def test_a_run_handed_from_four_to_two_to_one_to_three_processes_is_that_of_one(
 def test_compiled_processes_lose_what_one_process_loses(tmp_path):
     """It computes uncompiled; samples are written between the two steps."""
     plain = [word for word in COMPILED if word != "train.compile=true"]
-    runs(
+    real.runs(
         tmp_path,
         {
-            2: [told("ddp", *COMPILED), told("fsdp2", "distributed=fsdp2", *COMPILED)],
-            1: [told("one", *plain)],
+            2: [real.told("ddp", *COMPILED), real.told("fsdp2", "distributed=fsdp2", *COMPILED)],
+            1: [real.told("one", *plain)],
         },
     )
     for name in ("ddp", "fsdp2"):
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=COMPILED_ROUNDING)
+        assert real.losses(tmp_path / name) == pytest.approx(
+            real.losses(tmp_path / "one"), rel=COMPILED_ROUNDING
+        )

@@ -11,6 +11,7 @@ import torch
 from together import TORCHRUN, end, environment, free_port, run, start
 
 from scratchlm.distributed import Processes
+from scratchlm.distributed.process import check_rows
 
 EVERYTHING = """
 import hashlib, json, sys, time
@@ -74,6 +75,7 @@ print(json.dumps(result))
 FAILING_FIRST = """
 import sys
 from scratchlm.distributed import Processes
+from scratchlm.distributed.process import check_rows
 
 processes = Processes.from_environment(timeout_seconds=60)
 processes.barrier()
@@ -86,6 +88,7 @@ with processes.first_alone():
 DYING = """
 import os, signal, sys
 from scratchlm.distributed import Processes
+from scratchlm.distributed.process import check_rows
 
 processes = Processes.from_environment(timeout_seconds=60)
 processes.barrier()
@@ -100,6 +103,7 @@ except ConnectionError as error:
 HANGING = """
 import sys, time
 from scratchlm.distributed import Processes
+from scratchlm.distributed.process import check_rows
 
 processes = Processes.from_environment(timeout_seconds=1)
 processes.barrier()
@@ -260,6 +264,11 @@ def test_who_does_not_come_is_named_with_the_setting_that_says_how_long(alone):
     ):
         Processes.from_environment(timeout_seconds=0.5)
     assert not torch.distributed.is_initialized()
+
+
+def test_of_many_numbers_of_processes_the_nearest_are_named():
+    with pytest.raises(ValueError, match=r"one of 20, 24, 30, 32, 40, 48, 60, 80, 96, 120, 160, 240 proc"):
+        check_rows(480, 100)
 
 
 def test_rows_that_cannot_be_shared_evenly_are_refused():

@@ -22,8 +22,8 @@ class Rows:
 
     rows_per_step = ROWS
 
-    def __init__(self, *, padded: bool = False) -> None:
-        self.padded = padded
+    def __init__(self, *, padded: bool = False, empty: tuple[int, ...] = ()) -> None:
+        self.padded, self.empty = padded, empty
         self.read: list[tuple[int, int, int]] = []
 
     def rows(self, step: int, first: int, count: int) -> Batch:
@@ -33,6 +33,8 @@ class Rows:
         if self.padded:
             for offset in range(count):
                 targets[offset, TIME - (first + offset) :] = IGNORE  # every row has another number of targets
+                if first + offset in self.empty:
+                    targets[offset] = IGNORE
         return Batch(ids[:, :-1], targets)
 
     def _row(self, step: int, row: int) -> torch.Tensor:
@@ -40,7 +42,9 @@ class Rows:
         return torch.randint(0, VOCABULARY, (TIME + 1,), generator=generator)
 
 
-def make(*, micro_rows=ROWS, padded=False, dropout=0.0, poison=None, abandon=None, **guard) -> Trainer:
+def make(
+    *, micro_rows=ROWS, padded=False, empty=(), dropout=0.0, poison=None, abandon=None, **guard
+) -> Trainer:
     torch.manual_seed(0)
     settings = ModelSettings(
         context_length=TIME, d_model=16, num_layers=2, num_heads=2, dropout=dropout
@@ -59,7 +63,7 @@ def make(*, micro_rows=ROWS, padded=False, dropout=0.0, poison=None, abandon=Non
         engine,
         OPTIMIZERS.build("adamw", list(model.parameters()), lr=1e-2),
         lambda step: 1.0,
-        Rows(padded=padded),
+        Rows(padded=padded, empty=empty),
         rows_per_step=ROWS,
         grad_clip=1.0,
         execution=Execution(torch.device("cpu"), "float32", compile=False, micro_rows=micro_rows),
@@ -96,6 +100,22 @@ def test_a_padded_batch_has_the_mean_over_its_targets():
     batch = trainer.batches.loader.rows(0, 0, ROWS)
     expected = cross_entropy(copy.deepcopy(trainer.model)(batch.inputs), batch.targets).detach()
     assert trainer.step(0).loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_micro_batch_without_targets_contributes_nothing():
+    whole, split = (make(padded=True, empty=(2, 3, 7), micro_rows=rows) for rows in (ROWS, 2))
+    for step in range(2):
+        one, other = whole.step(step), split.step(step)
+        assert other.judgement.action == "apply"
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+
+
+def test_a_step_without_targets_is_left_out():
+    trainer = make(padded=True, empty=tuple(range(ROWS)), micro_rows=2)
+    before = everything(trainer)
+    assert trainer.step(0).judgement == ("skip", "the loss is nan", None)
+    assert equal(everything(trainer), before)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

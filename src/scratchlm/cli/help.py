@@ -151,7 +151,7 @@ def _print_part(family: "Family[Any]", name: str) -> None:
 
     part = family.get(name)
     console = out()
-    key = {"engine": "distributed"}.get(family.role, f"{family.role}.name")  # what a recipe calls it
+    key = "distributed" if family.role == "distributed" else f"{family.role}.name"  # as recipes have it
     console.print(f"{key}={name}", style="bold cyan")
     console.print(f"  {first_line(part)}")
     settings, texts = family.settings(name), argument_texts(part)

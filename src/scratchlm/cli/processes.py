@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +46,21 @@ LAST_CHARACTERS = 200
 """Of the last line that a lost process wrote."""
 PR_SET_PDEATHSIG = 1
 """Linux' prctl(2): the signal to send to this process when its parent ends."""
+WATCH = """
+import os, pathlib, signal, sys, time
+parent, seconds = int(sys.argv[1]), float(sys.argv[2])
+def about(pid):
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+try:
+    begun = about(parent)[19]
+    time.sleep(seconds)
+    children = pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    if about(parent)[19] == begun and all(about(child)[0] == "Z" for child in children):
+        os.kill(parent, signal.SIGKILL)
+except OSError:
+    pass
+"""
+"""Ends a launcher that has no process any more; its number could have gone to another one meanwhile."""
 SHOW_CURSOR = "\x1b[?25h"
 """A view that was killed has left the terminal without one."""
 
@@ -102,10 +117,10 @@ def check_machine(config: "RunConfig", here: int, world_size: int) -> None:
     """
     import torch
 
-    from scratchlm.distributed.process import check_rows
     from scratchlm.runtime import choose_device
+    from scratchlm.train.build import check_sharing
 
-    check_rows(config.rows_per_step, world_size)
+    check_sharing(config, world_size)
     device = choose_device(config.train.device)
     if device.type == "mps":
         raise ValueError(
@@ -145,13 +160,35 @@ def versions() -> dict[str, str]:
     return {"scratchlm": __version__, "torch": torch.__version__}
 
 
-def start(words: Sequence[str], config: "RunConfig", *, again: str) -> None:
+def end_launcher_later(seconds: float) -> None:
+    """Leave a process behind that ends torchrun on this machine, should it hang; on Linux.
+
+    Where a cable is cut, torchrun's own calls of the store on the other machine have no limit, and no signal
+    but SIGKILL ends them. It is left alone if it has started processes again by then.
+
+    Args:
+        seconds: How long it may take beyond the grace for its processes.
+    """
+    if sys.platform != "linux" or LAUNCHER in os.environ:
+        return
+    words = [sys.executable, "-S", "-c", WATCH, str(os.getppid()), str(seconds + GRACE_SECONDS)]
+    subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def start(words: Sequence[str], config: "RunConfig", folder: Path, *, again: Callable[[], str]) -> None:
     """Run `scratchlm WORDS` as `config.nproc` processes until all are done.
 
     Args:
         words: A command that begins, goes on or does nothing, as its folder asks.
         config: Its settings.
-        again: The command that goes on with the run, for messages.
+        folder: The run's.
+        again: Gives the command that goes on with the run, for messages.
 
     Raises:
         Interrupted: Somebody stopped it.
@@ -170,9 +207,10 @@ def start(words: Sequence[str], config: "RunConfig", *, again: str) -> None:
             lost = _who_is_lost(ended)
             if at_once or heard or not lost or attempt == config.restarts:
                 break
-            text = f"{lost}; all start again from the last checkpoint ({attempt + 1} of {config.restarts})."
+            where = "from the last checkpoint" if any(folder.glob("checkpoints/step-*")) else "from step 1"
+            text = f"{lost}; all start again {where} ({attempt + 1} of {config.restarts})."
             err().print(text, style="yellow")
-    _conclude(ended, heard, again, at_once=at_once)
+    _conclude(ended, heard, again(), at_once=at_once)
 
 
 class Group:
@@ -333,4 +371,4 @@ def _conclude(ended: Sequence[Ended], heard: list[int], again: str, *, at_once: 
         raise Interrupted(text, by="SIGTERM" if terminated else "SIGINT")
     lost = _who_is_lost(ended)
     if lost:
-        raise ProcessError(f"{lost}; go on from the last checkpoint with: {again}")
+        raise ProcessError(f"{lost}; go on with: {again}")

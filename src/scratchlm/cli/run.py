@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -72,6 +73,10 @@ class Request(NamedTuple):
         options += ["--compare-to", self.compare_to] if self.compare_to else []
         options += [word for path in self.plugins for word in ("--plugin", str(path))]
         return [self.name, *self.words, *(self.settings or []), *options]
+
+    def again(self, folder: Path) -> str:
+        """The command line that goes on with the run in `folder`, or begins it where nothing is there yet."""
+        return f"{self.command(folder)} --resume" if state_of(folder) != "free" else self.command(folder)
 
     def command(self, folder: Path | None) -> str:
         """The command line for a run in `folder`."""
@@ -178,7 +183,7 @@ def _go(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -> Path 
         return folder
     config = _saved(folder, request.settings) if request.resume else fresh()
     if config.nproc > 1:
-        start(request.repeated(folder), config, again=f"{request.command(folder)} --resume")
+        start(request.repeated(folder), config, folder, again=partial(request.again, folder))
         return None
     _follow(config, folder, request, Processes())
     return folder
@@ -189,7 +194,7 @@ def _take_part(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -
     import warnings
 
     from scratchlm.cli.errors import Interrupted
-    from scratchlm.cli.processes import follow_launcher, share, versions
+    from scratchlm.cli.processes import end_launcher_later, follow_launcher, share, versions
     from scratchlm.distributed.process import Processes
 
     warnings.simplefilter("ignore", FutureWarning)  # torch's, about our calls: nothing that a user can change
@@ -206,6 +211,8 @@ def _take_part(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -
                 share(config, processes)
                 _follow(config, folder, request, processes)
     finally:
+        if processes.store_lost and processes.local_world_size < processes.world_size:
+            end_launcher_later(processes.timeout_seconds)
         processes.close()
     return folder if processes.first else None
 
@@ -308,7 +315,7 @@ def _follow(config: "RunConfig", folder: Path, request: Request, processes: "Pro
     from scratchlm.train.events import ignore
     from scratchlm.train.run import run as run_all
 
-    resume, again = request.resume, f"{request.command(folder)} --resume"
+    resume = request.resume
     compare = comparing(request.compare_to, folder, config)
     fresh, lonely = not resume and state_of(folder) == "free", not folder.parent.exists()
     watching = watch(f"{config.name} -> {folder}") if processes.first else contextlib.nullcontext(ignore)
@@ -323,14 +330,14 @@ def _follow(config: "RunConfig", folder: Path, request: Request, processes: "Pro
                 processes=processes,
             )
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; go on with: {again}") from None
+        raise Interrupted(f"stopped; go on with: {request.again(folder)}") from None
     except ValueError:
         if processes.first and fresh and not (folder / "checkpoints").exists():
             _remove(folder, lonely=lonely)
         raise
     if summary.get("stopped_early"):
         processes.barrier()  # a launcher ends all when one has left; the summary shall be there by then
-        text = f"stopped after step {summary['steps']:,}; go on with: {again}"
+        text = f"stopped after step {summary['steps']:,}; go on with: {request.again(folder)}"
         raise Interrupted(text, by=summary["stopped_by"] or "SIGTERM")
     if processes.first:
         append_result(folder.parent / "results.md", result_of(folder))

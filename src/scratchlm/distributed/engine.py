@@ -30,8 +30,8 @@ from torch.optim import Optimizer
 from scratchlm.distributed.process import Processes
 from scratchlm.registry import Family
 
-ENGINES: Family["Engine"] = Family("engine", package="scratchlm.distributed")
-"""How several processes train one model together: setting `distributed`."""
+ENGINES: Family["Engine"] = Family("distributed", package="scratchlm.distributed")
+"""How several processes train one model together: called as its setting is."""
 
 Groups = list[dict[str, Any]]
 """Parameter groups, as torch's optimizers take them."""
@@ -49,7 +49,7 @@ class Work(NamedTuple):
     """What is trained, and how it is computed."""
 
     model: Module
-    """Ids -> logits; the same initial weights on every process."""
+    """Ids -> logits; built inside `building`, with the same seed on every process."""
     objective: Callable[..., Tensor]
     """(inputs, targets) -> mean loss; with several processes a module that contains the model."""
     precision: str = "float32"
@@ -73,6 +73,24 @@ class Engine:
     def __init__(self) -> None:
         """Keep settings only; `wrap` does the work."""
         self.processes = Processes()
+
+    def check(self, world_size: int) -> None:
+        """Ask whether so many processes can work in this way, before anything is prepared.
+
+        Raises:
+            ValueError: They cannot; the message has numbers that can.
+        """
+
+    @contextlib.contextmanager
+    def building(self, device: torch.device, precision: str, processes: Processes) -> Iterator[None]:
+        """Around the construction of the model, so that it need not be whole on each process.
+
+        Args:
+            device: Where it will be.
+            precision: Number format of matrix products.
+            processes: Those that share the work.
+        """
+        yield
 
     def wrap(self, work: Work, processes: Processes) -> None:
         """Take a model over; afterwards `loss` computes its loss.
@@ -126,6 +144,13 @@ class Engine:
 
     def sum_over_shards(self, tensor: Tensor) -> Tensor:
         """The sum over the processes that keep different rows; for whole tensors the tensor itself."""
+        return tensor
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """The numbers of process 0, where all processes compute them together; otherwise the tensor itself.
+
+        Machines of different kinds round differently, and a text that differs in one token goes on elsewhere.
+        """
         return tensor
 
     @contextlib.contextmanager

@@ -38,8 +38,8 @@ ROLL_CALL_SECONDS = 2.0
 """How long a failed process waits for the others to say that they live; they notice within milliseconds."""
 MOST_CHARACTERS = 600
 """Of another process's words in a message: some eight settings."""
-
-
+MOST_NUMBERS = 12
+"""Of processes in a message: those nearest to the number that does not work."""
 OF_THE_NETWORK = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Timed out waiting")
 """In errors of the libraries that send; all of them are plain RuntimeErrors on some path."""
 
@@ -75,6 +75,7 @@ class Processes:
         self.rank, self.world_size = rank, world_size
         self.local_rank, self.local_world_size = local_rank, local_world_size
         self.timeout_seconds = timeout_seconds
+        self.store_lost = False  # becomes true when the common store, in the first launcher, is silent
         self._meeting: Meeting | None = None
         self._turns = 0
         if world_size > 1:
@@ -329,7 +330,7 @@ class Processes:
             raise ProcessError(
                 f"process {self.rank} of {self.world_size} failed at {doing} after {seconds:.1f} s: {found}. "
                 f"Waiting is limited to {self.timeout_seconds:g} s. The first message of another "
-                "process says more; go on from the last checkpoint with --resume."
+                "process says more; go on with --resume, from the last checkpoint if there is one."
             ) from None
 
     def _missing(self) -> str:
@@ -343,6 +344,7 @@ class Processes:
             missing = self._meeting.silent("lives", seconds=ROLL_CALL_SECONDS)
             return str(MissingError(missing)) if missing else "all processes answer"
         except RuntimeError:
+            self.store_lost = True
             return "process 0 or its launcher is gone, or cannot be reached"
 
 
@@ -354,11 +356,12 @@ def check_rows(rows_per_step: int, world_size: int) -> None:
     """
     if rows_per_step % world_size == 0:
         return
-    divisors = [n for n in range(1, min(rows_per_step, 64) + 1) if rows_per_step % n == 0]
+    divisors = [n for n in range(1, rows_per_step + 1) if rows_per_step % n == 0]
+    nearest = sorted(sorted(divisors, key=lambda n: abs(n - world_size))[:MOST_NUMBERS])
     raise ValueError(
         f"train.batch_tokens: a step of {rows_per_step} rows cannot be shared evenly by {world_size} "
         f"processes; choose a batch of a multiple of {world_size} rows, or one of "
-        f"{', '.join(map(str, divisors))} processes."
+        f"{', '.join(map(str, nearest))} processes."
     )
 
 

@@ -9,8 +9,8 @@ from scratchlm.data import CORPORA, LOADERS
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.loader import Loader
 from scratchlm.data.shards import TokenDataset
-from scratchlm.distributed.engine import Engine, Work, engine_for
-from scratchlm.distributed.process import Processes
+from scratchlm.distributed.engine import ENGINES, Engine, Work, engine_for
+from scratchlm.distributed.process import Processes, check_rows
 from scratchlm.model import MODELS
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
 from scratchlm.optim.groups import parameter_groups
@@ -36,11 +36,27 @@ def train_tokenizer(
     return recipe.train((chunk.text for chunk in corpus.chunks("train")), progress=progress)
 
 
+def check_sharing(config: RunConfig, world_size: int) -> None:
+    """See that so many processes can share the run, before anything is prepared.
+
+    Raises:
+        ValueError: They cannot; the message has numbers that can.
+    """
+    check_rows(config.rows_per_step, world_size)
+    if world_size > 1:
+        ENGINES.build(config.distributed.name, **config.distributed.settings).check(world_size)
+
+
 def build_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
     """The model with its initial weights, which `config.seed` decides."""
     set_seed(config.seed)
     settings = config.model.with_vocabulary(tokenizer.vocab_size)
     return MODELS.get(settings.name)(settings)
+
+
+def build_engine(config: RunConfig, processes: Processes) -> Engine:
+    """How the processes share the work."""
+    return engine_for(config.distributed.name, config.distributed.settings, processes)
 
 
 def build_optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -82,12 +98,12 @@ def build_trainer(
     model: torch.nn.Module,
     dataset: TokenDataset,
     execution: Execution,
+    engine: Engine,
     *,
     processes: Processes,
     abandon: Callable[[], bool],
 ) -> Trainer:
-    """The trainer with everything that a step needs."""
-    engine = engine_for(config.distributed.name, config.distributed.settings, processes)
+    """The trainer with everything that a step needs; `engine` was asked when the model was built."""
     objective = Objective(
         model,
         config.train,

@@ -293,7 +293,7 @@ def _best(task: Task, layouts: list[Layout], rows: int) -> Candidate:
 def _candidate(task: Task, layout: Layout, rows: int, micro: int, checkpointing: bool) -> Candidate:
     accumulation, machine = rows // micro, task.machine
     activations = task.activations(checkpointing).part(micro, 1e9 * machine.memory_gb)
-    parts = (*held(layout, task.sizes, accumulation), activations)
+    parts = (*held(layout, task.sizes), activations)
     total = sum(part.num_bytes for part in parts)
     sent = messages_of(layout, task.sizes)
     computing = task.flops_per_token * micro * task.settings.context_length / (task.peak * task.efficiency)

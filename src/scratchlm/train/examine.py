@@ -40,6 +40,28 @@ class Floor(NamedTuple):
     bits_per_byte: float
 
 
+class Dictated(torch.nn.Module):
+    """A model that all processes compute together, with the logits of process 0 on all of them.
+
+    Each draws the next token by itself. On machines of different kinds logits differ in their last bits; once
+    in a while that is another token, and then another length, and processes would wait for each other.
+    """
+
+    def __init__(self, model: torch.nn.Module, engine: Engine) -> None:
+        """Wrap `model`, whose processes `engine` knows."""
+        super().__init__()
+        self.model, self.config, self.make_cache = model, model.config, model.make_cache
+        self._engine = engine
+
+    def hidden(self, ids: Int[Tensor, "rows time"], **extra: Any) -> Tensor:
+        """What goes into the head, as this process computes it."""
+        return self.model.hidden(ids, **extra)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The logits of process 0."""
+        return self._engine.from_first(self.model.head(hidden))
+
+
 class Examiner:
     """Validates and samples, and writes down what it found."""
 
@@ -96,7 +118,8 @@ class Examiner:
         """Let the model write a text."""
         config = self.config
         with self._averaged():  # with a seed: where all processes write, all write the same
-            pieces = list(stream(self.model, self.tokenizer, config.prompt, config.sampling))
+            model = self.model if self.engine.whole else Dictated(self.model, self.engine)
+            pieces = list(stream(model, self.tokenizer, config.prompt, config.sampling))
         text = config.prompt + "".join(piece.text for piece in pieces)
         score = self.corpus.consistency(text)
         row: dict[str, Any] = {"step": step, "prompt": config.prompt, "text": text}

@@ -11,15 +11,15 @@ r"""A layout and a model's sizes come in; the bytes each GPU holds and the messa
     zero1                                     all-reduce 4 P, once               broadcast 4 P
     zero2                                     reduce 4 P, each micro-batch       broadcast 4 P
     fsdp2               all-gather, each:     all-gather w B, each;
-                        w B + 4 R             reduce-scatter 4 P, once
+                        w B + 4 R             reduce-scatter 4 P, each
     fsdp2, S < N        the same within S     ... and all-reduce 4 P / S among the N / S copies
 
 P parameters, B of them in blocks and R in the root (embeddings, head, last norm), N GPUs, S GPUs that share
 one copy, w bytes of a block's whole weight: 2 in bfloat16, else 4; s bytes of optimizer state for each
 parameter, 8 for AdamW; M parameters of the owner that has most: at least P / N, and never less than the
 largest matrix, since matrices are dealt out whole. Parameters, gradients and their sums are float32. "Each"
-is each micro-batch. Several micro-batches a step cost fsdp2 the whole gradients, 4 P, since they are added up
-before they travel.
+is each micro-batch. Several micro-batches a step add up rows of gradients in fsdp2; with its setting
+`whole_gradients` they would travel once and take 4 P.
 
 Source: Rajbhandari et al. 2020 (ZeRO), https://arxiv.org/abs/1910.02054, sections 3, 5 and 7; Zhao et al.
 2023 (FSDP), https://arxiv.org/abs/2304.11277, section 3.2, which calls S < N hybrid sharding. As our engines
@@ -139,15 +139,14 @@ def sizes_of(
     return Sizes(total, sum(inside) // blocks, blocks, state_bytes, whole_bytes, averages, matrices)
 
 
-def held(layout: Layout, sizes: Sizes, accumulation: int) -> tuple[MemoryPart, ...]:
+def held(layout: Layout, sizes: Sizes) -> tuple[MemoryPart, ...]:
     """Return what each GPU holds but activations: the largest share, where shares differ.
 
     Args:
         layout: How it is shared.
         sizes: What is shared.
-        accumulation: Micro-batches in a step.
     """
-    shares = _shares(layout, sizes, accumulation)
+    shares = _shares(layout, sizes)
     parts = [
         _part("weights", 4.0, sizes, shares["weights"]),
         _part("gradients", 4.0, sizes, shares["gradients"]),
@@ -179,26 +178,28 @@ def _sharded_messages(layout: Layout, sizes: Sizes) -> Messages:
     units, group = sizes.num_blocks + 1, layout.sharers
     blocks, root = float(sizes.whole_bytes * sizes.num_blocks * sizes.block), 4.0 * sizes.root
     sums = 4.0 * sizes.parameters
-    last = (Message("reduce-scatter", sums, units, group, root),)
+    last: tuple[Message, ...] = ()
     if layout.shard < layout.gpus:
         rows = 1 / layout.shard
-        last += (Message("all-reduce", rows * sums, units, layout.copies, rows * root),)
+        last = (Message("all-reduce", rows * sums, units, layout.copies, rows * root),)
     return Messages(
         forward=(Message("all-gather", blocks + root, units, group, root),),
         # the root stays whole between the two passes; the last block is whole already
-        backward=(Message("all-gather", blocks, sizes.num_blocks, group, 0.0),),
+        backward=(
+            Message("all-gather", blocks, sizes.num_blocks, group, 0.0),
+            Message("reduce-scatter", sums, units, group, root),
+        ),
         last_backward=last,
     )
 
 
-def _shares(layout: Layout, sizes: Sizes, accumulation: int) -> dict[str, tuple[float, str]]:
+def _shares(layout: Layout, sizes: Sizes) -> dict[str, tuple[float, str]]:
     """Of each thing the share that a GPU holds, and how the formula says so."""
     whole, part = (1.0, ""), (1 / layout.shard, f" / {layout.shard}")
     most = sizes.largest_share(layout.gpus)
     of_all = (most, f" x {most:.3g}, the largest share of {layout.gpus}")
     if layout.name == "fsdp2":
-        summed = (1.0, ", whole while micro-batches add up") if accumulation > 1 else part
-        return {"weights": part, "gradients": summed, "optimizer": part}
+        return {"weights": part, "gradients": part, "optimizer": part}
     return {
         "weights": whole,
         "gradients": of_all if layout.name == "zero2" else whole,

@@ -57,6 +57,7 @@ def run(
         OSError: The disk is full or not writable.
     """
     folder, processes = RunFolder(path), processes or Processes()
+    build.check_sharing(config, processes.world_size)
     if processes.first:
         path.mkdir(parents=True, exist_ok=True)
     with run_lock(path) if processes.first else contextlib.nullcontext():
@@ -132,7 +133,7 @@ def _shards(
         with _phase(f"{split} data", "documents -> token shards", on_event) as ended:
 
             def progress(done: int, total: int | None, documents: int, tokens: int) -> None:
-                detail = f"{documents:,} documents, {tokens:,} tokens"
+                detail = f"{documents:,} document{'s' if documents != 1 else ''}, {tokens:,} tokens"
                 on_event(PhaseProgress(f"{split} data", done, total, "bytes", detail))
 
             settings = config.data.model_dump()

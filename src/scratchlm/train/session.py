@@ -76,11 +76,14 @@ class Session:
         )
         how = execution(self.plan, config.model.context_length)
         self.device, self.signals = how.device, StopSignals()
-        self.model = build.build_model(config, tokenizer).to(self.device)
+        engine = build.build_engine(config, processes)
+        with engine.building(self.device, how.precision, processes):
+            self.model = build.build_model(config, tokenizer)
+        self.model.to(self.device)
         # several processes must stop at the same place, which is after a step
         abandon = self.signals.requested if processes.world_size == 1 else never
         self.trainer = build.build_trainer(
-            config, self.model, train_set, how, processes=processes, abandon=abandon
+            config, self.model, train_set, how, engine, processes=processes, abandon=abandon
         )
         decay = config.train.ema_decay
         self.average = EMA(self.trainer.engine.named_parameters().items(), decay) if decay else None
@@ -320,7 +323,9 @@ class Session:
 def describe(plan: Plan, config: RunConfig, processes: Processes) -> str:
     """One paragraph: how large, how long, how."""
     compiled = "compiled" if plan.compile else "not compiled"
-    shared = f" on each of {processes.world_size} processes" if processes.world_size > 1 else ""
+    shared = ""
+    if processes.world_size > 1:
+        shared = f" on each of {processes.world_size} processes (distributed={config.distributed.name})"
     return (
         f"{plan.parameters:,} parameters, {plan.tokens:,} tokens ({plan.tokens_per_parameter:.1f} per "
         f"parameter, {plan.epochs or 0:.2f} epochs), "

@@ -145,7 +145,8 @@ class Trainer:
         norm = clip_gradients_(
             self._parameters, self.grad_clip or math.inf, common_norm=self.engine.common_norm
         )
-        both = torch.stack([loss, norm.to(loss)]).tolist()  # one wait for the device, not two
+        with self._naming():  # on a GPU a lost process shows where numbers are waited for
+            both = torch.stack([loss, norm.to(loss)]).tolist()  # one wait for the device, not two
         return both[0], both[1]
 
     def _accumulate_within_memory(self, step: int) -> Tensor:
@@ -210,7 +211,11 @@ class Trainer:
         counts = [int((batch.targets != IGNORE).sum()) for _, batch in batches]
         mean = int(self.processes.sum(torch.tensor(sum(counts)))) / self.processes.world_size
         for (request, batch), count in zip(batches, counts, strict=True):
-            yield batch, request.first, count / mean
+            if count == 0:
+                # others wait for its backward pass, and a mean over nothing is NaN, even times 0
+                batch.targets[:, -1] = 0
+            # a whole step without targets has no loss: NaN, and the guard leaves it out
+            yield batch, request.first, count / mean if mean else math.nan
 
     def _read(self, step: int) -> Iterator[tuple[Request, Batch]]:
         """This process's micro-batches of a step; the next one is read ahead."""
