@@ -14,6 +14,7 @@ from scratchlm.data.corpora import Chunk, Portion
 from scratchlm.data.files import FilesCorpus
 from scratchlm.data.prepare import encode_in_threads, encode_portion, prepare
 from scratchlm.data.processes import MAX_LOST, encode_in_processes
+from scratchlm.data.sums import Content
 from scratchlm.tokenizer.chars import CharTokenizer
 
 ENGINES = {"threads": encode_in_threads, "processes": encode_in_processes}
@@ -103,6 +104,9 @@ class _Corpus(FilesCorpus):
 
     def portions(self, split, num_characters):
         yield Portion(1, self.read)
+
+    def content(self):
+        return Content([], [])
 
     def fingerprint(self):
         return "0"

@@ -13,16 +13,15 @@ downloads.
 """
 
 import functools
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from scratchlm.data import CORPORA
+from scratchlm.data.sums import Content, Leaf, LeafSums, hash_of
 
 Split = Literal["train", "valid"]
 
@@ -89,6 +88,31 @@ class Corpus(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Identify the text of both splits: another text or another setting, another sha256."""
+
+    def content(self) -> Content:
+        """What `fingerprint` has to read, so that others can; nothing where it is quick.
+
+        Raises:
+            ValueError: A file is missing.
+        """
+        return Content([], [])
+
+    def learn(self, sums: Mapping[Leaf, str]) -> None:
+        """Take checksums of leaves of `content`, which `fingerprint` then need not compute."""
+        self._sums.learn(sums)
+
+    def identity(self) -> str:
+        """Like `fingerprint`, at once: files are not read, their sizes and times stand for them."""
+        content = self.content()
+        if not content.leaves:
+            return self.fingerprint()
+        stats = {leaf.path.resolve(): leaf.path.stat() for leaf in content.leaves}
+        stamps = [[str(path), found.st_size, found.st_mtime_ns] for path, found in stats.items()]
+        return hash_of(content.form, stamps)
+
+    @functools.cached_property
+    def _sums(self) -> LeafSums:
+        return LeafSums()
 
     def num_bytes(self, split: Split) -> int | None:
         """About how many bytes of text `split` holds, for progress bars; None where nobody knows."""
@@ -187,8 +211,3 @@ def carried_portions(chunks: Iterable[Chunk], num_characters: int) -> Iterator[P
             held, length = [], 0
     if held:
         yield Portion(len(held), functools.partial(list, held))
-
-
-def hash_of(*values: object) -> str:
-    """sha256 of plain values written as JSON."""
-    return hashlib.sha256(json.dumps(values, ensure_ascii=True).encode()).hexdigest()

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scratchlm.data import CORPORA
-from scratchlm.data.corpora import Chunk, Corpus, Portion, Split, hash_of
+from scratchlm.data.corpora import Chunk, Corpus, Portion, Split
 from scratchlm.data.portions import Format, choose, chosen_portion, file_portions
 from scratchlm.data.reading import COMPRESSED, SUFFIXES, Errors, kind_of, read_documents, safe_end
-from scratchlm.data.shards import hash_file
+from scratchlm.data.sums import Content, content_of, fingerprint_of
 from scratchlm.runtime import log
 from scratchlm.tokenizer import END_OF_TEXT
 
@@ -128,13 +128,13 @@ class FilesCorpus(Corpus):
 
     def fingerprint(self) -> str:
         """Hash the settings and the content of every file (once; about a second per GB)."""
-        return self._fingerprint
+        content = self.content()
+        return fingerprint_of(content.form, self._sums.of(content.leaves))
 
-    @functools.cached_property
-    def _fingerprint(self) -> str:
+    def content(self) -> Content:
+        """The settings, and all files of both splits."""
         settings = [self.valid_fraction, self.separator, self.text_key, self.errors]
-        contents = [[hash_file(path) for path in self._files(split)] for split in ("train", "valid")]
-        return hash_of("files", settings, contents)
+        return content_of(["files", settings, [self._files("train"), self._files("valid")]])
 
     @property
     def _period(self) -> int:

@@ -16,12 +16,10 @@ encoding. Elsewhere it lets one of them at a time go on; processes do not share 
 """
 
 import functools
-import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +28,7 @@ from jaxtyping import Int64, UInt
 from scratchlm.data.corpora import Chunk, Corpus, Portion, Split
 from scratchlm.data.shard_writer import TOKENS_PER_SHARD, ShardWriter
 from scratchlm.data.shards import MANIFEST, TokenDataset, read_manifest, token_dtype
+from scratchlm.data.sums import Leaf, leaf_sum
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import insert_id, map_in_order
 from scratchlm.tokenizer.streaming import repair_surrogates
@@ -60,6 +59,19 @@ class Encoded(NamedTuple):
     ends: Int64[np.ndarray, " ended"]
     num_bytes: int
     num_chunks: int
+    sums: tuple[tuple[Leaf, str], ...] = ()
+    """What was read for the corpus's fingerprint."""
+
+
+class Job(NamedTuple):
+    """What a worker is asked to do."""
+
+    portion: Portion | None
+    """What to read and encode."""
+    num_skipped: int
+    """Chunks at its beginning that are done already."""
+    leaf: Leaf | None
+    """What to read for the corpus's fingerprint: bytes of about the same place."""
 
 
 class Work(NamedTuple):
@@ -118,41 +130,60 @@ def prepare(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     began = time.perf_counter()
-    described = _begin(functools.partial(description, corpus, tokenizer, split))
     if (folder / MANIFEST).is_file():
-        return statistics(open_same(folder, tokenizer, described.result()), began)
+        return statistics(open_same(folder, tokenizer, description(corpus, tokenizer, split)), began)
     with ShardWriter(
         folder,
         vocab_size=tokenizer.vocab_size,
         tokenizer_fingerprint=tokenizer.fingerprint,
         tokens_per_shard=tokens_per_shard,
-        source=lambda: hashlib.sha256(repr(sorted(described.result().items())).encode()).hexdigest(),
+        source=lambda: repr([corpus.name, corpus.identity(), split, tokenizer.end_of_text_id]),
     ) as writer:
         work = Work(corpus, split, tokenizer, writer.num_chunks_done, workers, chunk_size, queue_size)
         total = corpus.num_bytes(split)
-        for ids, ends, num_bytes, num_chunks in (engine or encode_in_threads)(work):
+        for ids, ends, num_bytes, num_chunks, sums in (engine or encode_in_threads)(work):
+            corpus.learn(dict(sums))
             writer.add_documents(ids, ends, num_bytes=num_bytes, num_chunks=num_chunks)
-            if progress is not None:
+            if progress is not None and num_chunks:
                 progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
         if writer.num_tokens == 0:
             raise ValueError(f"{corpus.name}: its {split} split holds no text; give it some to learn from.")
-        writer.close(described.result())
+        writer.close(description(corpus, tokenizer, split))
     return statistics(TokenDataset.open(folder), began)
 
 
 def encode_in_threads(work: Work) -> Iterator[Encoded]:
     """Read and encode in threads, the engine that needs no start-up; one worker is this thread."""
-    encode = functools.partial(_encode_job, tokenizer=work.tokenizer)
-    return map_in_order(encode, portions_left(work), num_threads=work.workers, num_waiting=work.queue_size)
+    encode = functools.partial(do_job, tokenizer=work.tokenizer)
+    return map_in_order(encode, jobs_left(work), num_threads=work.workers, num_waiting=work.queue_size)
 
 
-def portions_left(work: Work) -> Iterator[tuple[Portion, int]]:
-    """Yield the portions that are not done, each with how many chunks at its beginning are."""
+def jobs_left(work: Work) -> Iterator[Job]:
+    """Yield the portions that are not done, and with each the next bytes that the fingerprint needs."""
+    for left, leaf in itertools.zip_longest(_portions_left(work), work.corpus.content().leaves):
+        yield Job(*(left or (None, 0)), leaf)
+
+
+def _portions_left(work: Work) -> Iterator[tuple[Portion, int]]:
     done = work.num_chunks_done
     for portion in work.corpus.portions(work.split, work.chunk_size):
         if done < portion.num_chunks:
             yield portion, done
         done = max(0, done - portion.num_chunks)
+
+
+def do_job(job: Job, tokenizer: Tokenizer) -> Encoded:
+    """Do what a worker is asked to.
+
+    Raises:
+        ValueError: As `encode_portion`.
+    """
+    done = encode_portion(job.portion, job.num_skipped, tokenizer) if job.portion else _nothing(tokenizer)
+    return done if job.leaf is None else done._replace(sums=((job.leaf, leaf_sum(job.leaf)),))
+
+
+def _nothing(tokenizer: Tokenizer) -> Encoded:
+    return Encoded(np.empty(0, tokenizer.dtype), np.empty(0, np.int64), 0, 0)
 
 
 def encode_portion(portion: Portion, skipped: int, tokenizer: Tokenizer) -> Encoded:
@@ -176,18 +207,12 @@ def encode_portion(portion: Portion, skipped: int, tokenizer: Tokenizer) -> Enco
     return Encoded(ids, offsets[1:], int((stops - firsts).sum()), len(firsts))
 
 
-def _encode_job(job: tuple[Portion, int], tokenizer: Tokenizer) -> Encoded:
-    return encode_portion(*job, tokenizer)
-
-
-def description(corpus: Corpus, tokenizer: Tokenizer, split: Split) -> dict[str, Any]:
+def description(
+    corpus: Corpus, tokenizer: Tokenizer, split: Split, *, with_fingerprint: bool = True
+) -> dict[str, Any]:
     """Return what the manifest says of the text: the same text and tokenizer give the same words."""
-    return {
-        "corpus": corpus.name,
-        "corpus_fingerprint": corpus.fingerprint(),
-        "split": split,
-        "end_of_text_id": tokenizer.end_of_text_id,
-    }
+    fingerprint = {"corpus_fingerprint": corpus.fingerprint()} if with_fingerprint else {}
+    return {"corpus": corpus.name, **fingerprint, "split": split, "end_of_text_id": tokenizer.end_of_text_id}
 
 
 def encode_item(item: list[Chunk], tokenizer: Tokenizer) -> Encoded:
@@ -232,19 +257,3 @@ def statistics(dataset: TokenDataset, began: float) -> PrepareStats:
         first_ids=dataset.read(0, edge).tolist(),
         last_ids=dataset.read(dataset.num_tokens - edge, edge).tolist(),
     )
-
-
-def _begin(function: Callable[[], dict[str, Any]]) -> Future[dict[str, Any]]:
-    """Call a function in a thread that nobody waits for at the end: a checksum of all may take a while."""
-    future: Future[dict[str, Any]] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function())
-        except (ValueError, OSError) as error:
-            future.set_exception(error)
-        finally:
-            future.cancel()  # does nothing to one that is done; nobody shall wait for one that never will be
-
-    Thread(target=work, name="fingerprint", daemon=True).start()
-    return future

@@ -18,8 +18,7 @@ import signal
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-from scratchlm.data.corpora import Portion
-from scratchlm.data.prepare import Encoded, Work, encode_in_threads, encode_portion, portions_left
+from scratchlm.data.prepare import Encoded, Job, Work, do_job, encode_in_threads, jobs_left
 from scratchlm.runtime import log
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import map_in_order
@@ -43,15 +42,13 @@ def encode_in_processes(work: Work) -> Iterator[Encoded]:
         idle.put(worker)
     try:
         ask = functools.partial(_ask_idle, idle=idle)
-        yield from map_in_order(
-            ask, portions_left(work), num_threads=work.workers, num_waiting=work.queue_size
-        )
+        yield from map_in_order(ask, jobs_left(work), num_threads=work.workers, num_waiting=work.queue_size)
     finally:
         for worker in workers:
             worker.end()
 
 
-def _ask_idle(job: tuple[Portion, int], idle: "queue.SimpleQueue[_Worker]") -> Encoded:
+def _ask_idle(job: Job, idle: "queue.SimpleQueue[_Worker]") -> Encoded:
     worker = idle.get()  # never waits: there are as many threads as workers
     try:
         return worker.ask(job)
@@ -66,7 +63,7 @@ class _Worker:
         self._tokenizer = tokenizer
         self._start()
 
-    def ask(self, job: tuple[Portion, int]) -> Encoded:
+    def ask(self, job: Job) -> Encoded:
         """Return the portion's ids; another process does it if this one dies."""
         for _ in range(MAX_LOST):
             try:
@@ -106,11 +103,11 @@ def _serve(connection: Connection, tokenizer: Tokenizer) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the connection
     while True:
         try:
-            portion, skipped = connection.recv()
+            job = connection.recv()
         except (EOFError, OSError):  # the parent has ended, however it did
             return
         try:
-            answer: Encoded | Exception = encode_portion(portion, skipped, tokenizer)
+            answer: Encoded | Exception = do_job(job, tokenizer)
         except (ValueError, OSError) as error:
             answer = error
         connection.send(answer)

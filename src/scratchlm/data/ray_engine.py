@@ -20,8 +20,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from scratchlm.data.corpora import Portion
-from scratchlm.data.prepare import Encoded, Work, encode_portion, portions_left
+from scratchlm.data.prepare import Encoded, Job, Work, do_job, jobs_left
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import map_in_order
 
@@ -53,7 +52,7 @@ def encode_on_ray(work: Work, *, address: str | None = None) -> Iterator[Encoded
         ask = functools.partial(_ask, ray=ray, task=task, tokenizer=tokenizer)
         waiting = 2 * work.workers  # one being encoded and one ready for each
         yield from map_in_order(
-            ask, portions_left(work), num_threads=waiting, num_waiting=max(work.queue_size, waiting)
+            ask, jobs_left(work), num_threads=waiting, num_waiting=max(work.queue_size, waiting)
         )
     finally:
         if ours:
@@ -88,10 +87,9 @@ def _start(ray: Any, workers: int, address: str | None) -> None:
         ) from None
 
 
-def _ask(job: tuple[Portion, int], *, ray: Any, task: Any, tokenizer: Any) -> Encoded:
-    portion, skipped = job
+def _ask(job: Job, *, ray: Any, task: Any, tokenizer: Any) -> Encoded:
     try:
-        return ray.get(task.remote(portion, skipped, [tokenizer]))
+        return ray.get(task.remote(job, [tokenizer]))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.WorkerCrashedError:
@@ -101,9 +99,9 @@ def _ask(job: tuple[Portion, int], *, ray: Any, task: Any, tokenizer: Any) -> En
         ) from None
 
 
-def _encode(portion: Portion, skipped: int, tokenizer: list[Any]) -> Encoded:
+def _encode(job: Job, tokenizer: list[Any]) -> Encoded:
     """What a worker does; a reference in a list stays one, and the worker looks it up when it is new."""
-    return encode_portion(portion, skipped, _fetched(tokenizer[0]))
+    return do_job(job, _fetched(tokenizer[0]))
 
 
 @functools.lru_cache(maxsize=1)

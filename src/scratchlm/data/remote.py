@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scratchlm.data import CORPORA
-from scratchlm.data.corpora import Chunk, Corpus, Portion, Split, carried_portions, hash_of
+from scratchlm.data.corpora import Chunk, Corpus, Portion, Split, carried_portions
 from scratchlm.data.download import download
 from scratchlm.data.portions import Format, file_portions
 from scratchlm.data.reading import cut_document, parquet_texts, read_documents
-from scratchlm.data.shards import hash_file
+from scratchlm.data.sums import Content, content_of, fingerprint_of
 from scratchlm.tokenizer import END_OF_TEXT
 
 CACHE = "~/.cache/scratchlm/corpora"
@@ -107,8 +107,13 @@ class RemoteCorpus(Corpus):
 
     def fingerprint(self) -> str:
         """Hash the checksums; a file whose checksum is not known is read for it."""
-        checksums = [file.sha256 or hash_file(self._path(file)) for file in self.files]
-        return hash_of(self.name, checksums, *([] if self.train_bytes is None else [self.train_bytes]))
+        content = self.content()
+        return fingerprint_of(content.form, self._sums.of(content.leaves))
+
+    def content(self) -> Content:
+        """The checksums that are known, and the files whose checksum is not."""
+        checksums = [file.sha256 or self._path(file) for file in self.files]
+        return content_of([self.name, checksums, *([] if self.train_bytes is None else [self.train_bytes])])
 
     def num_bytes(self, split: Split) -> int | None:
         """The files' sizes where they are plain text of a known size."""

@@ -7,6 +7,9 @@ caller skips `num_chunks_done` of its chunks, the writer drops the ids that it h
 manifest last, flushes all to the disk and renames the folder.
 
     memory = one block of document starts; the ids themselves are not kept
+
+Checksums are made of the ids as they come; only the last shard is read again, since the number of ids stands
+at the beginning of a file. A second thread sends finished files to the disk while the next are written.
 """
 
 import bisect
@@ -17,6 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,6 +112,12 @@ class ShardWriter:
         self._starts: list[int] = []  # of documents that begin behind the finished shards
         self._file: BinaryIO | None = None
         self._in_file = 0
+        self._full_header = npy_header(self.dtype, tokens_per_shard)
+        self._sum = hashlib.sha256()
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flushed: list[Future[None]] = []
+        for shard in self._shards:
+            self._flush_later(shard)
 
     @property
     def num_documents(self) -> int:
@@ -192,9 +202,8 @@ class ShardWriter:
                 shards=tuple(self._shards),
                 extra=extra or {},
             )
-            for shard in self._shards:
-                _flush(self.partial / shard.tokens)
-                _flush(self.partial / shard.starts)
+            for done in self._flushed:
+                done.result()
             runtime.write_text_atomically(self.partial / MANIFEST, manifest.to_json())
             (self.partial / PROGRESS).unlink(missing_ok=True)
             if self.folder.is_dir():
@@ -207,6 +216,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._flusher.shutdown(wait=True, cancel_futures=True)
         if self._file is not None:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
@@ -233,8 +243,10 @@ class ShardWriter:
             if self._file is None:
                 self._file = self._temporary.open("wb")
                 self._file.write(bytes(HEADER_BYTES))
-            piece = ids[offset : offset + self.tokens_per_shard - self._in_file]
-            self._file.write(piece.tobytes())
+                self._sum = hashlib.sha256(self._full_header)
+            piece = np.ascontiguousarray(ids[offset : offset + self.tokens_per_shard - self._in_file])
+            self._file.write(piece)
+            self._sum.update(piece)
             self._in_file += len(piece)
             offset += len(piece)
             if self._in_file == self.tokens_per_shard:
@@ -247,6 +259,7 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(npy_header(self.dtype, self._in_file))
         self._file.close()
+        is_full = self._in_file == self.tokens_per_shard
         num_starts = bisect.bisect_left(self._starts, self._border + self._in_file)
         starts = np.array(self._starts[:num_starts], dtype=np.int64)
         starts_bytes = npy_header(starts.dtype, len(starts)) + starts.tobytes()
@@ -256,15 +269,20 @@ class ShardWriter:
             starts=f"starts-{name}",
             num_tokens=self._in_file,
             num_documents=len(starts),
-            tokens_sha256=hash_file(self._temporary),
+            tokens_sha256=self._sum.hexdigest() if is_full else hash_file(self._temporary),
             starts_sha256=hashlib.sha256(starts_bytes).hexdigest(),
         )
         self._temporary.rename(self.partial / shard.tokens)
+        self._flush_later(shard)
         self._file, self._starts = None, self._starts[num_starts:]
         self._shards.append(shard)
         self._border += self._in_file
         self._in_file = 0
         self._note_position(skip_tokens)
+
+    def _flush_later(self, shard: Shard) -> None:
+        for name in (shard.tokens, shard.starts):
+            self._flushed.append(self._flusher.submit(_flush, self.partial / name))
 
     def _note_position(self, skip_tokens: int) -> None:
         position = Position(

@@ -7,16 +7,21 @@
 
 Tasks know nothing of each other: they run on as many machines as there are, at any time, in any order, and
 one that was lost runs again. Each reads its own blocks where the corpus can say where they stand (plain text:
-see portions.py), else all of the text; for the checksum of the corpus every task goes through all bytes once.
-On one machine processes.py does that once for all. A task's mark (0-of-2.json) is written last and says which
-blocks it has and the checksum of their shards; merging looks for all marks, verifies all checksums, and
-copies. The shards are the same bytes as those of `prepare`, whatever the number of tasks.
+see portions.py), else all of the text; each computes its share of the checksums that make the corpus's
+fingerprint. A task's mark (0-of-2.json) is written last and says which blocks it has and the checksum of
+their shards; merging looks for all marks, verifies all checksums, and copies. The shards are the same bytes
+as those of `prepare`, whatever the number of tasks.
+
+What tasks must agree on is told before all bytes have been read by one of them: sizes of the files, and how
+many documents stand in every block of the corpus.
 """
 
 import functools
+import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +33,19 @@ from scratchlm.data.corpora import Corpus, Portion, Split
 from scratchlm.data.prepare import (
     PORTION_CHARACTERS,
     Encoded,
+    Job,
     PrepareStats,
     Progress,
     description,
-    encode_portion,
+    do_job,
     open_same,
     statistics,
 )
 from scratchlm.data.shard_writer import TOKENS_PER_SHARD, ShardWriter
 from scratchlm.data.shards import MANIFEST, TokenDataset, partial_folder
+from scratchlm.data.sums import Content, Leaf, fingerprint_of, hash_of, leaf_sum
 from scratchlm.lock import run_lock
-from scratchlm.runtime import write_text_atomically
+from scratchlm.runtime import num_cores, write_text_atomically
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.tokenizer.batches import map_in_order
 
@@ -71,7 +78,13 @@ class Mark(Config):
     tokenizer_fingerprint: str
     """Which tokenizer encoded."""
     extra: dict[str, Any]
-    """Corpus, split and end-of-text id, as in the manifest of the whole."""
+    """Corpus, split and end-of-text id, as in the manifest of the whole, which also has the fingerprint."""
+    form: list[Any]
+    """What the fingerprint is made of; see sums.py. Empty where `extra` has it."""
+    num_leaves: int
+    """How many checksums it needs."""
+    sums: dict[str, str]
+    """Checksums of the task's share of the leaves, by their number."""
     fingerprint: str | None
     """Of the task's shards; None if it has no block."""
     blocks: tuple[Block, ...]
@@ -80,6 +93,8 @@ class Mark(Config):
     """Characters of a block: all tasks must cut alike."""
     num_blocks: int
     """Blocks in the whole corpus: all tasks must have read the same."""
+    cuts: str
+    """sha256 of the number of chunks of each of them, and of the sizes of the files."""
 
 
 def prepare_task(
@@ -117,30 +132,35 @@ def prepare_task(
     """
     if not 0 <= task < num_tasks:
         raise ValueError(f"task={task}: must be 0 to {num_tasks - 1}, with num_tasks={num_tasks}.")
-    extra = description(corpus, tokenizer, split)
     if (folder / MANIFEST).is_file():
-        open_same(folder, tokenizer, extra)
+        open_same(folder, tokenizer, description(corpus, tokenizer, split))
         return None
+    content = corpus.content()
+    extra = description(corpus, tokenizer, split, with_fingerprint=not content.leaves)
     place, path = _places(folder, task, num_tasks)
     with run_lock(place.with_name(place.name + ".lock"), doing="encoding"):
         if path.is_file():
-            return _same_mark(path, extra, tokenizer)
+            return _same_mark(path, extra, content, tokenizer)
         for leftover in (place, partial_folder(place)):  # of this task, interrupted
             shutil.rmtree(leftover, ignore_errors=True)
-        own = _OwnBlocks(corpus.portions(split, BLOCK_CHARACTERS), task, num_tasks)
+        own = _OwnJobs(corpus.portions(split, BLOCK_CHARACTERS), content.leaves, task, num_tasks)
         total = corpus.num_bytes(split)
         told = functools.partial(_tell, progress, None if total is None else total // num_tasks)
-        blocks = _write_blocks(own, place, tokenizer, extra, told, workers, queue_size)
+        blocks, sums = _write_blocks(own, place, tokenizer, extra, told, workers, queue_size)
         mark = Mark(
             task=task,
             num_tasks=num_tasks,
             vocab_size=tokenizer.vocab_size,
             tokenizer_fingerprint=tokenizer.fingerprint,
             extra=extra,
+            form=content.form,
+            num_leaves=len(content.leaves),
+            sums=sums,
             fingerprint=TokenDataset.open(place).fingerprint if blocks else None,
             blocks=tuple(blocks),
             block_characters=BLOCK_CHARACTERS,
-            num_blocks=own.num_blocks,
+            num_blocks=len(own.num_chunks),
+            cuts=hash_of(own.num_chunks, _sizes(content)),
         )
         write_text_atomically(path, mark.to_json())
     return mark
@@ -170,7 +190,8 @@ def merge_tasks(
         raise ValueError(f"{tasks}: no task is done; run scratchlm data prepare ... --task 0 --num-tasks N.")
     with run_lock(tasks / "merge.lock", doing="merging"):
         marks = _all_marks(tasks)
-        datasets = [_open_task(folder, mark) for mark in marks]
+        with ThreadPoolExecutor(num_cores(), thread_name_prefix="verify") as pool:
+            datasets = list(pool.map(functools.partial(_open_task, folder), marks))
         order = sorted((block.number, mark.task, block) for mark in marks for block in mark.blocks)
         if [number for number, _, _ in order] != list(range(marks[0].num_blocks)):
             raise ValueError(f"{tasks}: a block is missing or there twice; remove it, run all tasks again.")
@@ -188,7 +209,7 @@ def merge_tasks(
                 _copy(datasets[task], places[task], block, writer, marks[0].extra["end_of_text_id"])
                 places[task] += block.num_tokens
                 told(writer)
-            writer.close(marks[0].extra)
+            writer.close(_whole_extra(tasks, marks))
     shutil.rmtree(tasks)
     return statistics(TokenDataset.open(folder), began)
 
@@ -205,45 +226,60 @@ def _places(folder: Path, task: int, num_tasks: int) -> tuple[Path, Path]:
     return tasks / name, tasks / f"{name}.json"
 
 
-class _OwnBlocks:
-    """The blocks that are one task's, each with its number."""
+class _OwnJobs:
+    """What is one task's: its blocks and its leaves, each with its number."""
 
-    def __init__(self, portions: Iterable[Portion], task: int, num_tasks: int) -> None:
-        self.num_blocks = 0
-        """Blocks of the corpus; known at the end."""
-        self._portions, self._task, self._num_tasks = portions, task, num_tasks
+    def __init__(
+        self, portions: Iterable[Portion], leaves: Sequence[Leaf], task: int, num_tasks: int
+    ) -> None:
+        self.num_chunks: list[int] = []
+        """Of every block of the corpus; known at the end."""
+        self._portions, self._leaves, self._task, self._num_tasks = portions, leaves, task, num_tasks
 
-    def __iter__(self) -> Iterator[tuple[int, Portion]]:
-        for block, portion in enumerate(self._portions):
-            if block % self._num_tasks == self._task:
-                yield block, portion
-            self.num_blocks = block + 1
+    def __iter__(self) -> Iterator[tuple[int, Job]]:
+        for number, (portion, leaf) in enumerate(itertools.zip_longest(self._portions, self._leaves)):
+            if portion is not None:
+                self.num_chunks.append(portion.num_chunks)
+            if number % self._num_tasks == self._task:
+                yield number, Job(portion, 0, leaf)
 
 
 def _write_blocks(
-    own: _OwnBlocks,
+    own: _OwnJobs,
     place: Path,
     tokenizer: Tokenizer,
     extra: dict[str, Any],
     told: Callable[[ShardWriter], None],
     workers: int,
     queue_size: int,
-) -> list[Block]:
-    """Encode a task's blocks into its folder; return their table, empty if there is none."""
+) -> tuple[list[Block], dict[str, str]]:
+    """Encode a task's blocks into its folder; return their table, empty if there is none, and the sums."""
     blocks: list[Block] = []
-    encode = functools.partial(_encode_block, tokenizer=tokenizer)
+    sums: dict[str, str] = {}
+    encode = functools.partial(_do_numbered, tokenizer=tokenizer)
     with ShardWriter(
         place, vocab_size=tokenizer.vocab_size, tokenizer_fingerprint=tokenizer.fingerprint
     ) as writer:
         for number, done in map_in_order(encode, iter(own), num_threads=workers, num_waiting=queue_size):
-            writer.add_documents(done.ids, done.ends, num_bytes=done.num_bytes)
-            blocks.append(Block(number=number, num_tokens=done.ids.size, num_bytes=done.num_bytes))
-            told(writer)
+            sums |= {str(number): found for _, found in done.sums}
+            if done.num_chunks:
+                writer.add_documents(done.ids, done.ends, num_bytes=done.num_bytes)
+                blocks.append(Block(number=number, num_tokens=done.ids.size, num_bytes=done.num_bytes))
+                told(writer)
         if blocks:
             writer.close(extra)
     if not blocks:
         shutil.rmtree(partial_folder(place), ignore_errors=True)
-    return blocks
+    return blocks, sums
+
+
+def _do_numbered(numbered: tuple[int, Job], tokenizer: Tokenizer) -> tuple[int, Encoded]:
+    number, job = numbered
+    return number, do_job(job, tokenizer)
+
+
+def _sizes(content: Content) -> list[int]:
+    return [path.stat().st_size for path in dict.fromkeys(leaf.path for leaf in content.leaves)]
 
 
 def _tell(progress: Progress | None, total: int | None, writer: ShardWriter) -> None:
@@ -251,15 +287,15 @@ def _tell(progress: Progress | None, total: int | None, writer: ShardWriter) -> 
         progress(writer.num_bytes, total, writer.num_documents, writer.num_tokens)
 
 
-def _encode_block(block: tuple[int, Portion], tokenizer: Tokenizer) -> tuple[int, Encoded]:
-    number, portion = block
-    return number, encode_portion(portion, 0, tokenizer)
-
-
-def _same_mark(path: Path, extra: dict[str, Any], tokenizer: Tokenizer) -> Mark:
+def _same_mark(path: Path, extra: dict[str, Any], content: Content, tokenizer: Tokenizer) -> Mark:
     """The mark of a task that is done, if it is of this text and tokenizer."""
     found = _read_mark(path)
-    if (found.extra, found.tokenizer_fingerprint) != (extra, tokenizer.fingerprint):
+    same = (found.extra, found.form, found.tokenizer_fingerprint) == (
+        extra,
+        content.form,
+        tokenizer.fingerprint,
+    )
+    if not same or any(leaf_sum(content.leaves[int(number)]) != seen for number, seen in found.sums.items()):
         raise ValueError(
             f"{path}: of another corpus, split or tokenizer; remove {path.parent} or take another folder."
         )
@@ -275,7 +311,7 @@ def _read_mark(path: Path) -> Mark:
 
 def _belongs_to(mark: Mark) -> tuple[Any, ...]:
     """What all tasks of one corpus have in common."""
-    return mark.extra, mark.tokenizer_fingerprint, mark.block_characters, mark.num_blocks
+    return mark.extra, mark.form, mark.tokenizer_fingerprint, mark.block_characters, mark.cuts
 
 
 def _all_marks(tasks: Path) -> list[Mark]:
@@ -302,6 +338,18 @@ def _all_marks(tasks: Path) -> list[Mark]:
                 "otherwise; run it again."
             )
     return [marks[task] for task in range(first.num_tasks)]
+
+
+def _whole_extra(tasks: Path, marks: list[Mark]) -> dict[str, Any]:
+    """What the manifest says of the text, with the fingerprint that all tasks have worked on."""
+    extra, form = marks[0].extra, marks[0].form
+    if not form:
+        return extra
+    sums = {int(number): found for mark in marks for number, found in mark.sums.items()}
+    if sorted(sums) != list(range(marks[0].num_leaves)):
+        raise ValueError(f"{tasks}: a checksum of the text is missing; remove it, run all tasks again.")
+    fingerprint = fingerprint_of(form, [sums[number] for number in sorted(sums)])
+    return {"corpus": extra["corpus"], "corpus_fingerprint": fingerprint, **extra}
 
 
 def _open_task(folder: Path, mark: Mark) -> TokenDataset | None:
