@@ -73,15 +73,12 @@ def test_a_run_has_ended_only_when_it_is_measured(tmp_path):
 def test_words_say_who_reads_on():
     rows = [made_up(label) for label in KNOWN]
     assert beyond_words(rows) == (
-        "Beyond the training context (2 to 4 times as far) the loss of ALiBi falls by 0.010, of RoPE rises "
-        "by 1.903; learned ends there."
+        "At 2 to 4 times the training context the loss changes: ALiBi -0.010, RoPE +1.903; learned ends "
+        "there."
     )
     assert beyond_words([row("RoPE", 1, 2.0)]) == ""
-    assert (
-        beyond_words([made_up("learned")])
-        == "Beyond the training context (2 to 4 times as far) learned ends there."
-    )
-    assert "is no number" in beyond_words([row("RoPE", 1, 2.0, loss_1x=2.0, loss_4x=math.nan)])
+    assert beyond_words([made_up("learned")]) == "At 2 to 4 times the training context learned ends there."
+    assert "RoPE +nan" in beyond_words([row("RoPE", 1, 2.0, loss_1x=2.0, loss_4x=math.nan)])
 
 
 def test_the_table_has_a_dash_where_positions_end():
@@ -102,7 +99,7 @@ def test_the_report_has_a_section_with_table_and_drawing(tmp_path):
         (tmp_path / "cells" / result.cell / BEYOND).write_text(json.dumps(note), encoding="utf-8")
     analysis, page = write_reports(tmp_path)
     html, text = page.read_text(encoding="utf-8"), (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "Beyond the training context (2 to 4 times as far) the loss of ALiBi falls" in analysis.conclusion
+    assert "At 2 to 4 times the training context the loss changes: ALiBi" in analysis.conclusion
     assert len(re.findall('aria-label="Loss over the place in a row', html)) == 2
     assert "| RoPE | 2.000 | 3.000 | 3.903 |" in text
     assert (tmp_path / "figures" / "beyond.svg").is_file()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from scratchlm.lab.beyond import beyond_words
+from scratchlm.lab.coordinates import coordinate_words
 from scratchlm.lab.gains import Gain, gain_words, gains_of
 from scratchlm.lab.parabola import MIN_FIT, parabola_bottom
 from scratchlm.lab.rows import Result
@@ -102,7 +103,8 @@ def analyse(study: Study, results: Sequence[Result], unit: str) -> Analysis:
     floor = floors.pop() if len(floors) == 1 else None
     gains = gains_of(study, {line.label: line.difference for line in lines})
     tuned = tuning_words(tuning, unit) if tuning else []
-    conclusion = f"{_conclusion(lines, base, axis, gains, tuned)} {beyond_words(results)}".rstrip()
+    measured = [words for words in (beyond_words(results), coordinate_words(results)) if words]
+    conclusion = " ".join([_conclusion(lines, base, axis, gains, tuned), *measured])
     return Analysis(lines, base, unit, floor, axis, conclusion, gains, tuning)
 
 

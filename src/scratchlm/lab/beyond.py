@@ -94,8 +94,8 @@ def read_beyond(folder: Path, results: Sequence[Result]) -> list[Reach]:
 def beyond_words(results: Sequence[Result]) -> str:
     """A sentence: how much each label's loss rises beyond its context; empty where nobody measured it.
 
-    Example: "Beyond the training context (2 to 4 times as far) the loss of ALiBi rises by 0.010, of RoPE by
-    1.903; learned ends there."
+    Example: "At 2 to 4 times the training context the loss changes: ALiBi -0.010, RoPE +1.903; learned ends
+    there."
     """
     known = {label: rises(results, label) for label in dict.fromkeys(result.label for result in results)}
     risen = {label: rise for label, rise in known.items() if rise is not None}
@@ -104,12 +104,10 @@ def beyond_words(results: Sequence[Result]) -> str:
     if not measured:
         return ""
     order = sorted(risen, key=lambda label: risen[label])
-    said = [f"{'of ' if place else ''}{label} {_moves(risen[label])}" for place, label in enumerate(order)]
-    text = "Beyond the training context (2 to 4 times as far) "
-    text += f"the loss of {', '.join(said)}" if said else ""
-    if ends:
-        text += f"{'; ' if said else ''}{', '.join(ends)} {'end' if len(ends) > 1 else 'ends'} there"
-    return f"{text}."
+    said = [f"{label} {risen[label]:+.3f}" for label in order]
+    parts = [f"the loss changes: {', '.join(said)}"] if said else []
+    parts += [f"{', '.join(ends)} {'end' if len(ends) > 1 else 'ends'} there"] if ends else []
+    return f"At 2 to 4 times the training context {'; '.join(parts)}."
 
 
 def rises(results: Sequence[Result], label: str) -> float | None:
@@ -117,9 +115,3 @@ def rises(results: Sequence[Result], label: str) -> float | None:
     own = [result for result in results if result.label == label]
     known = [r.loss_4x - r.loss_1x for r in own if r.loss_4x is not None and r.loss_1x is not None]
     return sum(known) / len(known) if known else None
-
-
-def _moves(rise: float) -> str:
-    if not np.isfinite(rise):
-        return "is no number"
-    return f"{'rises' if rise >= 0 else 'falls'} by {abs(rise):.3f}"

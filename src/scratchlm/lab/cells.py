@@ -36,6 +36,8 @@ OF_THE_MACHINE = (
 """Settings that are no part of what a cell is."""
 BEYOND = "beyond.json"
 """In a run's folder: its loss beyond the training context (beyond.py)."""
+COORDINATES = "coordinates.json"
+"""Likewise: how far it moved its model's activations (coordinates.py)."""
 LONG = 1_000_000
 """Steps of a run whose length is not known yet."""
 SLUG_LENGTH = 32
@@ -54,8 +56,8 @@ class Cell(NamedTuple):
     """Complete settings."""
     key: str
     """Name of its folder."""
-    beyond_context: bool = False
-    """Whether it is measured beyond its training context when it has ended."""
+    measures: tuple[str, ...] = ()
+    """Files that are made from the run when it has ended; without them it has not."""
 
 
 def experiment_of(study: Study) -> Experiment:
@@ -106,7 +108,12 @@ def _cell(study: Study, experiment: Experiment, point: Point, seed: int, steps: 
     except ValueError as error:
         raise ValueError(f"{study.name}, cell {point.label!r}: {error}") from None
     key = _key(point.label, seed, config)
-    return Cell(point.label, seed, overrides_of(point), config, key, study.beyond_context)
+    return Cell(point.label, seed, overrides_of(point), config, key, measures_of(study))
+
+
+def measures_of(study: Study) -> tuple[str, ...]:
+    """The files that a study wants of each run besides its own."""
+    return (BEYOND,) * study.beyond_context + (COORDINATES,) * study.coordinates
 
 
 def _check_words(study: Study, point: Point) -> None:
@@ -236,7 +243,7 @@ def state_of(folder: StudyFolder, cell: Cell) -> State:
         return "interrupted"
     if has_diverged(run, summary):
         return "diverged"
-    return "interrupted" if cell.beyond_context and not (run / BEYOND).is_file() else "finished"
+    return "finished" if all((run / name).is_file() for name in cell.measures) else "interrupted"
 
 
 def read_note(path: Path) -> dict[str, Any]:

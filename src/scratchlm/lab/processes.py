@@ -35,8 +35,8 @@ class Task(NamedTuple):
     shared: Path | None
     """Tokenizer and shards to link first."""
     experiment: str
-    beyond_context: bool = False
-    """Whether the run is then measured beyond its training context."""
+    measures: tuple[str, ...] = ()
+    """Files that are then made from the run (worker.py)."""
 
 
 class Job:
@@ -98,7 +98,7 @@ def start(task: Task, folder: StudyFolder, *, threads: int, plugins: Sequence[Pa
     request = {
         "do": task.do,
         "experiment": task.experiment,
-        "beyond_context": task.beyond_context,
+        "measures": task.measures,
         "config": task.config.model_dump(mode="json"),
         "folder": str(task.folder),
         "shared": None if task.shared is None else str(task.shared),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from scratchlm.lab.analysis import Analysis, analyse, figure
 from scratchlm.lab.beyond_report import beyond_section, write_beyond
 from scratchlm.lab.cells import StudyFolder, experiment_of
+from scratchlm.lab.coordinates_report import coordinates_section, write_coordinates
 from scratchlm.lab.figures import (
     OVER,
     Learning,
@@ -74,6 +75,7 @@ def write_reports(folder: Path) -> tuple[Analysis, Path]:
     values = _values(study, scale, results, analysis, curves, unit)
     values["tuning"] = tuning_section(analysis.tuning, unit)
     values["beyond"] = beyond_section(folder, results)
+    values["coordinates"] = coordinates_section(results)
     values["gains"] = gains_section(analysis.gains, unit)
     values["samples"] = read_samples(folder, results, study.metric)
     values["fold_samples"] = len(values["samples"]) > OPEN_CELLS
@@ -214,6 +216,7 @@ def _write_markdown(
         write_tuning(analysis.tuning, analysis.unit, figures),
         write_gains(analysis.gains, unit, figures),
         write_beyond(folder, figures, results),
+        write_coordinates(figures, results),
         soon_markdown(soon_section(curves, _rival(analysis, curves), study.target, unit)),
         samples_markdown(read_samples(folder, results, study.metric), unit),
     ]

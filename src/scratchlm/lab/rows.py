@@ -13,11 +13,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.lab.cells import BEYOND, Cell, StudyFolder, experiment_of, guessing_loss, read_note, state_of
+from scratchlm.lab.cells import (
+    BEYOND,
+    COORDINATES,
+    Cell,
+    StudyFolder,
+    experiment_of,
+    guessing_loss,
+    read_note,
+    state_of,
+)
 from scratchlm.lab.spec import Study
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study.compare import facts
 from scratchlm.study.run_record import number, read_run
+
+MEASURED = ("loss_1x", "loss_2x", "loss_4x", "moved_scores", "moved_stream", "moved_logits")
+"""Columns that only studies fill which ask for them."""
 
 
 class Result(NamedTuple):
@@ -59,6 +71,12 @@ class Result(NamedTuple):
     """From one to two training contexts; empty where positions end."""
     loss_4x: float | None = None
     """From two to four."""
+    moved_scores: float | None = None
+    """How far the run moved its model's activations; with `coordinates` (coordinates.py)."""
+    moved_stream: float | None = None
+    """Of the residual stream after the last block."""
+    moved_logits: float | None = None
+    """Of the logits."""
 
     def metric(self, name: str) -> float | None:
         """The number that a study compares: "loss" or "bits_per_byte"."""
@@ -78,7 +96,9 @@ def result_of(study: Study, scale: str, folder: StudyFolder, cell: Cell) -> Resu
     summary, environment = read_note(run / "summary.json"), read_note(run / "environment.json")
     record = read_run(run) if (run / "config.json").is_file() else None
     known = facts(record) if record is not None else None
-    beyond = read_note(run / BEYOND) if state == "finished" else {}
+    measured = {}
+    for name in (BEYOND, COORDINATES) if state == "finished" else ():
+        measured |= read_note(run / name)
     need = experiment_of(study).estimate(cell.config)
     steps = number(summary, "steps") or (known.steps if known else None)
     tokens = number(summary, "tokens") or (known.tokens if known else None)
@@ -111,7 +131,7 @@ def result_of(study: Study, scale: str, folder: StudyFolder, cell: Cell) -> Resu
         commit=str(environment.get("commit") or ""),
         date=_date(run),
         cell=cell.key,
-        **{name: number(beyond, name) for name in ("loss_1x", "loss_2x", "loss_4x")},
+        **{name: number(measured, name) for name in MEASURED},
     )
 
 

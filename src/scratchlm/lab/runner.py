@@ -174,7 +174,7 @@ class StudyRun:
 
                 shared = self.folder.shared(shared_key(cell.config))  # type: ignore[arg-type]
             run = self.folder.cell(cell)
-            how = self.study.experiment, cell.beyond_context
+            how = self.study.experiment, cell.measures
             tasks.append(Task(cell.key, "cell", run, cell.config, shared, *how))
         self._run_tasks(tasks)
 

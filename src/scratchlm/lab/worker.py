@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.config import load
-from scratchlm.lab.cells import read_note
+from scratchlm.lab.cells import BEYOND, COORDINATES, read_note
 from scratchlm.lab.experiments import EXPERIMENTS
 from scratchlm.registry import load_plugin
 from scratchlm.runtime import write_text_atomically
@@ -103,10 +103,20 @@ def _run_cell(request: dict[str, Any]) -> None:
     summary = read_note(folder / "summary.json")  # a run that has ended has only to be measured
     if not summary or summary.get("stopped_early"):
         summary = experiment.run(config, folder, Notes(Path(request["progress"])).take)
-    if request["beyond_context"] and not summary.get("stopped_early"):
-        from scratchlm.lab.beyond import measure_beyond
+    for name in () if summary.get("stopped_early") else request.get("measures", ()):
+        _measure(name, config, folder)
 
-        measure_beyond(config, folder)
+
+def _measure(name: str, config: Any, folder: Path) -> None:
+    """Make one of the files that a study wants of a run that has ended."""
+    if (folder / name).is_file():
+        return
+    if name == BEYOND:
+        from scratchlm.lab.beyond import measure_beyond as measure
+    else:
+        assert name == COORDINATES, name
+        from scratchlm.lab.coordinates import measure_coordinates as measure
+    measure(config, folder)
 
 
 def _fail(path: Path, kind: str, error: BaseException) -> int:

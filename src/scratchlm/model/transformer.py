@@ -45,6 +45,7 @@ class TransformerLM(Module):
         _introduce_tensors_to_einops()
         self.config = config
         self.gradient_checkpointing = False
+        self.logit_divisor = config.width_ratio
         # A tied table is also the head: at variance 1 its logits would start with a spread of sqrt(d_model)
         std = (config.mup_width or config.d_model) ** -0.5 if config.tied else 1.0
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std=config.init_std or std)
@@ -62,7 +63,7 @@ class TransformerLM(Module):
         self.lm_head = None if config.tied else Linear(config.d_model, config.vocab_size)
         if config.init_std is not None:
             spread_matrices_(self, config.init_std)
-        if config.width_ratio != 1:
+        if self.logit_divisor != 1:
             fit_width_(self)
         if config.zero_init_projections:
             zero_projections_(self)
@@ -123,7 +124,7 @@ class TransformerLM(Module):
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
         """The head's matrix: its own, or the embedding table when tied; divided as width.py says."""
         weight = self.token_embeddings.weight if self.lm_head is None else self.lm_head.weight
-        return weight if self.config.width_ratio == 1 else weight / self.config.width_ratio
+        return weight if self.logit_divisor == 1 else weight / self.logit_divisor
 
     def make_cache(self, capacity: int | None = None) -> KVCache:
         """Return an empty cache for this model, for context_length tokens unless `capacity` says less."""
