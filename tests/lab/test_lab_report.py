@@ -108,7 +108,7 @@ def test_a_study_of_changes_shows_their_gains_and_what_the_models_write(tmp_path
     rows = [row(label, seed, loss + seed / 100) for label, loss in losses.items() for seed in (1, 2)]
     write_study(tmp_path, study, rows)
     facts = {"num_facts": 3, "num_consistent": 2}
-    sample = {"step": 9, "prompt": "Once", "text": "Once *there* was" + 400 * " a", "consistency": facts}
+    sample = {"step": 9, "prompt": "Once", "text": "Once *there*\0 was" + 400 * " a", "consistency": facts}
     (tmp_path / "cells" / rows[1].cell / "samples.jsonl").write_text(json.dumps(sample) + "\n", "utf-8")
     analysis, path = write_reports(tmp_path)
     html, text = path.read_text("utf-8"), (tmp_path / "report.md").read_text("utf-8")
@@ -121,9 +121,9 @@ def test_a_study_of_changes_shows_their_gains_and_what_the_models_write(tmp_path
     assert "loss, bits per byte" in html, "curves are in the metric, since tokens may differ"
     assert (tmp_path / "figures" / "gains.svg").is_file()
     assert "| bias | +0.050 \N{PLUS-MINUS SIGN} 0.000 | +0.150 \N{PLUS-MINUS SIGN} 0.000 |" in text
-    assert '<b class="prompt">Once</b> *there* was a' in html
+    assert '<b class="prompt">Once</b> *there*\u2400 was a' in html
     assert "1.010 bits per byte, 2 of 3 facts agree" in html
-    assert "> Once \\*there\\* was a" in text
+    assert "> Once \\*there\\*\u2400 was a" in text, "a control character would make the file a binary one"
     assert html.count('class="side-by-side"') == 1
     assert " a ..." in text, "a long text is cut"
 

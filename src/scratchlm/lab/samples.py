@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scratchlm.lab.rows import Result
+from scratchlm.study.pages import visible
 from scratchlm.study.run_record import read_run
 
 MOST_CHARACTERS = 700
@@ -68,7 +69,8 @@ def _written(result: Result, metric: str, sample: dict) -> Written:
 
 
 def _escaped(text: str) -> str:
-    """Text as Markdown shows it letter by letter."""
+    """Text as Markdown shows it letter by letter; a control character would make the file a binary one."""
+    text = visible(text)
     for character in "\\`*_#<>[]|":
         text = text.replace(character, f"\\{character}")
     return text
