@@ -48,7 +48,7 @@ def test_the_list_says_what_was_measured_sentence_by_sentence_and_how_to_measure
     monkeypatch.setattr(shipped, "RESULTS", tmp_path)
     lines = cli("study", "list").out.splitlines()
     start = lines.index("lr-sweep")
-    assert lines[start + 3] == "  cpu: 0.005 is lowest with 1.002 (mean of 3 seeds)."
+    assert lines[start + 3] == "  measured (cpu): 0.005 is lowest with 1.002 (mean of 3 seeds)."
     assert lines[start + 4] == "    Worse: 0.1 (+1.000 +- 0.000)."
     assert "  no result comes along; measure: scratchlm study run norms" in lines
     assert any(line.startswith("1 of ") for line in lines)

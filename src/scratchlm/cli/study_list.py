@@ -43,7 +43,7 @@ def lines_of(one: "Shipped") -> "list[tuple[Text, bool]]":
     lines = [(Text(one.question, "bold"), False), (Text(one.cells, "dim"), False)]
     for size, conclusion in one.conclusions.items():
         first, *rest = conclusion.replace(". ", ".\n").split("\n")
-        lines.append((Text.assemble((f"{size}: ", "dim"), (first, "green")), False))
+        lines.append((Text.assemble((f"measured ({size}): ", "dim"), (first, "green")), False))
         lines += [(Text(sentence), True) for sentence in rest]
     if not one.conclusions:
         words = Text.assemble(
