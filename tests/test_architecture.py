@@ -46,8 +46,6 @@ BORROWED = {
     "kernels/attention_sdpa.py": {"torch.nn.functional.scaled_dot_product_attention"},
     # the backends of attention=sdpa, each pinned and measured under its own name
     "bench/attention.py": {"torch.nn.attention.SDPBackend", "torch.nn.attention.sdpa_kernel"},
-    # what our data parallelism is measured against
-    "bench/parallel.py": {"torch.nn.parallel.DistributedDataParallel"},
     # attention=flex, never the default
     "kernels/attention_flex.py": {
         f"torch.nn.attention.flex_attention.{name}"
@@ -55,6 +53,8 @@ BORROWED = {
     },
     # the engines for real clusters; distributed/ddp.py is what we write ourselves
     "distributed/engine_ddp.py": {"torch.nn.parallel.DistributedDataParallel"},
+    # tells when a block is made, so that it can be dealt out at once
+    "distributed/engine_fsdp.py": {"torch.nn.modules.module.register_module_module_registration_hook"},
     # equals the softmax written out in the same file; one pass over the scores instead of six
     "kernels/attention_reference.py": {"torch.softmax"},
 }
