@@ -118,10 +118,15 @@ def rows_of(found: Rounds, starts: Rounds, megabytes: float, small: float) -> li
 
 
 def beyond_the_start(row: dict[str, Any], megabytes: float, small: float) -> dict[str, float | None]:
-    """The speed-up of all but the start, and the size from which whole commands reach what is wanted."""
+    """The speed-up of all but the start, and the size from which whole commands reach what is wanted.
+
+    Both None where the text is too small beside the start, or the machine too busy, to tell.
+    """
     one, two = (
         (row[f"seconds_{workers}"] - row[f"start_{workers}"]) / (megabytes - small) for workers in (1, 2)
     )
+    if min(one, two) <= 0:
+        return {"speed_up_beyond_start": None, "megabytes_enough": None}
     start_one, start_two = row["start_1"] - one * small, row["start_2"] - two * small
     gained = one - WANTED * two
     enough = max(0.0, (WANTED * start_two - start_one) / gained) if gained > 0 else None
@@ -144,14 +149,14 @@ def show(rows: list[dict[str, Any]]) -> None:
     for column in (*columns, "MB/s with 2"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     for row in rows:
-        enough = row["megabytes_enough"]
+        beyond, enough = row["speed_up_beyond_start"], row["megabytes_enough"]
         table.add_row(
             row["engine"],
             f"{row['seconds_1']:.1f} s",
             f"{row['seconds_2']:.1f} s",
             f"{row['speed_up']:.2f}x",
-            f"{row['speed_up_beyond_start']:.2f}x",
-            "never" if enough is None else f"{enough:,.0f} MB",
+            "?" if beyond is None else f"{beyond:.2f}x",
+            "" if enough is None else f"{enough:,.0f} MB",
             f"{row['cpu_1']:.1f} s",
             f"{row['cpu_2']:.1f} s",
             f"{row['megabytes'] / row['seconds_2']:.0f}",

@@ -22,10 +22,10 @@ def prepare(
     tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help=TOKENIZER_HELP)],
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Folder for the shards.")],
     split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "train",
-    workers: Annotated[int, typer.Option(min=1, help="Threads or processes that encode.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Threads or processes at work; 1: this one.")] = 2,
     engine: Annotated[
         Literal["threads", "processes", "ray"],
-        typer.Option(help="What the workers are; processes pay from some 100 MB on, ray on many machines."),
+        typer.Option(help="What the workers are; processes pay for .jsonl and words, ray on many machines."),
     ] = "threads",
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster; without it Ray starts here.")
