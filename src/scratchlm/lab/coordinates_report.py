@@ -83,7 +83,8 @@ def _logarithmic(axes: Any, values: Sequence[float]) -> None:
     room = max(1.25, (LEAST_SPAN / (high / low)) ** 0.5)
     low, high = low / room, high * room
     axes.set_yscale("log")
-    steps = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
+    digits = (1, 2, 5) if high / low > 10 else (1, 1.5, 2, 3, 4, 6)
+    steps = [digit * 10.0**power for power in range(-6, 7) for digit in digits]
     ticks = [step for step in steps if low <= step <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_ylim(low, high)
