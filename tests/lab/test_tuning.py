@@ -58,6 +58,8 @@ def test_enough_is_the_largest_size_before_one_that_is_clearly_worse():
     assert "the best lr goes as size^0.50; the square-root rule says 0.5" in analysis.conclusion
     assert "10,000 with 8 rows, 40,000 with 32 rows; more rows are not faster" in analysis.conclusion
     assert "Diverged: 8 rows, lr 0.08." in analysis.conclusion
+    small = [one for one in results_of() if not one.label.startswith("64")]
+    assert "40,000 with 32 rows. " in analyse(STUDY, small, "nats per token").conclusion, "the most"
 
 
 def test_one_seed_cannot_say_how_many_rows_are_enough():

@@ -233,7 +233,8 @@ def _batch_words(tuning: Tuning, worse: Sequence[str]) -> list[str]:
         first, slowest = speeds[0]
         both = [f"{slowest:,.0f} with {first.label}", f"{speed:,.0f} with {full.label}"]
         shown = ", ".join(dict.fromkeys(both))
-        said.append(f"Tokens per second: {shown}; more rows are not faster.")
+        more = "" if full is tuning.groups[-1] else "; more rows are not faster"
+        said.append(f"Tokens per second: {shown}{more}.")
     return said
 
 
