@@ -77,6 +77,15 @@ def test_no_start_is_needed_for_a_law_of_another_shape():
         assert found.numbers[name].value == pytest.approx(value, rel=1e-3), name
 
 
+def test_a_floor_below_the_truth_changes_nothing_and_one_above_holds():
+    runs = make_runs()
+    below = fit_chinchilla([run._replace(floor=1.0) for run in runs])
+    assert below.numbers["E"].value == pytest.approx(CHINCHILLA["E"], rel=1e-4)
+    above = fit_chinchilla([run._replace(floor=1.8) for run in runs])
+    assert above.numbers["E"].low == pytest.approx(1.8)
+    assert above.numbers["alpha"].value > CHINCHILLA["alpha"]
+
+
 def test_one_wild_run_hardly_moves_the_fit():
     runs = make_runs()
     runs[20] = runs[20]._replace(loss=runs[20].loss * 1.3)

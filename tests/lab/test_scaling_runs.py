@@ -15,7 +15,7 @@ def test_rows_of_a_study_are_read_and_those_without_a_loss_are_counted(tmp_path)
     write_rows(tmp_path / "rows.csv", rows)
     for place in (tmp_path, tmp_path / "rows.csv"):
         found = read_runs(place)
-        assert found.runs == [Trained(1000, 102400, 1e9, 2.5, "a")]
+        assert found.runs == [Trained(1000, 102400, 1e9, 2.5, "a", floor=0.4)]
         assert found.num_left_out == 2
 
 

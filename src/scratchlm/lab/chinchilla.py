@@ -6,7 +6,8 @@ r"""Runs come in; their loss as a function of parameters N and tokens D goes out
 
 For given exponents E, A and B follow from linear least squares, so each start is a pair (alpha, beta) of a
 grid; from all of them Levenberg and Marquardt's steps go down at once (a batch of 5 x 5 systems), with
-Huber's loss as squares weighted anew in each step. Intervals: the runs are drawn with replacement and fitted
+Huber's loss as squares weighted anew in each step. Where the text's entropy is known, E does not go below
+it: nothing predicts a text better than its own probabilities. Intervals: the runs are drawn with replacement and fitted
 again; those of a prediction hold the scatter of a single run on top.
 
 Source: Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, section 3.3 (approach 3); they use L-BFGS, and
@@ -53,6 +54,8 @@ class Chinchilla(NamedTuple):
     """The same of each draw of the bootstrap."""
     residuals: list[float]
     """Of log L, enlarged for the five numbers that were fitted."""
+    floor: float = 0.0
+    """Entropy of the text in nats per token, below which E was not let; 0 where nobody knows it."""
 
     @property
     def size_exponent(self) -> Range:
@@ -70,7 +73,7 @@ class Chinchilla(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return {"best": self.best, "draws": self.draws, "residuals": self.residuals}
+        return {"best": self.best, "draws": self.draws, "residuals": self.residuals, "floor": self.floor}
 
 
 def from_json(read: Mapping[str, Any]) -> Chinchilla:
@@ -82,11 +85,12 @@ def from_json(read: Mapping[str, Any]) -> Chinchilla:
     try:
         best, draws = np.array(read["best"], dtype=float), np.array(read["draws"], dtype=float)
         residuals = [float(value) for value in read["residuals"]]
+        floor = float(read.get("floor", 0.0))
     except (KeyError, TypeError, ValueError):
         raise ValueError("no fit of L(N, D) is in it (best, draws, residuals).") from None
     if best.shape != (5,) or draws.ndim != 2 or draws.shape[1] != 5 or not residuals:
         raise ValueError("no fit of L(N, D) is in it: each has five numbers.")
-    return _chinchilla(best, draws, residuals)
+    return _chinchilla(best, draws, residuals, floor)
 
 
 def fit_chinchilla(runs: Sequence[Trained], *, seed: int = 0) -> Chinchilla:
@@ -109,23 +113,24 @@ def fit_chinchilla(runs: Sequence[Trained], *, seed: int = 0) -> Chinchilla:
     n, d, losses = (np.log([getattr(run, name) for run in runs]) for name in ("parameters", "tokens", "loss"))
     middle = (n.mean(), d.mean())
     x, z = n - middle[0], d - middle[1]
+    floor = min(run.floor for run in runs)
     starts = _starts(x, z, losses)
-    fitted, costs = _descend(starts, np.ones((len(starts), len(runs))), x, z, losses)
+    fitted, costs = _descend(starts, np.ones((len(starts), len(runs))), x, z, losses, floor)
     best = fitted[np.argmin(costs)]
     random = np.random.default_rng(seed)
     counts = random.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), NUM_DRAWS).astype(float)
-    draws, _ = _descend(np.repeat(best[None], NUM_DRAWS, axis=0), counts, x, z, losses)
+    draws, _ = _descend(np.repeat(best[None], NUM_DRAWS, axis=0), counts, x, z, losses, floor)
     rests = losses - _log_loss(best[None], x, z)[0]
     rests = rests * np.sqrt(len(runs) / (len(runs) - 5))
-    return _chinchilla(_moved(best[None], middle)[0], _moved(draws, middle), rests.tolist())
+    return _chinchilla(_moved(best[None], middle)[0], _moved(draws, middle), rests.tolist(), floor)
 
 
 def _chinchilla(
-    best: Float[np.ndarray, " 5"], draws: Float[np.ndarray, "draws 5"], residuals: list[float]
+    best: Float[np.ndarray, " 5"], draws: Float[np.ndarray, "draws 5"], residuals: list[float], floor: float
 ) -> Chinchilla:
     shown, all_shown = _plain(best[None])[0], _plain(draws)
     numbers = {name: interval(shown[i], all_shown[:, i]) for i, name in enumerate(NAMES)}
-    return Chinchilla(numbers, best.tolist(), draws.tolist(), residuals)
+    return Chinchilla(numbers, best.tolist(), draws.tolist(), residuals, floor)
 
 
 def _plain(fits: Parameters) -> Parameters:
@@ -168,11 +173,15 @@ def _descend(
     x: Float[np.ndarray, " runs"],
     z: Float[np.ndarray, " runs"],
     losses: Float[np.ndarray, " runs"],
+    floor: float,
 ) -> tuple[Parameters, Float[np.ndarray, " fits"]]:
     """Go down from all starts at once; a step that does not help is taken back and made shorter."""
-    fits, damping, quiet = starts.copy(), np.full(len(starts), 1e-2), np.zeros(len(starts), dtype=int)
+    damping, quiet = np.full(len(starts), 1e-2), np.zeros(len(starts), dtype=int)
+    lowest, highest = np.full(3, np.log(SMALLEST) + losses.min()), losses.max() + 5
+    lowest[0] = max(lowest[0], np.log(floor) if floor > 0 else -np.inf)
+    fits = starts.copy()
+    fits[:, :3] = np.clip(fits[:, :3], lowest, highest)
     costs = _costs(fits, weights, x, z, losses)
-    lowest, highest = np.log(SMALLEST) + losses.min(), losses.max() + 5
     for _ in range(NUM_STEPS):
         going = np.flatnonzero(quiet < PATIENCE)
         if not len(going):

@@ -194,10 +194,11 @@ def _conclusion(isoflop: IsoFlop, chinchilla: Chinchilla | None, held: HeldOut |
         f"tokens to the power {ranged(length)}."
     ]
     if chinchilla is not None:
-        other = chinchilla.size_exponent
+        other, floor = chinchilla.size_exponent, chinchilla.floor
+        known = f", whose entropy is {floor:.3f}" if floor > 0 else ""
         said.append(
             f"The fit of L(N, D) to all runs says {ranged(other)} for the parameters, and that no model of "
-            f"this kind gets below a loss of {ranged(chinchilla.numbers['E'])} on this text."
+            f"this kind gets below a loss of {ranged(chinchilla.numbers['E'])} on this text{known}."
         )
     if held is not None:
         said.append(held_words(held))

@@ -1,6 +1,7 @@
 """A table of runs comes in (our rows.csv, or a course's isoflops_curves.json), runs by compute go out.
 
-    rows.csv              parameters, tokens, flops, final_loss; other columns may be there, `state` is heeded
+    rows.csv              parameters, tokens, flops, final_loss; other columns may be there, `state` and
+                          `floor_loss` are heeded
     isoflops_curves.json  [{"parameters": N, "compute_budget": C, "final_loss": L}, ...], tokens = C / (6 N)
 
 Runs of one budget differ a little in what they really cost, because steps are whole; those whose costs lie
@@ -33,6 +34,8 @@ class Trained(NamedTuple):
     flops: float
     loss: float
     label: str = ""
+    floor: float = 0.0
+    """Entropy of the text in nats per token, which no loss can beat; 0 where nobody knows it."""
 
 
 class Group(NamedTuple):
@@ -110,7 +113,8 @@ def _run(row: Mapping[str, Any], where: str) -> Trained:
     each = FLOPS_PER_PARAMETER * parameters
     tokens = _positive(row, "tokens", where) if has_tokens else _positive(row, key, where) / each
     flops = _positive(row, key, where) if has_flops else tokens * each
-    return Trained(parameters, tokens, flops, loss, str(row.get("label") or ""))
+    floor = _positive(row, "floor_loss", where) if row.get("floor_loss") not in (None, "") else 0.0
+    return Trained(parameters, tokens, flops, loss, str(row.get("label") or ""), floor)
 
 
 def _positive(row: Mapping[str, Any], name: str, where: str) -> float:
