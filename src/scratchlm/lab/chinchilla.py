@@ -7,8 +7,8 @@ r"""Runs come in; their loss as a function of parameters N and tokens D goes out
 For given exponents E, A and B follow from linear least squares, so each start is a pair (alpha, beta) of a
 grid; from all of them Levenberg and Marquardt's steps go down at once (a batch of 5 x 5 systems), with
 Huber's loss as squares weighted anew in each step. Where the text's entropy is known, E does not go below
-it: nothing predicts a text better than its own probabilities. Intervals: the runs are drawn with replacement and fitted
-again; those of a prediction hold the scatter of a single run on top.
+it: nothing predicts a text better than its own probabilities. Intervals: the runs are drawn with replacement
+and fitted again; those of a prediction hold the scatter of a single run on top.
 
 Source: Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, section 3.3 (approach 3); they use L-BFGS, and
 stopped it too early: Besiroglu et al. 2024, https://arxiv.org/abs/2404.10102.
