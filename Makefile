@@ -67,7 +67,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.development: $(VENV)/.installed
-	$(PIP) install -q -c constraints.txt -e '.[dev,docs,kernels,ray]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,docs,kernels,ray,acceptance]'
 	touch $@
 
 $(VENV)/.benchmark: $(VENV)/.development

@@ -8,6 +8,7 @@ Reading order; in each group the first file explains the others.
     special_tokens   which special tokens a text may hold, and where they stand
     streaming        text that arrives in chunks; ids that leave one at a time
     offsets          where each token stands in the text
+    chat             a conversation -> ids, and a mask of what the assistant says; its Jinja template
     normalization    Unicode's composed form, for tokenizers that want it
 
   Text -> pieces that no token may cross
