@@ -41,8 +41,9 @@ class CausalSelfAttention(Module):
         self.v_proj = Linear(config.d_model, kv_width, bias=config.bias)
         self.output_proj = Linear(width, config.d_model, bias=config.bias)
         self.score_factor = score_factor(config.d_head, config.base_d_head)
-        self.q_norm = RMSNorm(config.d_head) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.d_head) if config.qk_norm else None
+        eps = config.norm.settings.get("eps", 1e-5)
+        self.q_norm = RMSNorm(config.d_head, eps=eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.d_head, eps=eps) if config.qk_norm else None
         self.attention = choose("attention", config.attention).function
         self.project_heads = choose("project_heads").function
 
