@@ -9,6 +9,7 @@ import torch
 pytestmark = pytest.mark.distributed
 
 END = {"what": "end"}
+STAYS = ("distributed=fsdp2", "distributed.reshard_after_forward=false")
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,8 @@ def found(tmp_path_factory):
         2: [
             real.told("ddp"),
             # where logits differ between machines, process 1 would end its samples early and be alone
-            real.told(
-                "fsdp2", "distributed=fsdp2", "distributed.reshard_after_forward=false", harm=END, rank=1
-            ),
-            real.told("nan", "distributed=fsdp2", harm={"what": "nan", "row": 15}, rank=1),
+            real.told("fsdp2", "distributed=fsdp2", harm=END, rank=1),
+            real.told("nan", *STAYS, harm={"what": "nan", "row": 15}, rank=1),
             real.told("rich-2", "distributed=fsdp2", *real.RICH, **real.stop(2, 2)),
             real.told("rich-3", "distributed=zero1", *real.RICH, begin="rich-2", **real.stop(1, 2)),
             real.told("rich-6", "distributed=fsdp2", *real.RICH, begin="rich-3"),
