@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scratchlm.generate import SamplingConfig, generate_text, stream
-from scratchlm.generate.engine import HeldText, overlap
+from scratchlm.generate.text import HeldText, overlap
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.model.position import POSITIONS
 from scratchlm.tokenizer.base import END_OF_TEXT

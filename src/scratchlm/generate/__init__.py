@@ -1,9 +1,13 @@
-"""A prompt in, text out, piece by piece: sampling.py chooses tokens, engine.py runs the model.
+"""Prompts in, text out, piece by piece: sampling.py chooses tokens, engine.py runs many texts at once.
 
-The engine computes the prompt once, keeps its keys and values, and pays one step for each further token.
+    request.py   what is asked and answered         sequence.py   one text under way
+    runner.py    the model, slot by slot            text.py       stop strings across tokens
+
+A prompt is computed once, its keys and values are kept, and each further token costs one step.
 """
 
-from scratchlm.generate.engine import generate_text, stream
+from scratchlm.generate.engine import Engine, generate_text, stream
+from scratchlm.generate.request import Request
 from scratchlm.generate.sampling import SamplingConfig
 
-__all__ = ["SamplingConfig", "generate_text", "stream"]
+__all__ = ["Engine", "Request", "SamplingConfig", "generate_text", "stream"]

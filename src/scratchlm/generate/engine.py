@@ -1,18 +1,27 @@
-r"""A model, a tokenizer and a prompt in; pieces of text out, one token at a time.
+r"""Requests in, tokens and text out: continuous batching over a fixed number of slots.
 
-    prefill:  all tokens of the prompt in one pass; their keys and values stay in the cache
-    decode:   one token in, one out, against the cache
+    one step:   waiting requests take free slots
+                at most one chunk of one prompt goes through the model       prefill
+                all slots whose prompts are known get one further token      decode
+                each slot's token is chosen with its own settings and random numbers
 
-A text may grow past the context length: when the window is full, its last half is computed again from
-position 0 and goes on from there. Text is held back while it may still turn into a stop string or an
-incomplete character. A prompt opens a document, so the end-of-text token stands before it, as in the
-training data.
+A long prompt delays the others by one chunk a step, not by its whole length; a text that ends frees its slot
+for the next one at once. What a request gets does not depend on who is beside it, on the slot that it has or
+on when it came: bit for bit on one thread. The engine is synchronous and for one thread: whoever drives it
+calls `step` and deals out the events.
 
-Source: prefill and decode as in Pope et al. 2022, https://arxiv.org/abs/2211.05102, section 2.1.
+A full window: with full="slide" the window's last half is computed again from position 0 and goes on from
+there; with full="stop" the text ends.
+
+Sources: prefill and decode as in Pope et al. 2022, https://arxiv.org/abs/2211.05102, section 2.1; scheduling
+by steps: Yu et al. 2022 (Orca), https://www.usenix.org/conference/osdi22/presentation/yu; chunks of prompts
+between decodes: Agrawal et al. 2023, https://arxiv.org/abs/2308.16369.
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,9 +29,212 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
-from scratchlm.generate.sampling import SamplingConfig, sample
-from scratchlm.kernels.attention_reference import softmax
+from scratchlm.generate.request import Choice, Event, Request, Result, TokenInfo, check
+from scratchlm.generate.runner import PlainRunner, Runner
+from scratchlm.generate.sampling import SamplingConfig, bias, sample
+from scratchlm.generate.sequence import Sequence
 from scratchlm.tokenizer import Tokenizer
+
+CHUNK = 256
+"""Tokens of a prompt that go through the model at once: enough to fill its matrix products, few enough that
+those who write meanwhile wait for tens of milliseconds, not for a whole prompt."""
+
+
+class Stats(NamedTuple):
+    """What the engine has done and is doing."""
+
+    slots: int
+    running: int
+    """Continuations that have a slot."""
+    waiting: int
+    """Continuations that have none yet."""
+    finished: int
+    """Continuations that ended, for any reason."""
+    steps: int
+    prompt_tokens: int
+    """Tokens that went through prefill, those of slid windows too."""
+    new_tokens: int
+    """Tokens that were chosen."""
+
+
+class Engine:
+    """Continues many texts at once with one model."""
+
+    def __init__(
+        self,
+        model: Module,
+        tokenizer: Tokenizer | None,
+        *,
+        slots: int = 8,
+        chunk: int = CHUNK,
+        runner: Runner | None = None,
+    ) -> None:
+        """Prepare empty slots.
+
+        Args:
+            model: Token ids -> logits, with `config.context_length` and `make_cache()`.
+            tokenizer: The one that the model was trained with; None: tokens alone, no text, no stop texts.
+            slots: How many texts are continued at once; more wait.
+            chunk: The most tokens of a prompt in one step.
+            runner: How the model is computed. None: the fastest that can run it.
+
+        Raises:
+            ValueError: A number is below 1.
+        """
+        for name, value in {"slots": slots, "chunk": chunk}.items():
+            if value < 1:
+                raise ValueError(f"engine: {name}={value}; it must be at least 1.")
+        self.model, self.tokenizer, self.chunk = model, tokenizer, chunk
+        self.runner = runner or PlainRunner(model, slots)
+        self._slots: list[Sequence | None] = [None] * self.runner.num_slots
+        self._waiting: deque[Sequence] = deque()
+        self._told: list[Event] = []
+        self._next_id = 0
+        self._finished = self._steps = self._prompt_tokens = self._new_tokens = 0
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; return the number that its events carry.
+
+        Raises:
+            ValueError: The request cannot be computed; nothing was queued.
+        """
+        length = self.runner.context_length
+        check(request, vocab_size=self.runner.vocab_size, context_length=length)
+        request_id = self._next_id
+        self._next_id += 1
+        for index in range(request.n):
+            self._waiting.append(Sequence(request, request_id, index, self.tokenizer, length))
+        return request_id
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request and free its slots at once; the next step tells. Return whether it was under way."""
+        mine = [s for s in (*self._slots, *self._waiting) if s is not None and s.request_id == request_id]
+        for sequence in mine:
+            self._close(sequence, sequence.end("cancelled"))
+        return bool(mine)
+
+    def step(self) -> list[Event]:
+        """Do one step; return what it brought, each continuation's events in their order."""
+        with self._ready():
+            self._admit()
+            self._prefill()
+            self._decode()
+        self._steps += 1
+        events, self._told = self._told, []
+        return events
+
+    def run(self, requests: Iterable[Request]) -> list[Result]:
+        """Continue all requests to their ends; return their results in the same order.
+
+        Raises:
+            ValueError: A request cannot be computed, or other requests are under way.
+        """
+        if self.is_busy:
+            raise ValueError("engine: run() is for an engine without other requests; use submit and step.")
+        requests = list(requests)
+        length, vocab_size = self.runner.context_length, self.runner.vocab_size
+        for request in requests:
+            check(request, vocab_size=vocab_size, context_length=length)
+        ids = [self.submit(request) for request in requests]
+        events: dict[tuple[int, int], list[Event]] = {
+            (i, k): [] for i, r in zip(ids, requests, strict=True) for k in range(r.n)
+        }
+        while self.is_busy:
+            for event in self.step():
+                events[event.request_id, event.index].append(event)
+        return [
+            gather([events[i, k] for k in range(request.n)]) for i, request in zip(ids, requests, strict=True)
+        ]
+
+    def stats(self) -> Stats:
+        """Return what the engine has done and is doing."""
+        running = sum(sequence is not None for sequence in self._slots)
+        counts = (self._finished, self._steps, self._prompt_tokens, self._new_tokens)
+        return Stats(len(self._slots), running, len(self._waiting), *counts)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return bool(self._waiting or self._told) or any(sequence is not None for sequence in self._slots)
+
+    def _ready(self) -> contextlib.AbstractContextManager[None]:
+        # walking over all modules at every token is felt by small models
+        return evaluating(self.model) if self.model.training else contextlib.nullcontext()
+
+    def _admit(self) -> None:
+        for slot, taken in enumerate(self._slots):
+            while taken is None and self._waiting:
+                sequence = self._waiting.popleft()
+                if sequence.sampling.max_new_tokens == 0 and not sequence.wants_scores:
+                    self._close(sequence, sequence.end("length"))
+                    continue
+                self._slots[slot], sequence.slot = sequence, slot
+                self.runner.clear(slot)
+                break
+
+    def _prefill(self) -> None:
+        """Compute one chunk of the first text, by age, that has more than one token waiting."""
+        behind = [s for s in self._slots if s is not None and (s.waiting > 1 or s.wants_scores)]
+        if not behind:
+            return
+        sequence = min(behind, key=lambda s: (s.request_id, s.index))
+        if sequence.known == 0:
+            self.runner.clear(sequence.slot)
+        ids = sequence.window[sequence.known : sequence.known + self.chunk]
+        hidden = self.runner.prefill(sequence.slot, ids)
+        self._prompt_tokens += len(ids)
+        if sequence.wants_scores:
+            self._score(sequence, hidden)
+        sequence.known += len(ids)
+        if sequence.waiting:
+            return
+        if sequence.sampling.max_new_tokens == 0:
+            self._close(sequence, sequence.end("length"))
+            return
+        # the last row by itself: its logits must not depend on whether the others' are wanted
+        self._choose(sequence, self.runner.logits(hidden[-1:])[0])
+
+    def _decode(self) -> None:
+        ready = [s for s in self._slots if s is not None and s.waiting == 1 and not s.wants_scores]
+        if not ready:
+            return
+        for sequence in ready:
+            if sequence.known == 0:
+                self.runner.clear(sequence.slot)
+        logits = self.runner.decode([s.slot for s in ready], [s.window[-1] for s in ready])
+        for sequence, row in zip(ready, logits, strict=True):
+            sequence.known += 1
+            self._choose(sequence, row)
+
+    def _choose(self, sequence: Sequence, logits: Float[Tensor, " vocab"]) -> None:
+        """Choose a sequence's next token and tell what it brings."""
+        sampling = sequence.sampling
+        previous = sequence.previous_ids if sampling.repetition_penalty != 1.0 else ()
+        wanted = bias(logits, sampling, sequence.counts)[None]
+        token_id = int(sample(wanted, sampling, sequence.generator, torch.tensor([previous]).long())[0])
+        self._new_tokens += 1
+        event = sequence.accept(describe(logits, token_id, sequence.request.logprobs))
+        if event.finish_reason is None:
+            self._told.append(event)
+        else:
+            self._close(sequence, event)
+
+    def _score(self, sequence: Sequence, hidden: Float[Tensor, "time d_model"]) -> None:
+        """Note what the model thought of the prompt's tokens after those of this chunk."""
+        ids, wanted = sequence.window, sequence.request.logprobs
+        if sequence.known == 0:
+            sequence.prompt.append(TokenInfo(ids[0], None))
+        for row, token_id in zip(self.runner.logits(hidden), ids[sequence.known + 1 :], strict=False):
+            sequence.prompt.append(describe(row, token_id, wanted))
+
+    def _close(self, sequence: Sequence, event: Event) -> None:
+        """Tell a continuation's end and free what it had."""
+        if sequence.slot >= 0:
+            self._slots[sequence.slot] = None
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._finished += 1
+        self._told.append(event)
 
 
 class Piece(NamedTuple):
@@ -48,7 +260,8 @@ def stream(
 
     It ends at the end-of-text token (a piece of its own, without text of its own), at a stop string (the
     text before it is emitted, it is not), or after config.max_new_tokens. The texts of all pieces together
-    are the continuation.
+    are the continuation. A prompt opens a document, so the end-of-text token stands before it, as in the
+    training data; a text may grow past the context length (full="slide").
 
     Args:
         model: Token ids -> logits, with `config.context_length` and `make_cache()`.
@@ -56,26 +269,20 @@ def stream(
         prompt: Text to continue; special tokens in it are plain text. Empty: the beginning of a document.
         config: How to choose tokens and when to stop.
         use_cache: Whether to keep keys and values; without it every token costs a pass over the whole window.
+
+    Raises:
+        ValueError: The model's logits are no numbers.
     """
-    ids = [tokenizer.end_of_text_id, *tokenizer.encode_ordinary(prompt)]
-    generator = torch.Generator().manual_seed(config.seed)
-    window = Window(model, ids, use_cache=use_cache)
-    decoder, held = tokenizer.stream_decoder(), HeldText(config.stop)
-    for count in range(1, config.max_new_tokens + 1):
-        logits = window.next_logits()
-        token_id = int(sample(logits[None], config, generator, torch.tensor([ids]))[0])
-        probability = float(softmax(logits)[token_id])
-        if token_id == tokenizer.end_of_text_id:
-            yield Piece(token_id, held.push(decoder.flush()) + held.flush(), probability)
-            return
-        text = held.push(decoder.push(token_id))
-        if count == config.max_new_tokens:
-            text += held.push(decoder.flush()) + held.flush()
-        yield Piece(token_id, text, probability)
-        if held.stopped:
-            return
-        ids.append(token_id)
-        window.append(token_id)
+    ids = (tokenizer.end_of_text_id, *tokenizer.encode_ordinary(prompt))
+    runner = None if use_cache else PlainRunner(model, 1, use_cache=False)
+    engine = Engine(model, tokenizer, slots=1, chunk=model.config.context_length, runner=runner)
+    engine.submit(Request(prompt_ids=ids, sampling=config))
+    while engine.is_busy:
+        for event in engine.step():
+            if event.error is not None:
+                raise ValueError(f"generation: {event.error}")
+            if event.token is not None:
+                yield Piece(event.token.token_id, event.text, math.exp(event.token.logprob))
 
 
 def generate_text(
@@ -85,39 +292,28 @@ def generate_text(
     return "".join(piece.text for piece in stream(model, tokenizer, prompt, config, use_cache=use_cache))
 
 
-class Window:
-    """The tokens that the model sees, at most context_length of them, and what the cache knows about them."""
+def describe(logits: Float[Tensor, " vocab"], token_id: int, alternatives: int | None) -> TokenInfo:
+    """Return ln p of a token, and of the likeliest tokens, as many as are asked for."""
+    normaliser = logits.logsumexp(dim=0)
+    best: tuple[tuple[int, float], ...] = ()
+    if alternatives:
+        values, ids = logits.topk(alternatives)
+        best = tuple(zip(ids.tolist(), (values - normaliser).tolist(), strict=True))
+    return TokenInfo(token_id, float(logits[token_id] - normaliser), best)
 
-    def __init__(self, model: Module, ids: list[int], *, use_cache: bool) -> None:
-        """Start with the last context_length of `ids`.
 
-        Args:
-            model: Token ids -> logits.
-            ids: At least one token.
-            use_cache: Whether to keep keys and values.
-        """
-        self.model = model
-        self.capacity: int = model.config.context_length
-        self.ids = ids[-self.capacity :]
-        self.cache = model.make_cache() if use_cache else None
-        self.device = next(model.parameters()).device
-
-    def append(self, token_id: int) -> None:
-        """Add a token; a full window keeps its last half and is computed again."""
-        if len(self.ids) == self.capacity:
-            self.ids = self.ids[self.capacity - self.capacity // 2 :]
-            if self.cache is not None:
-                self.cache.clear()
-        self.ids.append(token_id)
-
-    @torch.no_grad()
-    def next_logits(self) -> Float[Tensor, " vocab"]:
-        """Return the logits of the token after the window, in float32 on the CPU."""
-        with evaluating(self.model):
-            known = self.cache.length if self.cache is not None else 0
-            new_ids = torch.tensor([self.ids[known:]], device=self.device)
-            hidden = self.model.hidden(new_ids, cache=self.cache)
-            return self.model.head(hidden[0, -1:])[0].float().cpu()
+def gather(events: list[list[Event]]) -> Result:
+    """Return a request's result from the events of its continuations."""
+    choices = tuple(
+        Choice(
+            text="".join(event.text for event in mine),
+            tokens=tuple(event.token for event in mine if event.token is not None),
+            finish_reason=mine[-1].finish_reason,
+            error=mine[-1].error,
+        )
+        for mine in events
+    )
+    return Result(choices=choices, prompt=next((e.prompt for e in events[0] if e.prompt), ()))
 
 
 @contextlib.contextmanager
@@ -129,49 +325,3 @@ def evaluating(model: Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-class HeldText:
-    """Text on its way out, kept back while its end may be the beginning of a stop string."""
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        """Watch for the texts in `stop`; empty ones are ignored."""
-        self.stop = tuple(text for text in stop if text)
-        self.stopped = False
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """Add `text`; return what is certain to be emitted.
-
-        Example: stop ["END"]; push("the E") -> "the ", push("N") -> "", push("ough") -> "ENough"; had "D"
-        come instead, push("D") -> "" and `stopped` would be True.
-        """
-        if self.stopped:
-            return ""
-        self._held += text
-        ends = [self._held.find(stop) for stop in self.stop]
-        found = [end for end in ends if end >= 0]
-        if found:
-            self.stopped = True
-            out, self._held = self._held[: min(found)], ""
-            return out
-        longest = max((overlap(self._held, stop) for stop in self.stop), default=0)
-        cut = len(self._held) - longest
-        out, self._held = self._held[:cut], self._held[cut:]
-        return out
-
-    def flush(self) -> str:
-        """Return what was held back: nothing can follow any more."""
-        out, self._held = self._held, ""
-        return out
-
-
-def overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins `stop` without being all of it.
-
-    Example: "the EN", "END" -> 2.
-    """
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

@@ -1,20 +1,24 @@
 r"""Logits in, the next token out: greedy, temperature, top-k, top-p, min-p, repetition penalty.
 
+    bias:         logit + bias of the token, - presence if it was written, - frequency * how often
     penalty:      logit / penalty if logit > 0, logit * penalty otherwise, for tokens that occurred before
     temperature:  p = softmax(logits / temperature); 0 takes the likeliest token
     top-k:        keep the k likeliest tokens
     top-p:        keep the likeliest tokens until their probabilities add up to p
     min-p:        keep tokens with at least min_p times the probability of the likeliest
 
-The filters work in this order, each on what the one before it left. A token is drawn as the argmax of p / e
-with e exponentially distributed: the shortest of the waiting times e / p belongs to token i with
-probability p_i, and a token with p = 0 waits for ever.
+The filters work in this order, each on what the one before it left. A token is drawn with one uniform number
+u: the first token at which the running sum of the probabilities exceeds u times their total. It grows at
+tokens with p > 0 only, so no other is drawn.
 
 Sources: penalty: Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1 (for negative logits
 multiplied, as everybody corrects it); top-k: Fan et al. 2018, https://arxiv.org/abs/1805.04833; top-p:
 Holtzman et al. 2019, https://arxiv.org/abs/1904.09751; min-p: Nguyen et al. 2024,
-https://arxiv.org/abs/2407.01082.
+https://arxiv.org/abs/2407.01082; presence and frequency: https://platform.openai.com/docs/api-reference
+"frequency_penalty" and "presence_penalty", which count what was written, not the prompt.
 """
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +42,12 @@ class SamplingConfig(Config):
     """Keep tokens with at least this share of the likeliest one's probability. None: all."""
     repetition_penalty: float = Field(default=1.0, gt=0.0)
     """Above 1 tokens that occurred already get less likely; 1 changes nothing."""
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    """Taken from the logits of tokens that were written already (the prompt does not count)."""
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    """Taken from a written token's logit, once for each time that it was written."""
+    logit_bias: dict[int, float] = Field(default={})
+    """Token id -> what is added to its logit; -100 forbids it in practice."""
     max_new_tokens: int = Field(default=256, ge=0)
     """The most tokens to add."""
     stop: tuple[str, ...] = ()
@@ -70,8 +80,41 @@ def sample(
         probabilities = keep_top_p(probabilities, config.top_p)
     if config.min_p is not None:
         probabilities = keep_min_p(probabilities, config.min_p)
-    waiting = torch.empty_like(probabilities).exponential_(generator=generator)
-    return (probabilities / waiting).argmax(dim=-1)
+    return draw(probabilities, generator)
+
+
+def draw(probabilities: Float[Tensor, "batch vocab"], generator: torch.Generator) -> Int[Tensor, " batch"]:
+    """Return one token of each row, token i with a probability in proportion to its number.
+
+    Example: [0.5, 0.25, 0.25] and u = 0.6 -> 1: the running sums are 0.5, 0.75, 1.
+    """
+    sums = probabilities.double().cumsum(dim=-1)
+    u = torch.rand(len(sums), 1, generator=generator, dtype=torch.float64, device=generator.device)
+    ids = torch.searchsorted(sums, u.to(sums.device) * sums[:, -1:], right=True)[:, 0]
+    # u * total may be rounded up to the total itself: then the last token that can be drawn
+    return torch.minimum(ids, (sums < sums[:, -1:]).sum(dim=-1))
+
+
+def bias(
+    logits: Float[Tensor, " vocab"], config: SamplingConfig, counts: Mapping[int, int]
+) -> Float[Tensor, " vocab"]:
+    """Return a row's logits with logit_bias added and the presence and frequency penalties taken away.
+
+    Example: presence 0.5, frequency 0.1, a token written twice: its logit loses 0.7.
+
+    Args:
+        logits: The model's output at the last position.
+        config: How much.
+        counts: How often each token was written.
+    """
+    added = dict(config.logit_bias)
+    if config.presence_penalty or config.frequency_penalty:
+        for token_id, count in counts.items():
+            taken = config.presence_penalty + config.frequency_penalty * count
+            added[token_id] = added.get(token_id, 0.0) - taken
+    if not added:
+        return logits
+    return logits.index_add(0, torch.tensor(list(added)), torch.tensor(list(added.values())))
 
 
 def penalise(

@@ -66,5 +66,9 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the cache holds."""
-        blocks = [block for block in self._blocks if block is not None]
-        return sum(tensor.numel() * tensor.element_size() for block in blocks for tensor in block)
+        return sum(tensor.numel() * tensor.element_size() for block in self.blocks for tensor in block)
+
+    @property
+    def blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """The memory itself: keys and values of each layer that has stored any."""
+        return [block for block in self._blocks if block is not None]

@@ -1,0 +1,124 @@
+"""One continuation under way: its window, its random numbers, its text, and when it is over.
+
+    window    the tokens that the model sees, at most context_length of them
+    known     how many of them the runner has computed
+    waiting   window[known:], one token while decoding, more at the start and after the window slid
+
+Everything that a continuation's next token depends on is here or in its slot of the runner, so neighbours
+cannot change it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence as Ids
+
+import torch
+
+from scratchlm.generate.request import Event, FinishReason, Request, TokenInfo
+from scratchlm.generate.text import HeldText
+from scratchlm.tokenizer import Tokenizer
+
+
+class Sequence:
+    """One of the n continuations of a request."""
+
+    def __init__(
+        self, request: Request, request_id: int, index: int, tokenizer: Tokenizer | None, context_length: int
+    ) -> None:
+        """Start with the last context_length tokens of the prompt."""
+        self.request, self.request_id, self.index = request, request_id, index
+        self.sampling = request.sampling
+        self.context_length = context_length
+        self.prompt: list[TokenInfo] = []
+        self.window: list[int] = list(request.prompt_ids[-context_length:])
+        self.known = 0
+        self.counts: Counter[int] = Counter()
+        self.num_new = 0
+        self.slot = -1
+        self.generator = torch.Generator().manual_seed(self.sampling.seed + index)
+        self._decoder = tokenizer.stream_decoder() if tokenizer is not None else None
+        self._held = HeldText(self.sampling.stop)
+        ids = request.stop_ids
+        self._stop_ids = frozenset(
+            ids if ids is not None else () if tokenizer is None else (tokenizer.end_of_text_id,)
+        )
+        self._prompt_is_told = not request.echo
+        self.finished = False
+
+    @property
+    def waiting(self) -> int:
+        """How many tokens the runner must compute before the next one can be chosen."""
+        return len(self.window) - self.known
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the prompt's own logits are still needed."""
+        return not self._prompt_is_told and self.request.logprobs is not None
+
+    @property
+    def previous_ids(self) -> Ids[int]:
+        """All tokens so far, for the repetition penalty: what slid out of the window counts too."""
+        return (*self.request.prompt_ids, *self.counts)
+
+    def accept(self, token: TokenInfo) -> Event:
+        """Take the chosen token; return what it brings. The window moves, unless it was the last token."""
+        if not math.isfinite(token.logprob):
+            return self.fail(f"the model's logits are no numbers after {self.num_new} new tokens.")
+        self.num_new += 1
+        if token.token_id in self._stop_ids:
+            return self._event(token, self._push(self._rest()) + self._held.flush(), "stop")
+        try:
+            text = self._push("" if self._decoder is None else self._decoder.push(token.token_id))
+        except ValueError as error:
+            return self.fail(f"token {token.token_id}: {error}")
+        if self.num_new == self.sampling.max_new_tokens or self._is_full:
+            text += self._push(self._rest()) + self._held.flush()
+            return self._event(token, text, "stop" if self._held.stopped else "length")
+        if self._held.stopped:
+            return self._event(token, text, "stop")
+        self.counts[token.token_id] += 1
+        self._append(token.token_id)
+        return self._event(token, text, None)
+
+    def end(self, reason: FinishReason) -> Event:
+        """End it without a further token; return the text that was held back."""
+        return self._event(None, self._push(self._rest()) + self._held.flush(), reason)
+
+    def fail(self, error: str) -> Event:
+        """End it because something went wrong."""
+        return self._event(None, self._held.flush(), "error", error)
+
+    @property
+    def _is_full(self) -> bool:
+        return self.request.full == "stop" and len(self.window) == self.context_length
+
+    def _append(self, token_id: int) -> None:
+        """Add a token; a full window keeps its last half and is computed again."""
+        if len(self.window) == self.context_length:
+            self.window = self.window[self.context_length - self.context_length // 2 :]
+            self.known = 0
+        self.window.append(token_id)
+
+    def _push(self, text: str) -> str:
+        return self._held.push(text)
+
+    def _rest(self) -> str:
+        return "" if self._decoder is None else self._decoder.flush()
+
+    def _event(
+        self, token: TokenInfo | None, text: str, reason: FinishReason | None, error: str | None = None
+    ) -> Event:
+        prompt: tuple[TokenInfo, ...] = ()
+        if not self._prompt_is_told:
+            prompt = tuple(self.prompt) or tuple(TokenInfo(i, None) for i in self.request.prompt_ids)
+            self._prompt_is_told = True
+        self.finished = reason is not None
+        return Event(
+            request_id=self.request_id,
+            index=self.index,
+            token=token,
+            text=text,
+            prompt=prompt,
+            finish_reason=reason,
+            error=error,
+        )
