@@ -18,8 +18,10 @@ def build_app() -> typer.Typer:
         data,
         doctor,
         evaluate,
+        export,
         generate,
         help,
+        import_,
         launch,
         plan,
         profile,
@@ -51,6 +53,8 @@ def build_app() -> typer.Typer:
     app.add_typer(study.app, name="study", rich_help_panel=LOOK)
     app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel=LOOK)
     app.add_typer(bench.app, name="bench", rich_help_panel=LOOK)
+    app.add_typer(export.app, name="export", rich_help_panel=PREPARE)
+    app.add_typer(import_.app, name="import", rich_help_panel=PREPARE)
     app.add_typer(corpus.app, name="corpus", rich_help_panel=GROUPS)
     app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=GROUPS)
     app.add_typer(data.app, name="data", rich_help_panel=GROUPS)
