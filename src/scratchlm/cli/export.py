@@ -1,5 +1,6 @@
 """`scratchlm export`: a trained model as files that other programs open."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,3 +32,27 @@ def hf(
     table = export_hf(load_run(run, device="cpu", checkpoint=checkpoint), folder, dtype=dtype)
     out().print(f"{folder}: {table['architectures'][0]}, {dtype}", style="bold")
     out().print(f"AutoModelForCausalLM.from_pretrained({str(folder)!r}) opens it.")
+
+
+@app.command()
+def gguf(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="File to make.")],
+    dtype: Annotated[
+        Literal["f32", "f16", "q8_0"],
+        typer.Option(help="Format of the matrices; q8_0 has 8.5 bits a number."),
+    ] = "f16",
+    checkpoint: CheckpointOption = "newest",
+    plugin: Plugin = None,
+) -> None:
+    """Write one file for llama.cpp: weights, tokenizer, chat template."""
+    from scratchlm.cli.console import out, size
+    from scratchlm.interop.llama_cpp import export_gguf
+    from scratchlm.train.folder import load_run
+
+    load_plugins(plugin)
+    fields = export_gguf(load_run(run, device="cpu", checkpoint=checkpoint), file, format=dtype)
+    out().print(
+        f"{file}: {fields['general.architecture']}, {dtype}, {size(file.stat().st_size)}", style="bold"
+    )
+    out().print(f"llama-cli -m {shlex.quote(str(file))} opens it.")
