@@ -7,11 +7,12 @@ import torch
 
 from scratchlm.generate import Engine, Request, SamplingConfig
 from scratchlm.generate.runner import PlainRunner
+from scratchlm.generate.runner_fused import FusedRunner
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.tokenizer.base import END_OF_TEXT
 from scratchlm.tokenizer.bpe import BPETokenizer
 
-RUNNERS = {"plain": PlainRunner}
+RUNNERS = {"plain": PlainRunner, "fused": FusedRunner}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_result_does_not_depend_on_its_neighbours(engine):
 
 
 def test_what_a_slot_held_before_leaves_no_trace(engine):
-    expected = engine().run([asks(3)])
+    expected = engine(slots=2).run([asks(3)])
     used = engine(slots=2)
     used.run([asks(6), asks(5), asks(4)])
     for keys, values in used.runner.memory():
@@ -84,7 +85,7 @@ def test_what_a_slot_held_before_leaves_no_trace(engine):
 
 
 def test_a_cancelled_request_frees_its_slots_and_disturbs_nobody(engine):
-    expected = engine().run([asks(2)])[0].choices[0].tokens
+    expected = engine(slots=3).run([asks(2)])[0].choices[0].tokens
     used, events = engine(slots=3), []
     kept = used.submit(asks(2))
     others = [used.submit(asks(6, n=2)), used.submit(asks(5)), used.submit(asks(4))]
@@ -227,7 +228,7 @@ def test_biases_force_and_forbid(engine):
 
 
 def test_numbers_that_are_none_end_one_request_only(tokenizer, model):
-    expected = Engine(model, tokenizer, slots=2).run([asks(1)])[0]
+    expected = Engine(model, tokenizer, runner=PlainRunner(model, 2)).run([asks(1)])[0]
 
     class Poisoned(PlainRunner):
         def decode(self, slots, ids):

@@ -31,6 +31,7 @@ from torch.nn import Module
 
 from scratchlm.generate.request import Choice, Event, Request, Result, TokenInfo, check
 from scratchlm.generate.runner import PlainRunner, Runner
+from scratchlm.generate.runner_fused import fastest_runner
 from scratchlm.generate.sampling import SamplingConfig, bias, sample
 from scratchlm.generate.sequence import Sequence
 from scratchlm.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ class Engine:
             if value < 1:
                 raise ValueError(f"engine: {name}={value}; it must be at least 1.")
         self.model, self.tokenizer, self.chunk = model, tokenizer, chunk
-        self.runner = runner or PlainRunner(model, slots)
+        self.runner = runner or fastest_runner(model, slots)
         self._slots: list[Sequence | None] = [None] * self.runner.num_slots
         self._waiting: deque[Sequence] = deque()
         self._told: list[Event] = []
