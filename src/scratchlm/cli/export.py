@@ -8,7 +8,7 @@ import typer
 
 from scratchlm.cli.sources import CheckpointOption, Plugin, load_plugins
 
-app = typer.Typer(no_args_is_help=True, help="Take a model elsewhere: transformers, llama.cpp.")
+app = typer.Typer(no_args_is_help=True, help="Take a model elsewhere: transformers, llama.cpp, onnxruntime.")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
@@ -56,3 +56,20 @@ def gguf(
         f"{file}: {fields['general.architecture']}, {dtype}, {size(file.stat().st_size)}", style="bold"
     )
     out().print(f"llama-cli -m {shlex.quote(str(file))} opens it.")
+
+
+@app.command()
+def onnx(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="File to make.")],
+    checkpoint: CheckpointOption = "newest",
+    plugin: Plugin = None,
+) -> None:
+    """Write the graph of the model, token ids to logits, for onnxruntime; needs the extra onnx."""
+    from scratchlm.cli.console import out, size
+    from scratchlm.interop.onnx_file import export_onnx
+    from scratchlm.train.folder import load_run
+
+    load_plugins(plugin)
+    export_onnx(load_run(run, device="cpu", checkpoint=checkpoint), file)
+    out().print(f"{file}: token_ids -> logits, {size(file.stat().st_size)}", style="bold")

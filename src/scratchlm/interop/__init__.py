@@ -8,6 +8,7 @@
     hf_read    a folder of Hugging Face -> a run folder; suspicious of everything
     gguf       numbers and texts -> a GGUF file
     llama_cpp  a run -> a GGUF file that llama.cpp opens
+    onnx_file  a run -> the graph of its model, for onnxruntime
 
 Sources of the formats: https://huggingface.co/docs/transformers,
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
