@@ -118,4 +118,4 @@ def test_processes_hold_and_send_what_the_tables_say(world_size):
         if way == "fsdp":  # ours gathers the root again for the backward pass
             expected += root
         # a 1 for each gradient travels along, and what fills up rows
-        assert expected * (1 - 1e-6) <= results[0][way][3] <= expected * (1 + 2e-3), way
+        assert expected * (1 - 1e-6) <= results[0][way][3] <= expected * (1 + 1e-3 * world_size), way
