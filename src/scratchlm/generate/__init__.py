@@ -3,6 +3,7 @@
     request.py   what is asked and answered         sequence.py   one text under way
     runner.py    the model, slot by slot            text.py       stop strings across tokens
     runner_fused.py   a transformer on a CPU, all slots in one pass
+    speculate.py      guesses that one pass confirms
 
 A prompt is computed once, its keys and values are kept, and each further token costs one step.
 """

@@ -34,6 +34,7 @@ from scratchlm.generate.runner import PlainRunner, Runner
 from scratchlm.generate.runner_fused import fastest_runner
 from scratchlm.generate.sampling import SamplingConfig, bias, sample
 from scratchlm.generate.sequence import Sequence
+from scratchlm.generate.speculate import Drafter
 from scratchlm.tokenizer import Tokenizer
 
 CHUNK = 256
@@ -56,6 +57,10 @@ class Stats(NamedTuple):
     """Tokens that went through prefill, those of slid windows too."""
     new_tokens: int
     """Tokens that were chosen."""
+    drafted: int
+    """Tokens that the drafter guessed."""
+    confirmed: int
+    """How many of them were right."""
 
 
 class Engine:
@@ -69,6 +74,7 @@ class Engine:
         slots: int = 8,
         chunk: int = CHUNK,
         runner: Runner | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """Prepare empty slots.
 
@@ -78,6 +84,7 @@ class Engine:
             slots: How many texts are continued at once; more wait.
             chunk: The most tokens of a prompt in one step.
             runner: How the model is computed. None: the fastest that can run it.
+            drafter: Who guesses the next tokens, so that one pass may confirm several (speculate.py).
 
         Raises:
             ValueError: A number is below 1.
@@ -87,11 +94,13 @@ class Engine:
                 raise ValueError(f"engine: {name}={value}; it must be at least 1.")
         self.model, self.tokenizer, self.chunk = model, tokenizer, chunk
         self.runner = runner or fastest_runner(model, slots)
+        self.drafter = drafter
         self._slots: list[Sequence | None] = [None] * self.runner.num_slots
         self._waiting: deque[Sequence] = deque()
         self._told: list[Event] = []
         self._next_id = 0
         self._finished = self._steps = self._prompt_tokens = self._new_tokens = 0
+        self._drafted = self._confirmed = 0
 
     def submit(self, request: Request) -> int:
         """Queue a request; return the number that its events carry.
@@ -151,6 +160,7 @@ class Engine:
         """Return what the engine has done and is doing."""
         running = sum(sequence is not None for sequence in self._slots)
         counts = (self._finished, self._steps, self._prompt_tokens, self._new_tokens)
+        counts += (self._drafted, self._confirmed)
         return Stats(len(self._slots), running, len(self._waiting), *counts)
 
     @property
@@ -202,17 +212,47 @@ class Engine:
         for sequence in ready:
             if sequence.known == 0:
                 self.runner.clear(sequence.slot)
+        if self.drafter is not None:
+            ready = [s for s in ready if not self._confirm(s, self.drafter)]
+        if not ready:
+            return
         logits = self.runner.decode([s.slot for s in ready], [s.window[-1] for s in ready])
         for sequence, row in zip(ready, logits, strict=True):
             sequence.known += 1
             self._choose(sequence, row)
 
+    def _confirm(self, sequence: Sequence, drafter: Drafter) -> bool:
+        """Let one pass choose several tokens, as long as the guesses are right; False if there is no guess.
+
+        Row i is computed as if the first i guesses were true, and counts only if they were. Each token is
+        chosen as it would be without guesses, from the same logits with the same random numbers.
+        """
+        room = min(sequence.room, sequence.sampling.max_new_tokens - sequence.num_new - 1)
+        guesses = drafter.propose((*sequence.request.prompt_ids, *sequence.written), room) if room > 0 else []
+        if not guesses:
+            return False
+        rows = self.runner.logits(self.runner.prefill(sequence.slot, [sequence.window[-1], *guesses]))
+        self._drafted += len(guesses)
+        for row, guess in zip(rows, [*guesses, None], strict=True):
+            sequence.known += 1
+            self._choose(sequence, row)
+            if sequence.finished or sequence.written[-1] != guess:
+                break
+            self._confirmed += 1
+        if not sequence.finished and sequence.known:  # known 0: the window slid
+            self.runner.truncate(sequence.slot, sequence.known)
+        return True
+
     def _choose(self, sequence: Sequence, logits: Float[Tensor, " vocab"]) -> None:
         """Choose a sequence's next token and tell what it brings."""
         sampling = sequence.sampling
-        previous = sequence.previous_ids if sampling.repetition_penalty != 1.0 else ()
-        wanted = bias(logits, sampling, sequence.counts)[None]
-        token_id = int(sample(wanted, sampling, sequence.generator, torch.tensor([previous]).long())[0])
+        wanted = bias(logits, sampling, sequence.counts)
+        if sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0:
+            token_id = int(wanted.argmax())
+        else:
+            previous = sequence.previous_ids if sampling.repetition_penalty != 1.0 else ()
+            previous_ids = torch.tensor([previous], dtype=torch.long)
+            token_id = int(sample(wanted[None], sampling, sequence.generator, previous_ids)[0])
         self._new_tokens += 1
         event = sequence.accept(describe(logits, token_id, sequence.request.logprobs))
         if event.finish_reason is None:

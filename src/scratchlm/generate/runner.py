@@ -2,6 +2,7 @@
 
     prefill(slot, ids)       several new tokens of one slot; their keys and values stay in its cache
     decode(slots, ids)       one new token of each of some slots
+    truncate(slot, length)   the slot keeps its first tokens only
     clear(slot)              the slot begins anew
 
 `PlainRunner` runs any model that has `hidden`, `head` and `make_cache`, each slot by itself: the naive twin
@@ -38,6 +39,10 @@ class Runner(ABC):
     @abstractmethod
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> Float[Tensor, "rows vocab"]:
         """Compute one further token of each slot; return the logits of what follows, in their order."""
+
+    @abstractmethod
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the slot's first `length` tokens only."""
 
     @abstractmethod
     def clear(self, slot: int) -> None:
@@ -87,6 +92,12 @@ class PlainRunner(Runner):
         return torch.cat(
             [self.logits(self.prefill(slot, [id])[-1:]) for slot, id in zip(slots, ids, strict=True)]
         )
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the slot's first `length` tokens only."""
+        del self._ids[slot][length:]
+        if self._caches[slot] is not None:
+            self._caches[slot].truncate(length)
 
     def clear(self, slot: int) -> None:
         """Forget the slot's tokens; its memory stays."""

@@ -112,6 +112,11 @@ class FusedRunner(Runner):
             x = layer.forward(x, lambda q, k, v, layer=layer: layer.attend(q, k, v, places))
         return self.model.head(self._ln_final(x))[list(slots)]
 
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the slot's first `length` tokens only."""
+        assert 0 <= length <= self._lengths[slot], (length, self._lengths[slot])
+        self._lengths[slot] = length
+
     def clear(self, slot: int) -> None:
         """Forget the slot's tokens; its memory stays and is never read before it is written."""
         self._lengths[slot] = 0

@@ -33,6 +33,7 @@ class Sequence:
         self.window: list[int] = list(request.prompt_ids[-context_length:])
         self.known = 0
         self.counts: Counter[int] = Counter()
+        self.written: list[int] = []
         self.num_new = 0
         self.slot = -1
         self.generator = torch.Generator().manual_seed(self.sampling.seed + index)
@@ -49,6 +50,11 @@ class Sequence:
     def waiting(self) -> int:
         """How many tokens the runner must compute before the next one can be chosen."""
         return len(self.window) - self.known
+
+    @property
+    def room(self) -> int:
+        """How many tokens fit into the window behind those that are there."""
+        return self.context_length - len(self.window)
 
     @property
     def wants_scores(self) -> bool:
@@ -77,6 +83,7 @@ class Sequence:
         if self._held.stopped:
             return self._event(token, text, "stop")
         self.counts[token.token_id] += 1
+        self.written.append(token.token_id)
         self._append(token.token_id)
         return self._event(token, text, None)
 

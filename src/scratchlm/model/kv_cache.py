@@ -59,6 +59,16 @@ class KVCache:
         """Count `num_tokens` as stored, once all layers have written them."""
         self.length += num_tokens
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens only.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"KVCache: length={length}; keep 0 to {self.length} tokens.")
+        self.length = length
+
     def clear(self) -> None:
         """Forget all tokens; the memory stays."""
         self.length = 0
