@@ -36,7 +36,7 @@ def model():
     return model
 
 
-@pytest.fixture(params=sorted(RUNNERS))
+@pytest.fixture(params=["fused", pytest.param("plain", marks=pytest.mark.slow)])
 def engine(request, model, tokenizer):
     """Makes engines over one kind of runner."""
 

@@ -37,7 +37,7 @@ class Stubborn(Drafter):
         return [7, 7, 7][:room]
 
 
-@pytest.mark.parametrize("runner", [PlainRunner, FusedRunner])
+@pytest.mark.parametrize("runner", [pytest.param(PlainRunner, marks=pytest.mark.slow), FusedRunner])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("draft", ["n-gram", "model", "stubborn"])
 def test_the_text_is_the_one_without_guesses(runner, temperature, draft):
@@ -77,6 +77,7 @@ def test_a_stop_token_within_a_guess_ends_the_text():
     assert ids_of([stopped])[0] == ids_of([free])[0][:length]
 
 
+@pytest.mark.slow
 def test_draws_follow_the_model_whatever_is_guessed():
     model = build(vocab_size=5)
     sampling = SamplingConfig(max_new_tokens=2, seed=0)
