@@ -1,6 +1,6 @@
 """AdamW, Muon and SGD on the demo's corpus: trains what is missing and writes rows.csv and losses.png.
 
-    python experiments/2026-11-optimizers/train_all.py FOLDER      runs go there and are not trained twice
+    python experiments/2026-11-demo-optimizers/train_all.py FOLDER      runs go there and are not trained twice
 
 First each optimizer's learning rate is chosen among RATES with one seed and a short run; then each is trained
 with three seeds at its best. Everything else is the recipe "demo".
