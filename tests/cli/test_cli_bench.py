@@ -139,16 +139,16 @@ def test_a_mistake_is_one_line_before_anything_is_measured(cli, words, message):
     ],
 )
 def test_a_mistake_is_one_line_before_any_process_is_started(cli, monkeypatch, words, message):
-    from scratchlm.bench import comm, ddp, shards
+    from scratchlm.bench import comm, parallel
 
-    for module in (comm, ddp, shards):
+    for module in (comm, parallel):
         monkeypatch.setattr(module, "read_group", None)
     assert message in cli("bench", *words).error
 
 
 def test_what_processes_found_is_shown_and_written(cli, monkeypatch, tmp_path):
     """The processes themselves are tested in tests/bench."""
-    from scratchlm.bench import ddp, shards
+    from scratchlm.bench import parallel
 
     def found(name, group, *, world_size, backend):
         assert (world_size, backend, group.rounds, group.steps) == (3, "gloo", 4, 1)
@@ -162,8 +162,7 @@ def test_what_processes_found_is_shown_and_written(cli, monkeypatch, tmp_path):
                 more = {"num_parameters": 1, "held": held, "foretold": held}
             yield figures | more
 
-    monkeypatch.setattr(ddp, "read_group", found)
-    monkeypatch.setattr(shards, "read_group", found)
+    monkeypatch.setattr(parallel, "read_group", found)
     how = ["-N", "3", "--rounds", "4", "--steps", "1", "--backend", "gloo", *SMALL]
     shown = cli("bench", "ddp", *how, "--ways", "flat,torch", "--sweep", "no", "-o", "rows.jsonl")
     assert shown.code == 0

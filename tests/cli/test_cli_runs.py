@@ -79,6 +79,8 @@ def test_an_interrupted_run_exits_with_its_signal_and_says_how_to_go_on(cli, mon
     import scratchlm.train.run as training
 
     def stop(config, path, **settings):
+        path.mkdir(exist_ok=True)
+        (path / "config.json").write_text("{}", encoding="utf-8")
         return {"stopped_early": True, "stopped_by": name, "steps": 3}
 
     monkeypatch.setattr(training, "run", stop)

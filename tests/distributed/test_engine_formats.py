@@ -18,6 +18,7 @@ from scratchlm.model import MODELS, ModelSettings
 from scratchlm.model.block import Block
 from scratchlm.optim import OPTIMIZERS
 from scratchlm.optim.muon import WholeMatrices
+from scratchlm.tokenizer.chars import CharTokenizer
 from scratchlm.train import recipes
 from scratchlm.train.examine import Dictated
 from scratchlm.train.run import run
@@ -133,25 +134,13 @@ def test_all_processes_draw_from_the_logits_of_process_0():
         def from_first(self, tensor):
             return torch.nn.functional.one_hot(torch.full(tensor.shape[:1], 7), tensor.shape[1]) * 99.0
 
-    class Letters:
-        end_of_text_id = 0
-
-        def encode_ordinary(self, text):
-            return [1 + ord(letter) - ord("a") for letter in text]
-
-        def stream_decoder(self):
-            return self
-
-        def push(self, token_id):
-            return chr(token_id - 1 + ord("a"))
-
-        def flush(self):
-            return ""
-
-    settings = ModelSettings(context_length=8, d_model=8, num_layers=1, num_heads=2).with_vocabulary(11)
-    model = Dictated(MODELS.get("transformer")(settings), FirstSaysOther())
-    pieces = list(stream(model, Letters(), "abc", SamplingConfig(max_new_tokens=12)))
-    assert "".join(piece.text for piece in pieces) == "g" * 12
+    tokenizer = CharTokenizer("abcdefghij")
+    settings = ModelSettings(context_length=8, d_model=8, num_layers=1, num_heads=2)
+    model = MODELS.get("transformer")(settings.with_vocabulary(tokenizer.vocab_size))
+    pieces = list(
+        stream(Dictated(model, FirstSaysOther()), tokenizer, "abc", SamplingConfig(max_new_tokens=12))
+    )
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode([7]) * 12
     assert model.training
 
 
