@@ -1,8 +1,6 @@
 """`python -m scratchlm`: the same as the `scratchlm` command."""
 
-import sys
-
-from scratchlm.cli import main
+from scratchlm.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -228,6 +228,33 @@ def test_a_crash_is_told_with_the_last_words(tmp_path):
     assert processes._who_is_lost([ended]) == "process 1 was killed by SIGABRT (terminate called)"
 
 
+def test_a_process_that_breaks_while_it_leaves_after_an_interruption_was_stopped_all_the_same():
+    ended = [
+        Ended(0, 143, "Interrupted", "stopped after step 10", 1),
+        Ended(1, -6, "Interrupted", "stopped", 2),
+    ]
+    assert processes._who_is_lost(ended) == ""
+    with pytest.raises(Interrupted, match="stopped after step 10") as caught:
+        processes._conclude(ended, [], "me", at_once=False)
+    assert caught.value.code == 143
+
+
+ABORTS_AT_EXIT = """
+import atexit, os, torch
+from scratchlm import cli
+atexit.register(os.abort)
+cli.main = lambda: 143
+cli.command()
+"""
+
+
+def test_a_process_of_several_leaves_without_taking_its_interpreter_down():
+    shared = subprocess.run([sys.executable, "-c", ABORTS_AT_EXIT], env=os.environ | {"WORLD_SIZE": "2"})
+    assert shared.returncode == 143
+    alone = subprocess.run([sys.executable, "-c", ABORTS_AT_EXIT])
+    assert alone.returncode == -signal.SIGABRT
+
+
 def test_an_error_file_is_what_torchrun_reads_and_is_told_there_only(tmp_path, monkeypatch, capfd):
     from scratchlm.cli.errors import report
 

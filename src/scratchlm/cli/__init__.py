@@ -7,9 +7,11 @@ answers before torch could even be found on the disk. Exit codes: 0 done, 2 an e
 stderr), 130 stopped by Ctrl-C, 143 stopped by SIGTERM (a run has saved a checkpoint in both cases).
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
@@ -43,6 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from scratchlm.cli.errors import report
 
         return report(error, debug=debug)
+
+
+def command() -> NoReturn:
+    """Be the command `scratchlm`: run one command, and end this process with its exit code."""
+    code = main()
+    if "WORLD_SIZE" in os.environ and "torch" in sys.modules:
+        # a thread of gloo's may abort an interpreter that is being taken down; all is said, so leave at once
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:

@@ -42,6 +42,8 @@ GRACE_SECONDS = 30.0
 """How long the others may take to end after one has; torchrun's own limit."""
 STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}
 """Ends that somebody asked for."""
+INTERRUPTIONS = {"Interrupted", "KeyboardInterrupt", "Abort"}
+"""What a process tells that somebody stopped, even where it broke while it left."""
 LAST_CHARACTERS = 200
 """Of the last line that a lost process wrote."""
 PR_SET_PDEATHSIG = 1
@@ -77,14 +79,19 @@ class Ended(NamedTuple):
     when: int
 
     @property
+    def stopped(self) -> bool:
+        """Whether somebody stopped it."""
+        return self.code in STOPPED or self.kind in INTERRUPTIONS
+
+    @property
     def lost(self) -> bool:
         """Whether it ended by no wish and told no error."""
-        return self.code not in STOPPED | {0} and not self.kind
+        return self.code != 0 and not self.stopped and not self.kind
 
     @property
     def is_cause(self) -> bool:
         """Whether it told an error that is not about another process."""
-        return self.code not in STOPPED | {0} and self.kind not in ("", "ProcessError")
+        return self.code != 0 and not self.stopped and self.kind not in ("", "ProcessError")
 
 
 def started_by_launcher() -> bool:
@@ -341,7 +348,7 @@ def _read(rank: int, code: int, folder: Path) -> Ended:
 
 def _who_is_lost(ended: Sequence[Ended]) -> str:
     """What is to be said of a lost process; empty where none is, or where an error is to be told instead."""
-    if any(one.is_cause or one.code in STOPPED for one in ended):
+    if any(one.is_cause or one.stopped for one in ended):
         return ""
     for one in ended:
         if one.lost:
@@ -364,7 +371,7 @@ def _conclude(ended: Sequence[Ended], heard: list[int], again: str, *, at_once: 
     causes = sorted((one for one in ended if one.is_cause), key=lambda one: one.when)
     if causes:
         raise ValueError(causes[0].text)
-    stopped = [one for one in ended if one.code in STOPPED]
+    stopped = [one for one in ended if one.stopped]
     if stopped or heard:
         text = next((one.text for one in stopped if one.kind), f"stopped; go on with: {again}")
         terminated = signal.SIGTERM in heard or any(one.code in (143, -signal.SIGTERM) for one in stopped)
