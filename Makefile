@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
-CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,beartype.beartype
+CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,scratchlm.posttrain,beartype.beartype
 
 .PHONY: demo test test-slow test-notebooks lint format bench-train bench-distributed bench-tokenizer docs clean
 

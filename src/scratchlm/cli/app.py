@@ -24,6 +24,7 @@ def build_app() -> typer.Typer:
         import_,
         launch,
         plan,
+        posttrain,
         profile,
         report,
         run,
@@ -42,6 +43,8 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for command in (run.demo, run.run, run.train):
+        app.command(rich_help_panel=PREPARE)(command)
+    for command in (posttrain.sft, posttrain.dpo, posttrain.grpo):
         app.command(rich_help_panel=PREPARE)(command)
     for command in (generate.generate, evaluate.evaluate, report.report):
         app.command(rich_help_panel=PREPARE)(command)

@@ -333,7 +333,7 @@ def _follow(config: "RunConfig", folder: Path, request: Request, processes: "Pro
         raise Interrupted(f"stopped; go on with: {request.again(folder)}") from None
     except ValueError:
         if processes.first and fresh and not (folder / "checkpoints").exists():
-            _remove(folder, lonely=lonely)
+            remove_untrained(folder, lonely=lonely)
         raise
     if summary.get("stopped_early"):
         processes.barrier()  # a launcher ends all when one has left; the summary shall be there by then
@@ -343,7 +343,7 @@ def _follow(config: "RunConfig", folder: Path, request: Request, processes: "Pro
         append_result(folder.parent / "results.md", result_of(folder))
 
 
-def _remove(folder: Path, *, lonely: bool) -> None:
+def remove_untrained(folder: Path, *, lonely: bool) -> None:
     """Remove a run folder of ours in which nothing was trained, and its parent if we made that too."""
     shutil.rmtree(folder, ignore_errors=True)
     if lonely:

@@ -1,0 +1,155 @@
+"""`scratchlm sft`, `dpo` and `grpo`: from a base model to an assistant, watched live."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scratchlm.cli.run import (
+    AllowChanges,
+    Folder,
+    Request,
+    Restartable,
+    Resume,
+    Settings,
+    choose_folder,
+    state_of,
+)
+from scratchlm.cli.sources import Plugin, load_plugins
+
+if TYPE_CHECKING:
+    from scratchlm.posttrain.config import PosttrainConfig
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """Complete the names of the shipped recipes in the shell, without importing them."""
+    folder = Path(__file__).parents[1] / "recipes" / "posttrain"
+    return sorted(path.stem for path in folder.glob("*.toml") if path.stem.startswith(incomplete))
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(help="A shipped recipe, a .toml or .json file, or a run folder.", autocompletion=_recipe_names),
+]
+
+
+def sft(
+    recipe: Recipe,
+    settings: Settings = None,
+    folder: Folder = None,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
+    restartable: Restartable = False,
+    plugin: Plugin = None,
+) -> None:
+    """Teach a base model by conversations: supervised fine-tuning of all weights or of an adapter.
+
+    base=RUN says which run to go on from.
+    """
+    request = Request("sft", [recipe], settings, folder, resume, allow_changes, None, restartable, plugin or ())
+    _post_train(request)
+
+
+def dpo(
+    recipe: Recipe,
+    settings: Settings = None,
+    folder: Folder = None,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
+    restartable: Restartable = False,
+    plugin: Plugin = None,
+) -> None:
+    """Teach a model to prefer the better one of two answers: DPO, IPO, KTO's loss, SimPO.
+
+    base=RUN says which run to go on from; it is also the reference.
+    """
+    request = Request("dpo", [recipe], settings, folder, resume, allow_changes, None, restartable, plugin or ())
+    _post_train(request)
+
+
+def grpo(
+    recipe: Recipe,
+    settings: Settings = None,
+    folder: Folder = None,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
+    restartable: Restartable = False,
+    plugin: Plugin = None,
+) -> None:
+    """Teach a model by rewards that a program can check: GRPO and its relatives.
+
+    base=RUN says which run to go on from.
+    """
+    request = Request(
+        "grpo", [recipe], settings, folder, resume, allow_changes, None, restartable, plugin or ()
+    )
+    _post_train(request)
+
+
+def _post_train(request: Request) -> None:
+    """Do the whole run, report it, and say what to try next."""
+    from scratchlm.cli.console import out
+    from scratchlm.posttrain import run as posttrain
+    from scratchlm.study.report import write_report
+
+    load_plugins(list(request.plugins))
+    recipe = request.words[0]
+    config = posttrain.read(request.name, recipe, request.settings or ())
+    own = request.resume and Path(recipe).is_dir()
+    base = request.folder or (Path(recipe) if own else Path("runs") / config.name)
+    folder, state = _choose(request, base)
+    if state == "interrupted":
+        config = posttrain.read(request.name, str(folder), request.settings or ())
+    if state != "finished":
+        _follow(config, folder, request._replace(resume=state == "interrupted"))
+    console, place = out(), shlex.quote(str(folder))
+    console.print(f"\nThe report: {write_report(folder)}", style="bold")
+    console.print("What to try next:")
+    for command in (f"scratchlm chat {place}", f"scratchlm evaluate {place}"):
+        console.print(f"  {command}", style="cyan")
+
+
+def _choose(request: Request, base: Path) -> tuple[Path, str]:
+    """The run's folder, and its state: "free" to begin, "interrupted" to go on, "finished" to do nothing."""
+    if not request.restartable:
+        folder = choose_folder(base, resume=request.resume, command=request.command(request.folder))
+        return folder, "interrupted" if request.resume else "free"
+    if (state := state_of(base)) == "other":
+        raise ValueError(f"{base}: is there already and is no run folder; choose another with --folder.")
+    return base, state
+
+
+def _follow(config: "PosttrainConfig", folder: Path, request: Request) -> None:
+    """Run and draw; then add the row to results.md.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint is there.
+    """
+    from scratchlm.cli.errors import Interrupted, naming
+    from scratchlm.cli.live import watch
+    from scratchlm.cli.run import remove_untrained
+    from scratchlm.posttrain import run as posttrain
+    from scratchlm.study.results import append_result, result_of
+
+    fresh, lonely = not request.resume and state_of(folder) == "free", not folder.parent.exists()
+    try:
+        with naming(folder), watch(f"{config.name} -> {folder}") as on_event:
+            summary = posttrain.run(
+                request.name,
+                config,
+                folder,
+                resume=request.resume,
+                allow_changes=request.allow_changes,
+                on_event=on_event,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; go on with: {request.again(folder)}") from None
+    except ValueError:
+        if fresh and not (folder / "checkpoints").exists():
+            remove_untrained(folder, lonely=lonely)
+        raise
+    if summary.get("stopped_early"):
+        text = f"stopped after step {summary['steps']:,}; go on with: {request.again(folder)}"
+        raise Interrupted(text, by=summary["stopped_by"] or "SIGTERM")
+    append_result(folder.parent / "results.md", result_of(folder))

@@ -1,0 +1,133 @@
+"""All settings of a post-training run: what a recipe in recipes/posttrain holds and posttrain.json records.
+
+A step is a number of items: conversations, pairs of answers, or prompts with a group of answers each. How
+many tokens that is differs from step to step; `train.batch_tokens` is the most that it can be and follows from
+the items. Model, tokenizer and corpus are those of the base run.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from scratchlm.config import Config, Part, part_of
+from scratchlm.generate.sampling import SamplingConfig
+from scratchlm.optim import OPTIMIZERS, SCHEDULES
+from scratchlm.posttrain import ADAPTERS, INSTRUCTIONS, PREFERENCES
+from scratchlm.train.config import TrainConfig
+
+
+class StepsConfig(TrainConfig):
+    """How long, and what happens along the way: as in pretraining, but for what belongs to rows of text."""
+
+    batch_tokens: int = Field(default=0, ge=0, le=0)
+    """Follows from the items of a step."""
+    compile: Literal["auto", False] = False
+    """Rows differ in length from step to step, so nothing is compiled."""
+    ema_decay: float = Field(default=0.0, ge=0, le=0)
+    """No average of weights is kept: these runs are short."""
+    document_mask: bool = True
+    """Whether conversations in one row are hidden from each other."""
+
+    @model_validator(mode="after")
+    def _documents_are_masked(self) -> "StepsConfig":
+        if not self.document_mask:
+            raise ValueError(
+                "train.document_mask=false: a conversation must not see those before it in its row; leave it "
+                "out."
+            )
+        return self
+
+
+class PosttrainConfig(Config):
+    """What all ways of post-training have in common."""
+
+    name: str
+    """The run's name in tables."""
+    description: str = ""
+    """One line for people."""
+    base: Path
+    """Folder of the run to go on from: pretrained or post-trained."""
+    checkpoint: str = "newest"
+    """Which of its checkpoints: newest, best or the number of a step."""
+    seed: int = 0
+    """Decides the order of items, adapters' initial weights, dropout and sample texts."""
+    chat: Literal["special", "plain"] = "special"
+    """How roles are marked: by special tokens, which a tokenizer without them is given, or by words."""
+    context_length: int | None = Field(default=None, ge=8)
+    """The most tokens of a row; as the base by default."""
+    adapter: part_of(ADAPTERS) = Field(Part(name="none"), validate_default=True)  # type: ignore[valid-type]
+    """Which numbers are trained: all of the model's (none), or a few beside them (lora, dora)."""
+    optimizer: part_of(OPTIMIZERS) = Part(name="adamw")  # type: ignore[valid-type]
+    """How gradients become updates."""
+    schedule: part_of(SCHEDULES) = Part(name="cosine")  # type: ignore[valid-type]
+    """How the learning rate moves."""
+    train: StepsConfig
+    """How long, and what happens along the way."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How sample answers are drawn."""
+    prompts: tuple[str, ...] = ()
+    """Questions whose answers are shown along the way; by default some of the held-out data's."""
+    base_tokens: int = Field(default=16_384, ge=0)
+    """Tokens of the base run's validation text on which forgetting is measured each time."""
+
+    @property
+    def items_per_step(self) -> int:
+        """Conversations, pairs or answers of one optimizer step."""
+        raise NotImplementedError
+
+
+class SftConfig(PosttrainConfig):
+    """Supervised fine-tuning: learn what the assistant says in given conversations."""
+
+    data: part_of(INSTRUCTIONS)  # type: ignore[valid-type]
+    """Where the conversations come from."""
+    conversations_per_step: int = Field(default=16, ge=1)
+    """Conversations of one optimizer step."""
+    rows: Literal["packed", "padded"] = "packed"
+    """Several conversations in a row, hidden from each other, or one a row and padding behind it."""
+    learn: Literal["assistant", "all"] = "assistant"
+    """Which tokens are targets: what the assistant says, or all of the conversation."""
+    too_long: Literal["skip", "cut", "error"] = "skip"
+    """What happens to conversations that are longer than the context."""
+    valid_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the conversations that is held out where the data has no split of its own."""
+    neftune_alpha: float = Field(default=0.0, ge=0)
+    """Size of the noise on the embeddings while training (NEFTune); 5 is usual, 0 switches it off."""
+
+    @property
+    def items_per_step(self) -> int:
+        """Conversations of one optimizer step."""
+        return self.conversations_per_step
+
+
+class DpoConfig(PosttrainConfig):
+    """Direct preference optimization and its relatives: prefer the better one of two answers."""
+
+    data: part_of(PREFERENCES)  # type: ignore[valid-type]
+    """Where the pairs come from."""
+    pairs_per_step: int = Field(default=16, ge=1)
+    """Pairs of one optimizer step."""
+    too_long: Literal["skip", "error"] = "skip"
+    """What happens to pairs that are longer than the context."""
+    valid_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the pairs that is held out where the data has no split of its own."""
+
+    @property
+    def items_per_step(self) -> int:
+        """Pairs of one optimizer step."""
+        return self.pairs_per_step
+
+
+class GrpoConfig(PosttrainConfig):
+    """Reinforcement learning with verifiable rewards: repeat what earned a reward."""
+
+    prompts_per_step: int = Field(default=8, ge=1)
+    """Prompts of one step."""
+    group_size: int = Field(default=8, ge=1)
+    """Answers drawn for each prompt."""
+
+    @property
+    def items_per_step(self) -> int:
+        """Answers of one step."""
+        return self.prompts_per_step * self.group_size
