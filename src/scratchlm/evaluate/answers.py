@@ -43,16 +43,14 @@ def parse_gsm8k_response(model_output: str) -> str | None:
 
     Example: "48+24 = 72 clips." -> "72"; "It costs $1,234.50" -> "1234.50"; "it fell to -5" -> "-5".
     """
-    last = None
-    for last in _NUMBER.finditer(model_output):
-        pass
-    return None if last is None else _plain(last[0])
+    numbers = _NUMBER.findall(model_output)
+    return _plain(numbers[-1]) if numbers else None
 
 
 def marked_number(model_output: str) -> str | None:
-    """Return the number behind the first "####", where GSM8K's solutions have it, None if there is none.
+    r"""Return the number behind the first "####", where GSM8K's solutions have it, None if there is none.
 
-    Example: "2 + 2 = 4\\n#### 4\\n\\nQuestion: 7" -> "4"; "The answer is 4." -> None.
+    Example: "2 + 2 = 4\n#### 4\n\nQuestion: 7" -> "4"; "The answer is 4." -> None.
     """
     found = _MARKED.search(model_output)
     return None if found is None else _plain(found[1])
@@ -103,7 +101,7 @@ def parse_mmlu_response(mmlu_example: Mapping[str, Any], model_output: str) -> s
 
 
 def _plain(number: str) -> str:
-    """Leave out what is no figure: "$1,234" -> "1234", "\\u2212 5" -> "-5", ".5" -> "0.5"."""
+    """Leave out what is no figure: "$1,234" -> "1234", "- 5" -> "-5", ".5" -> "0.5"."""
     digits = re.sub(r"[^0-9.]", "", number)
     sign = "-" if number[0] in "-\u2212" else ""
     return sign + ("0" + digits if digits.startswith(".") else digits)
