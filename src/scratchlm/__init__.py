@@ -19,6 +19,7 @@ text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> generat
     evaluate/     likelihood over a whole split
     train/        run settings, assembly, the training loop, its guard and record, resume, the plan
     interop/      files of other programs: Hugging Face, GGUF; both ways
+    serve/        an HTTP server with OpenAI's interface, and a page to talk on
     study/        the report with its plots, runs side by side, reference curves
     lab/          studies: many runs that answer one question, and their report
     bench/        training steps and attention timed and weighed, profiles, the memory timeline
