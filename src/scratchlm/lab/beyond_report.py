@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchlm.lab import markdown
 from scratchlm.lab.beyond import Reach, read_beyond
 from scratchlm.lab.figures import look
 from scratchlm.lab.rows import Result
@@ -39,10 +40,9 @@ def write_beyond(folder: Path, figures: Path, results: Sequence[Result]) -> str:
     if not curves:
         return ""
     beyond_figure(curves, "wide").write(figures, "beyond")
-    head = f"| cell | {' | '.join(HEADINGS)} |\n|---|---:|---:|---:|"
-    rows = [f"| {label} | {' | '.join(numbers)} |" for label, numbers in table_of(results)]
+    bands = markdown.table(["cell", *HEADINGS], [[label, *numbers] for label, numbers in table_of(results)])
     picture = f"![Loss over the place in a row]({figures.name}/beyond.svg)"
-    return "\n".join(["## Beyond the training context", head, *rows, "", picture])
+    return "\n".join(["## Beyond the training context", bands, "", picture])
 
 
 def table_of(results: Sequence[Result]) -> list[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchlm.lab import markdown
 from scratchlm.lab.coordinates import PARTS, Series, series_of
 from scratchlm.lab.figures import look
 from scratchlm.lab.rows import Result
@@ -38,10 +39,10 @@ def write_coordinates(figures: Path, results: Sequence[Result]) -> str:
     if not known:
         return ""
     coordinates_figure(known, "wide").write(figures, "coordinates")
-    head = f"| | {' | '.join(TITLES[part] for part in PARTS)} |\n|---|---:|---:|---:|"
-    rows = [f"| {name} | {' | '.join(numbers)} |" for name, numbers in table_of_moves(known)]
+    rows = [[name, *numbers] for name, numbers in table_of_moves(known)]
+    moves = markdown.table(["", *(TITLES[part] for part in PARTS)], rows)
     picture = f"![Root mean square of the change over the width]({figures.name}/coordinates.svg)"
-    return "\n".join(["## How far the same steps move a model", head, *rows, "", picture])
+    return "\n".join(["## How far the same steps move a model", moves, "", picture])
 
 
 def table_of_moves(known: Sequence[Series]) -> list[tuple[str, list[str]]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scratchlm.lab import markdown
 from scratchlm.lab.gains import Gain
 from scratchlm.lab.statistics import Interval
 from scratchlm.study.drawing import Drawing, drawn
@@ -34,12 +35,13 @@ def write_gains(gains: Sequence[Gain], unit: str, figures: Path) -> str:
     if not known:
         return ""
     gains_figure(known, unit, "wide").write(figures, "gains")
-    head = f"| change | {' | '.join(HEADINGS)} |\n|---|---:|---:|"
-    rows = [f"| {gain.change} | {_cell(gain.alone)} | {_cell(gain.among)} |" for gain in known]
+    rows = [[gain.change, _cell(gain.alone), _cell(gain.among)] for gain in known]
     picture = f"![What each change brings]({figures.name}/gains.svg)"
     words = f"Gains in {unit}: how much lower the number is with the change than without it. "
     words += "Where the interval holds 0, the gain is within noise."
-    return "\n".join(["## What each change brings", words, "", head, *rows, "", picture])
+    return "\n".join(
+        ["## What each change brings", words, "", markdown.table(["change", *HEADINGS], rows), "", picture]
+    )
 
 
 def gains_figure(gains: Sequence[Gain], unit: str, shape: Shape) -> Drawing:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scratchlm.lab import markdown
 from scratchlm.lab.analysis import Analysis, analyse, figure
 from scratchlm.lab.beyond_report import beyond_section, write_beyond
 from scratchlm.lab.cells import StudyFolder, experiment_of
@@ -222,17 +223,15 @@ def _write_markdown(
     ]
     setup = "\n".join(f"* {name}: {value}" for name, value in setup_of(study, scale, results))
     rows = [
-        f"| {_cell(row.label)} | {row.mean} | {row.deviation} | {row.seeds} | {_cell(row.words)} |"
-        for row in table_rows(analysis, results)
+        [row.label, row.mean, row.deviation, row.seeds, row.words] for row in table_rows(analysis, results)
     ]
-    head = f"| cell | {analysis.unit} | spread | runs | against {_cell(analysis.against)} |"
-    head += "\n|---|---:|---:|---:|---|"
-    errors = [f"* {r.label}, seed {r.seed}: {_cell(r.error)}" for r in results if r.error]
+    head = ["cell", analysis.unit, "spread", "runs", f"against {analysis.against}"]
+    errors = [f"* {r.label}, seed {r.seed}: {' '.join(r.error.split())}" for r in results if r.error]
     parts = [
         f"# {study.question}",
         f"## Conclusion\n{analysis.conclusion}",
         f"## Setup\n{study.about}\n\n{setup}".replace("\n\n\n", "\n\n"),
-        "## Result\n" + "\n".join([head, *rows]),
+        "## Result\n" + markdown.table(head, rows, words=(0, 4)),
         *drawings,
         *(section for section in sections if section),
         *(["## What did not come to its end\n" + "\n".join(errors)] if errors else []),
@@ -273,7 +272,3 @@ def _range(values: Sequence[int]) -> str:
         return ""
     low, high = units.count(values[0]), units.count(values[-1])
     return low if low == high else f"{low} to {high}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -6,6 +6,7 @@ scaling.html stands alone like a study's report: styles and drawings inside, no 
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scratchlm.lab import markdown
 from scratchlm.lab.figures import look
 from scratchlm.lab.isoflop import Range
 from scratchlm.lab.scaling import HeldOut, Scaling, ranged, write_statement
@@ -137,9 +138,6 @@ def _markdown(scaling: Scaling, name: str, figures: list[str]) -> str:
     parts = [f"# Scaling laws: {name}", "\n".join(f"* {sentence}" for sentence in scaling.conclusion)]
     parts += [f"![{key}]({FIGURES}/{key}.svg)" for key in figures]
     for grid in grids(scaling):
-        head = "| " + " | ".join(grid.head) + " |\n" + "|---" * len(grid.head) + "|"
-        rows = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in grid.rows
-        )
-        parts.append(f"## {grid.title}\n\n{head}\n{rows}")
+        words = range(len(grid.head))
+        parts.append(f"## {grid.title}\n\n{markdown.table(grid.head, grid.rows, words=words)}")
     return "\n\n".join(parts) + "\n"

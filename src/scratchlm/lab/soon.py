@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchlm.lab import markdown
 from scratchlm.lab.figures import OVER, Learning, Over
 from scratchlm.study import units
 
@@ -89,9 +90,9 @@ def soon_markdown(section: dict[str, Any] | None) -> str:
     lines = [
         "## How soon",
         f"What each cell spends until it reaches {section['words']}.\n",
-        f"| cell | {' | '.join(section['headings'])} |",
-        f"|---|{'---:|' * len(section['headings'])}",
-        *(f"| {label} | {' | '.join(numbers)} |" for label, numbers in section["rows"]),
+        markdown.table(
+            ["cell", *section["headings"]], [[label, *numbers] for label, numbers in section["rows"]]
+        ),
     ]
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scratchlm.lab import markdown
 from scratchlm.lab.batch_sizes import SETTING as BATCH
 from scratchlm.lab.figures import look
 from scratchlm.lab.tuning import Group, Tuning
@@ -58,10 +59,9 @@ def write_tuning(tuning: Tuning | None, unit: str, figures: Path) -> str:
     if tuning.along is not None and len(tuning.groups) > 1:
         sizes_figure(tuning, unit, "wide").write(figures, "sizes")
         parts.append(f"![The best {name} over the sizes]({figures.name}/sizes.svg)")
-    columns = headings(tuning, unit)
-    table = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    table += [f"| {' | '.join(table_row(tuning, group))} |" for group in tuning.groups]
-    return "\n\n".join([f"## Each at its best {name}", "\n".join(table), *parts])
+    rows = [table_row(tuning, group) for group in tuning.groups]
+    figures_of_groups = markdown.table(["", *headings(tuning, unit)], rows)
+    return "\n\n".join([f"## Each at its best {name}", figures_of_groups, *parts])
 
 
 def headings(tuning: Tuning, unit: str) -> list[str]:
