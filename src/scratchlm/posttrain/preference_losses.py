@@ -28,7 +28,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from scratchlm.registry import Family
 
@@ -116,8 +115,7 @@ class DPO(PreferenceLoss):
         Example: log p -1 and -2, log q -1.5 for both, beta 0.1 -> -log s(0.1 * 1) = 0.6444.
         """
         margins = self.rewards(pairs).margins
-        right, wrong = functional.logsigmoid(margins), functional.logsigmoid(-margins)
-        return -(1 - self.label_smoothing) * right - self.label_smoothing * wrong
+        return (1 - self.label_smoothing) * _surprise(margins) + self.label_smoothing * _surprise(-margins)
 
 
 @PREFERENCE_LOSSES.register("ipo")
@@ -217,7 +215,12 @@ class SimPO(PreferenceLoss):
 
         Example: log p -4 in 4 tokens and -4 in 2, beta 2, gamma 1 -> -log s(2 * (-1 + 2) - 1) = 0.3133.
         """
-        return -functional.logsigmoid(self.rewards(pairs).margins - self.gamma)
+        return _surprise(self.rewards(pairs).margins - self.gamma)
+
+
+def _surprise(margins: Tensor) -> Tensor:
+    """-log s(x) = log(1 + e^-x), which overflows nowhere."""
+    return torch.logaddexp(torch.zeros_like(margins), -margins)
 
 
 def _log_ratios(loss: str, pairs: Pairs) -> Rewards:
