@@ -173,7 +173,7 @@ def test_a_prompt_can_be_scored_without_writing_anything(engine):
         ]
     )
     assert [info.logprob is None for info in scored.prompt] == [True, False, False]
-    assert [info[1:] for info in echoed.prompt] == [(None, ())] * 3
+    assert [info[1:3] for info in echoed.prompt] == [(None, ())] * 3
     assert nothing.prompt == ()
     assert {result.choices[0].finish_reason for result in (scored, echoed, nothing)} == {"length"}
 

@@ -55,7 +55,8 @@ def test_a_row_has_the_same_bits_in_every_slot_and_beside_any_neighbour():
 
 @pytest.mark.parametrize("parts", [0, 1, 2], ids=["rope", "qk_norm-window", "alibi-softcap"])
 def test_the_compiled_attention_equals_the_one_written_out(parts):
-    layer = FusedRunner(build(**PARTS[parts]), 4)._layers[0]
+    runner = FusedRunner(build(**PARTS[parts]), 4)
+    layer, compiled = runner.layers[0], runner.compiled[0]
     generator = torch.Generator().manual_seed(1)
     heads, groups = layer.num_heads, layer.num_groups
     q, k, v = (torch.randn(4, n, 8, generator=generator) * 3 for n in (heads, groups, groups))
@@ -64,7 +65,7 @@ def test_the_compiled_attention_equals_the_one_written_out(parts):
     layer.values.copy_(values)
     positions = torch.tensor([0, 39, -1, 17])
     expected = attend_slots_reference(q, k, v, keys, values, positions, layer.settings)
-    torch.testing.assert_close(layer.attend(q, k, v, positions.numpy()), expected)
+    torch.testing.assert_close(compiled(q, k, v, positions.numpy()), expected)
     torch.testing.assert_close(layer.keys, keys)
     torch.testing.assert_close(layer.values, values)
 
@@ -74,14 +75,14 @@ def test_scores_far_apart_do_not_overflow():
     q, k, v = torch.ones(1, 1, 4), torch.ones(1, 1, 4), torch.ones(1, 1, 4)
     keys, values = -torch.ones(1, 1, 8, 4), torch.full((1, 1, 8, 4), 7.0)
     out = attend_slots_reference(q, k, v, keys, values, torch.tensor([5]), settings)
-    layer = FusedRunner(build(num_heads=1, position="none"), 1)._layers[0]
+    runner = FusedRunner(build(num_heads=1, position="none"), 1)
+    layer, compiled = runner.layers[0], runner.compiled[0]
     assert torch.equal(out, v)
     wide = torch.full((1, 1, 32), 30.0)
     layer.keys.fill_(-30.0)
     layer.values.fill_(7.0)
-    assert torch.equal(
-        layer.attend(wide, wide, torch.ones(1, 1, 32), torch.tensor([5]).numpy())[0, 0, :1], v[0, 0, :1]
-    )
+    gathered = compiled(wide, wide, torch.ones(1, 1, 32), torch.tensor([5]).numpy())
+    assert torch.equal(gathered[0, 0, :1], v[0, 0, :1])
 
 
 def test_weights_that_change_in_place_are_seen():

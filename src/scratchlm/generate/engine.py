@@ -29,38 +29,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
-from scratchlm.generate.request import Choice, Event, Request, Result, TokenInfo, check
+from scratchlm.generate.choosing import choose, describe
+from scratchlm.generate.request import Event, Request, Result, Stats, TokenInfo, check, gather
 from scratchlm.generate.runner import PlainRunner, Runner
 from scratchlm.generate.runner_fused import fastest_runner
-from scratchlm.generate.sampling import SamplingConfig, bias, sample
-from scratchlm.generate.sequence import Sequence
+from scratchlm.generate.sampling import SamplingConfig
+from scratchlm.generate.sequence import Prompt, Sequence
 from scratchlm.generate.speculate import Drafter
 from scratchlm.tokenizer import Tokenizer
 
 CHUNK = 256
 """Tokens of a prompt that go through the model at once: enough to fill its matrix products, few enough that
 those who write meanwhile wait for tens of milliseconds, not for a whole prompt."""
-
-
-class Stats(NamedTuple):
-    """What the engine has done and is doing."""
-
-    slots: int
-    running: int
-    """Continuations that have a slot."""
-    waiting: int
-    """Continuations that have none yet."""
-    finished: int
-    """Continuations that ended, for any reason."""
-    steps: int
-    prompt_tokens: int
-    """Tokens that went through prefill, those of slid windows too."""
-    new_tokens: int
-    """Tokens that were chosen."""
-    drafted: int
-    """Tokens that the drafter guessed."""
-    confirmed: int
-    """How many of them were right."""
 
 
 class Engine:
@@ -94,7 +74,9 @@ class Engine:
                 raise ValueError(f"engine: {name}={value}; it must be at least 1.")
         self.model, self.tokenizer, self.chunk = model, tokenizer, chunk
         self.runner = runner or fastest_runner(model, slots)
-        self.drafter = drafter
+        self._drafters = (
+            None if drafter is None else [drafter.another() for _ in range(self.runner.num_slots)]
+        )
         self._slots: list[Sequence | None] = [None] * self.runner.num_slots
         self._waiting: deque[Sequence] = deque()
         self._told: list[Event] = []
@@ -108,12 +90,16 @@ class Engine:
         Raises:
             ValueError: The request cannot be computed; nothing was queued.
         """
-        length = self.runner.context_length
-        check(request, vocab_size=self.runner.vocab_size, context_length=length)
-        request_id = self._next_id
+        sizes = {"vocab_size": self.runner.vocab_size, "context_length": self.runner.context_length}
+        check(request, **sizes)
+        if not self.is_busy:
+            self._take_up_weights()
+        request_id, shared = self._next_id, Prompt()
         self._next_id += 1
         for index in range(request.n):
-            self._waiting.append(Sequence(request, request_id, index, self.tokenizer, length))
+            self._waiting.append(
+                Sequence(request, request_id, index, shared=shared, tokenizer=self.tokenizer, **sizes)
+            )
         return request_id
 
     def cancel(self, request_id: int) -> bool:
@@ -168,6 +154,30 @@ class Engine:
         """Whether a step would do or tell anything."""
         return bool(self._waiting or self._told) or any(sequence is not None for sequence in self._slots)
 
+    def warm_up(self) -> None:
+        """Compile now what would be compiled at the first token (on a CPU seconds, once an installation)."""
+        with self._ready():
+            self.runner.warm_up()
+            for drafter in self._drafters or ():
+                drafter.warm_up()
+
+    def refresh(self) -> None:
+        """Say that the model's weights changed: texts under way are computed again with the new ones.
+
+        Needed only while the engine is busy. An idle engine takes up the weights as they are when the next
+        request comes, whether they were changed in place, moved, or are computed from others (adapters).
+        """
+        self._take_up_weights()
+        for sequence in (*self._slots, *self._waiting):
+            if sequence is not None:
+                sequence.forget()
+
+    def _take_up_weights(self) -> None:
+        with self._ready():
+            self.runner.refresh()
+            for drafter in self._drafters or ():
+                drafter.refresh()
+
     def _ready(self) -> contextlib.AbstractContextManager[None]:
         # walking over all modules at every token is felt by small models
         return evaluating(self.model) if self.model.training else contextlib.nullcontext()
@@ -180,11 +190,15 @@ class Engine:
                     self._close(sequence, sequence.end("length"))
                     continue
                 self._slots[slot], sequence.slot = sequence, slot
-                self.runner.clear(slot)
+                if self._drafters is not None:
+                    self._drafters[slot].begin()
                 break
 
     def _prefill(self) -> None:
         """Compute one chunk of the first text, by age, that has more than one token waiting."""
+        for sequence in self._slots:
+            if sequence is not None and sequence.is_fresh and sequence.shared.logits is not None:
+                self._borrow(sequence)
         behind = [s for s in self._slots if s is not None and (s.waiting > 1 or s.wants_scores)]
         if not behind:
             return
@@ -203,23 +217,33 @@ class Engine:
             self._close(sequence, sequence.end("length"))
             return
         # the last row by itself: its logits must not depend on whether the others' are wanted
-        self._choose(sequence, self.runner.logits(hidden[-1:])[0])
+        logits = self.runner.logits(hidden[-1:])
+        if sequence.num_new == 0:
+            sequence.shared.logits = logits
+        self._choose([sequence], logits)
+
+    def _borrow(self, sequence: Sequence) -> None:
+        """Copy the prompt's keys and values from another continuation of its request, if one has them."""
+        for other in self._slots:
+            if other is not None and other.shared is sequence.shared and other.holds_prompt:
+                self.runner.copy(other.slot, sequence.slot, len(sequence.window))
+                sequence.known, sequence.prompt = len(sequence.window), list(other.prompt)
+                self._choose([sequence], sequence.shared.logits)
+                return
 
     def _decode(self) -> None:
         ready = [s for s in self._slots if s is not None and s.waiting == 1 and not s.wants_scores]
-        if not ready:
-            return
         for sequence in ready:
             if sequence.known == 0:
                 self.runner.clear(sequence.slot)
-        if self.drafter is not None:
-            ready = [s for s in ready if not self._confirm(s, self.drafter)]
+        if self._drafters is not None:
+            ready = [s for s in ready if not self._confirm(s, self._drafters[s.slot])]
         if not ready:
             return
         logits = self.runner.decode([s.slot for s in ready], [s.window[-1] for s in ready])
-        for sequence, row in zip(ready, logits, strict=True):
+        for sequence in ready:
             sequence.known += 1
-            self._choose(sequence, row)
+        self._choose(ready, logits)
 
     def _confirm(self, sequence: Sequence, drafter: Drafter) -> bool:
         """Let one pass choose several tokens, as long as the guesses are right; False if there is no guess.
@@ -228,45 +252,42 @@ class Engine:
         chosen as it would be without guesses, from the same logits with the same random numbers.
         """
         room = min(sequence.room, sequence.sampling.max_new_tokens - sequence.num_new - 1)
-        guesses = drafter.propose((*sequence.request.prompt_ids, *sequence.written), room) if room > 0 else []
+        guesses = drafter.propose(sequence.ids, room) if room > 0 else []
         if not guesses:
             return False
         rows = self.runner.logits(self.runner.prefill(sequence.slot, [sequence.window[-1], *guesses]))
         self._drafted += len(guesses)
         for row, guess in zip(rows, [*guesses, None], strict=True):
             sequence.known += 1
-            self._choose(sequence, row)
-            if sequence.finished or sequence.written[-1] != guess:
+            self._choose([sequence], row[None])
+            if sequence.finished or sequence.ids[-1] != guess:
                 break
             self._confirmed += 1
         if not sequence.finished and sequence.known:  # known 0: the window slid
             self.runner.truncate(sequence.slot, sequence.known)
         return True
 
-    def _choose(self, sequence: Sequence, logits: Float[Tensor, " vocab"]) -> None:
-        """Choose a sequence's next token and tell what it brings."""
-        sampling = sequence.sampling
-        wanted = bias(logits, sampling, sequence.counts)
-        if sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0:
-            token_id = int(wanted.argmax())
-        else:
-            previous = sequence.previous_ids if sampling.repetition_penalty != 1.0 else ()
-            previous_ids = torch.tensor([previous], dtype=torch.long)
-            token_id = int(sample(wanted[None], sampling, sequence.generator, previous_ids)[0])
-        self._new_tokens += 1
-        event = sequence.accept(describe(logits, token_id, sequence.request.logprobs))
-        if event.finish_reason is None:
-            self._told.append(event)
-        else:
-            self._close(sequence, event)
+    def _choose(self, sequences: list[Sequence], logits: Float[Tensor, "rows vocab"]) -> None:
+        """Choose each sequence's next token and tell what it brings."""
+        alternatives = [sequence.request.logprobs for sequence in sequences]
+        tokens = choose(logits, [sequence.chooser for sequence in sequences], alternatives)
+        self._new_tokens += len(tokens)
+        for sequence, token in zip(sequences, tokens, strict=True):
+            event = sequence.accept(token)
+            if event.finish_reason is None:
+                self._told.append(event)
+            else:
+                self._close(sequence, event)
 
     def _score(self, sequence: Sequence, hidden: Float[Tensor, "time d_model"]) -> None:
         """Note what the model thought of the prompt's tokens after those of this chunk."""
         ids, wanted = sequence.window, sequence.request.logprobs
         if sequence.known == 0:
             sequence.prompt.append(TokenInfo(ids[0], None))
-        for row, token_id in zip(self.runner.logits(hidden), ids[sequence.known + 1 :], strict=False):
-            sequence.prompt.append(describe(row, token_id, wanted))
+        following = torch.tensor(ids[sequence.known + 1 : sequence.known + 1 + len(hidden)])
+        if len(following):
+            rows = self.runner.logits(hidden)[: len(following)]
+            sequence.prompt += describe(rows, following, [wanted] * len(following))
 
     def _close(self, sequence: Sequence, event: Event) -> None:
         """Tell a continuation's end and free what it had."""
@@ -331,30 +352,6 @@ def generate_text(
 ) -> str:
     """Return the continuation of `prompt` as one text; arguments as in `stream`."""
     return "".join(piece.text for piece in stream(model, tokenizer, prompt, config, use_cache=use_cache))
-
-
-def describe(logits: Float[Tensor, " vocab"], token_id: int, alternatives: int | None) -> TokenInfo:
-    """Return ln p of a token, and of the likeliest tokens, as many as are asked for."""
-    normaliser = logits.logsumexp(dim=0)
-    best: tuple[tuple[int, float], ...] = ()
-    if alternatives:
-        values, ids = logits.topk(alternatives)
-        best = tuple(zip(ids.tolist(), (values - normaliser).tolist(), strict=True))
-    return TokenInfo(token_id, float(logits[token_id] - normaliser), best)
-
-
-def gather(events: list[list[Event]]) -> Result:
-    """Return a request's result from the events of its continuations."""
-    choices = tuple(
-        Choice(
-            text="".join(event.text for event in mine),
-            tokens=tuple(event.token for event in mine if event.token is not None),
-            finish_reason=mine[-1].finish_reason,
-            error=mine[-1].error,
-        )
-        for mine in events
-    )
-    return Result(choices=choices, prompt=next((e.prompt for e in events[0] if e.prompt), ()))
 
 
 @contextlib.contextmanager

@@ -52,6 +52,9 @@ class TokenInfo(NamedTuple):
     """ln p as the model gave it, before temperature and filters. None: nothing stood before it."""
     alternatives: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens at this place and their logarithms, likeliest first."""
+    drawn_logprob: float | None = None
+    """ln of the probability with which it was drawn: after biases, penalties, temperature and filters; 0
+    where the likeliest is taken. None: it was given, not drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,41 @@ class Result:
     choices: tuple[Choice, ...]
     prompt: tuple[TokenInfo, ...] = ()
     """With `echo`: the prompt's tokens."""
+
+
+class Stats(NamedTuple):
+    """What the engine has done and is doing."""
+
+    slots: int
+    running: int
+    """Continuations that have a slot."""
+    waiting: int
+    """Continuations that have none yet."""
+    finished: int
+    """Continuations that ended, for any reason."""
+    steps: int
+    prompt_tokens: int
+    """Tokens that went through prefill, those of slid windows too; a prompt for n continuations once."""
+    new_tokens: int
+    """Tokens that were chosen."""
+    drafted: int
+    """Tokens that the drafter guessed."""
+    confirmed: int
+    """How many of them were right."""
+
+
+def gather(events: Sequence[Sequence[Event]]) -> Result:
+    """Return a request's result from the events of its continuations."""
+    choices = tuple(
+        Choice(
+            text="".join(event.text for event in mine),
+            tokens=tuple(event.token for event in mine if event.token is not None),
+            finish_reason=mine[-1].finish_reason,
+            error=mine[-1].error,
+        )
+        for mine in events
+    )
+    return Result(choices=choices, prompt=next((e.prompt for e in events[0] if e.prompt), ()))
 
 
 def check(request: Request, *, vocab_size: int, context_length: int) -> None:

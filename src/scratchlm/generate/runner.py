@@ -3,10 +3,13 @@
     prefill(slot, ids)       several new tokens of one slot; their keys and values stay in its cache
     decode(slots, ids)       one new token of each of some slots
     truncate(slot, length)   the slot keeps its first tokens only
+    copy(source, target, length)   a slot gets the first tokens of another one
     clear(slot)              the slot begins anew
+    refresh()                the model's weights may have changed
+    warm_up()                compile now what is compiled on first use
 
 `PlainRunner` runs any model that has `hidden`, `head` and `make_cache`, each slot by itself: the naive twin
-of runner_fused.py, which computes all slots of a transformer together.
+of runner_transformer.py, which computes all slots of a transformer together.
 
 Source: slots of fixed size as in Yu et al. 2022 (Orca), https://www.usenix.org/conference/osdi22/presentation/yu,
 section 4: the batch changes between two steps, not between two texts.
@@ -45,12 +48,22 @@ class Runner(ABC):
         """Keep the slot's first `length` tokens only."""
 
     @abstractmethod
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a slot hold the first `length` tokens of another one, and nothing else."""
+
+    @abstractmethod
     def clear(self, slot: int) -> None:
         """Forget the slot's tokens."""
 
     @abstractmethod
     def memory(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the blocks of keys and values that are held."""
+
+    def refresh(self) -> None:  # noqa: B027
+        """Take up the model's weights as they are now, where some were put together from others."""
+
+    def warm_up(self) -> None:  # noqa: B027
+        """Compile now what would be compiled on first use."""
 
 
 class PlainRunner(Runner):
@@ -98,6 +111,14 @@ class PlainRunner(Runner):
         del self._ids[slot][length:]
         if self._caches[slot] is not None:
             self._caches[slot].truncate(length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a slot hold the first `length` tokens of another one, and nothing else."""
+        self._ids[target] = self._ids[source][:length]
+        if self._caches[source] is not None:
+            if self._caches[target] is None:
+                self._caches[target] = self.model.make_cache()
+            self._caches[target].copy_from(self._caches[source], length)
 
     def clear(self, slot: int) -> None:
         """Forget the slot's tokens; its memory stays."""

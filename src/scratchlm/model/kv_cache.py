@@ -69,6 +69,22 @@ class KVCache:
             raise ValueError(f"KVCache: length={length}; keep 0 to {self.length} tokens.")
         self.length = length
 
+    def copy_from(self, other: "KVCache", length: int) -> None:
+        """Hold the first `length` tokens of another cache of the same model, and nothing else.
+
+        Raises:
+            ValueError: The other one has not so many, or this one has no room for them.
+        """
+        if not 0 <= length <= min(other.length, self.capacity):
+            raise ValueError(
+                f"KVCache: length={length}; copy 0 to {min(other.length, self.capacity)} tokens of this one."
+            )
+        for layer, block in enumerate(other._blocks):
+            if block is not None:
+                self.length = 0
+                self.append(layer, *(tensor[:, :, :length] for tensor in block))
+        self.length = length
+
     def clear(self) -> None:
         """Forget all tokens; the memory stays."""
         self.length = 0
