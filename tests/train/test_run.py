@@ -10,7 +10,7 @@ import torch
 
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.evaluate.likelihood import Likelihood
-from scratchlm.train import examine, recipes
+from scratchlm.train import aim, recipes
 from scratchlm.train.events import Sampled, StepEnded, Validated
 from scratchlm.train.folder import load_run
 from scratchlm.train.metrics import JsonLines
@@ -112,7 +112,7 @@ def best_and_saved(tmp_path, monkeypatch, losses, *settings):
     def validate(model, dataset, **how):
         return Likelihood(next(found), 1.0, 1.0, 1, 1)
 
-    monkeypatch.setattr(examine, "evaluate_split", validate)
+    monkeypatch.setattr(aim, "evaluate_split", validate)
     run(tiny("train.eval_every=2", "train.keep_checkpoints=1", *settings), tmp_path / "run")
     kept = sorted(int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     return load_run(tmp_path / "run", checkpoint="best").step, kept

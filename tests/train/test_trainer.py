@@ -21,6 +21,7 @@ class Rows:
     """Rows of random ids, a pure function of (step, row); a third of the targets may be padding."""
 
     rows_per_step = ROWS
+    foreseen = True
 
     def __init__(self, *, padded: bool = False, empty: tuple[int, ...] = ()) -> None:
         self.padded, self.empty = padded, empty

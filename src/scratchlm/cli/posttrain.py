@@ -30,7 +30,9 @@ def _recipe_names(incomplete: str) -> list[str]:
 
 Recipe = Annotated[
     str,
-    typer.Argument(help="A shipped recipe, a .toml or .json file, or a run folder.", autocompletion=_recipe_names),
+    typer.Argument(
+        help="A shipped recipe, a .toml or .json file, or a run folder.", autocompletion=_recipe_names
+    ),
 ]
 
 
@@ -47,8 +49,8 @@ def sft(
 
     base=RUN says which run to go on from.
     """
-    request = Request("sft", [recipe], settings, folder, resume, allow_changes, None, restartable, plugin or ())
-    _post_train(request)
+    options = (folder, resume, allow_changes, None, restartable, plugin or ())
+    _post_train(Request("sft", [recipe], settings, *options))
 
 
 def dpo(
@@ -64,8 +66,8 @@ def dpo(
 
     base=RUN says which run to go on from; it is also the reference.
     """
-    request = Request("dpo", [recipe], settings, folder, resume, allow_changes, None, restartable, plugin or ())
-    _post_train(request)
+    options = (folder, resume, allow_changes, None, restartable, plugin or ())
+    _post_train(Request("dpo", [recipe], settings, *options))
 
 
 def grpo(
@@ -81,10 +83,8 @@ def grpo(
 
     base=RUN says which run to go on from.
     """
-    request = Request(
-        "grpo", [recipe], settings, folder, resume, allow_changes, None, restartable, plugin or ()
-    )
-    _post_train(request)
+    options = (folder, resume, allow_changes, None, restartable, plugin or ())
+    _post_train(Request("grpo", [recipe], settings, *options))
 
 
 def _post_train(request: Request) -> None:

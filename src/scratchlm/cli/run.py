@@ -287,7 +287,8 @@ def state_of(folder: Path) -> str:
     if not folder.exists() or (folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK_FILE}):
         return "free"
     if not (folder / "config.json").is_file():
-        return "other"
+        # of a post-training run posttrain.json comes first
+        return "interrupted" if (folder / "posttrain.json").is_file() else "other"
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

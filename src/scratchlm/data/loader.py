@@ -16,7 +16,7 @@ have read, and a machine that takes part of a step's rows reads what a single on
 
 import operator
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,29 @@ class Batch(NamedTuple):
     targets: Int[Tensor, "rows time"]
 
 
-class Loader(ABC):
-    """Rows of a dataset in an order that is computed."""
+class Batches(ABC):
+    """What a trainer reads: items of a step, numbered from 0, as tensors."""
 
     padded: ClassVar[bool] = False
     """Whether some targets are IGNORED, so that batches differ in how many count."""
+    foreseen: ClassVar[bool] = True
+    """Whether a step's items are known before the step begins, so that they may be read ahead."""
+
+    rows_per_step: int
+    """Items of one optimizer step."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identifies the data."""
+
+    @abstractmethod
+    def rows(self, step: int, first: int, count: int) -> Any:
+        """Items first .. first + count - 1 of step `step`: a NamedTuple of tensors, `inputs` among them."""
+
+
+class Loader(Batches):
+    """Rows of a dataset in an order that is computed."""
 
     def __init__(self, dataset: TokenDataset, rows_per_step: int, context_length: int, seed: int) -> None:
         """Check that a row fits into the dataset.
@@ -87,6 +105,11 @@ class Loader(ABC):
                 f"step={step}, row={row}: rows go from 0 to {self.rows_per_step - 1}, steps from 0."
             )
         return self._row(step, row)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the dataset."""
+        return self.dataset.fingerprint
 
     def rows(self, step: int, first: int, count: int) -> Batch:
         """Rows first .. first + count - 1 of step `step` as int64 tensors."""

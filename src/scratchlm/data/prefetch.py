@@ -9,9 +9,9 @@ that was not foreseen (after a rollback, or with smaller micro-batches) is simpl
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from scratchlm.data.loader import Batch, Loader
+from scratchlm.data.loader import Batches
 
 
 class Request(NamedTuple):
@@ -25,7 +25,7 @@ class Request(NamedTuple):
 class Prefetcher:
     """A loader whose next rows are read in a thread; use it as a context manager or call close()."""
 
-    def __init__(self, loader: Loader, *, pin_memory: bool = False) -> None:
+    def __init__(self, loader: Batches, *, pin_memory: bool = False) -> None:
         """Start no thread yet.
 
         Args:
@@ -34,13 +34,13 @@ class Prefetcher:
         """
         self.loader, self.pin_memory = loader, pin_memory
         self._pool: ThreadPoolExecutor | None = None
-        self._foreseen: dict[Request, Future[Batch]] = {}
+        self._foreseen: dict[Request, Future[Any]] = {}
 
-    def rows(self, request: Request, then: Iterable[Request] = ()) -> Batch:
+    def rows(self, request: Request, then: Iterable[Request] = ()) -> Any:
         """Return the rows of `request` and begin to read those of `then`; all others are forgotten."""
         future = self._foreseen.pop(request, None)
         batch = self._read(request) if future is None else future.result()
-        wanted = list(then)
+        wanted = list(then) if self.loader.foreseen else []
         for other in set(self._foreseen) - set(wanted):
             self._foreseen.pop(other).cancel()
         for other in wanted:
@@ -55,6 +55,6 @@ class Prefetcher:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool, self._foreseen = None, {}
 
-    def _read(self, request: Request) -> Batch:
+    def _read(self, request: Request) -> Any:
         batch = self.loader.rows(*request)
-        return Batch(*(tensor.pin_memory() for tensor in batch)) if self.pin_memory else batch
+        return type(batch)(*(tensor.pin_memory() for tensor in batch)) if self.pin_memory else batch

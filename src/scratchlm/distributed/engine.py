@@ -165,7 +165,7 @@ class Engine:
     def _take(self, work: Work, processes: Processes) -> None:
         self.model, self.processes = work.model, processes
         compiled = torch.compile(work.objective, dynamic=False) if work.compiled else work.objective
-        self.loss: Callable[[Tensor, Tensor], Tensor] = compiled
+        self.loss: Callable[..., Tensor] = compiled
 
 
 class OneProcess(Engine):

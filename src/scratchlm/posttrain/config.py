@@ -1,8 +1,8 @@
 """All settings of a post-training run: what a recipe in recipes/posttrain holds and posttrain.json records.
 
 A step is a number of items: conversations, pairs of answers, or prompts with a group of answers each. How
-many tokens that is differs from step to step; `train.batch_tokens` is the most that it can be and follows from
-the items. Model, tokenizer and corpus are those of the base run.
+many tokens that is differs from step to step; `train.batch_tokens`, the most that it can be, follows from it.
+Model, tokenizer and corpus are those of the base run.
 """
 
 from pathlib import Path
@@ -14,6 +14,12 @@ from scratchlm.config import Config, Part, part_of
 from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.optim import OPTIMIZERS, SCHEDULES
 from scratchlm.posttrain import ADAPTERS, INSTRUCTIONS, PREFERENCES
+from scratchlm.posttrain.advantages import ADVANTAGE_EPS, Baseline, Normalizer
+from scratchlm.posttrain.policy_losses import POLICY_LOSSES, Normalization
+from scratchlm.posttrain.preference_losses import PREFERENCE_LOSSES
+from scratchlm.posttrain.rewards import REWARDS, OnFailure
+from scratchlm.posttrain.rollout import RolloutConfig
+from scratchlm.posttrain.tasks import EXERCISES
 from scratchlm.train.config import TrainConfig
 
 
@@ -56,8 +62,8 @@ class PosttrainConfig(Config):
     """How roles are marked: by special tokens, which a tokenizer without them is given, or by words."""
     context_length: int | None = Field(default=None, ge=8)
     """The most tokens of a row; as the base by default."""
-    adapter: part_of(ADAPTERS) = Field(Part(name="none"), validate_default=True)  # type: ignore[valid-type]
-    """Which numbers are trained: all of the model's (none), or a few beside them (lora, dora)."""
+    adapter: part_of(ADAPTERS) = Field(Part(name="full"), validate_default=True)  # type: ignore[valid-type]
+    """Which numbers are trained: all of the model's (full), or a few beside them (lora, dora)."""
     optimizer: part_of(OPTIMIZERS) = Part(name="adamw")  # type: ignore[valid-type]
     """How gradients become updates."""
     schedule: part_of(SCHEDULES) = Part(name="cosine")  # type: ignore[valid-type]
@@ -106,8 +112,14 @@ class DpoConfig(PosttrainConfig):
 
     data: part_of(PREFERENCES)  # type: ignore[valid-type]
     """Where the pairs come from."""
+    loss: part_of(PREFERENCE_LOSSES) = Field(Part(name="dpo"), validate_default=True)  # type: ignore[valid-type]
+    """What is minimised: dpo, ipo, kto, simpo."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen answers' mean loss beside it: keeps them likely; 0 switches it off."""
     pairs_per_step: int = Field(default=16, ge=1)
     """Pairs of one optimizer step."""
+    rows: Literal["packed", "padded"] = "packed"
+    """Several answers in a row, hidden from each other, or one a row and padding behind it."""
     too_long: Literal["skip", "error"] = "skip"
     """What happens to pairs that are longer than the context."""
     valid_share: float = Field(default=0.05, ge=0, lt=1)
@@ -122,12 +134,68 @@ class DpoConfig(PosttrainConfig):
 class GrpoConfig(PosttrainConfig):
     """Reinforcement learning with verifiable rewards: repeat what earned a reward."""
 
+    data: part_of(EXERCISES)  # type: ignore[valid-type]
+    """Which problems are solved."""
+    rewards: tuple[part_of(REWARDS), ...] = Field(({"name": "correct"},), validate_default=True)  # type: ignore[valid-type]
+    """What earns a reward: parts by name, each with its weight; their sum counts."""
+    rewards_on_failure: OnFailure = "skip"
+    """A reward that raises, hangs or is no number: leave the answer out, count 0, or stop the run."""
     prompts_per_step: int = Field(default=8, ge=1)
-    """Prompts of one step."""
+    """Problems of one optimizer step."""
     group_size: int = Field(default=8, ge=1)
-    """Answers drawn for each prompt."""
+    """Answers drawn for each problem."""
+    steps_per_rollout: int = Field(default=1, ge=1)
+    """Optimizer steps whose answers are drawn together, before the first of them."""
+    passes: int = Field(default=1, ge=1)
+    """How often each answer is learnt from."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How answers are drawn."""
+    baseline: Baseline = "mean"
+    """What is taken away from a reward: the group's mean, or nothing."""
+    normalizer: Normalizer = "std"
+    """What the rest is divided by: the group's standard deviation or mean, or nothing."""
+    advantage_eps: float = Field(default=ADVANTAGE_EPS, gt=0)
+    """Added to what is divided by."""
+    loss: part_of(POLICY_LOSSES) = Field({"name": "grpo"}, validate_default=True)  # type: ignore[valid-type]
+    """What is minimised for a token: reinforce, ratio, grpo, gspo, cispo."""
+    length: Normalization = "sequence"
+    """Tokens of an answer: their mean counts, or their sum over a constant."""
+    constant: float | None = Field(default=None, gt=0)
+    """That constant; None: the most tokens that a step's answers may have."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the base in the loss; it is measured in any case."""
+    valid_problems: int = Field(default=256, ge=1)
+    """Held-out problems, all solved at the end."""
+    eval_problems: int = Field(default=64, ge=1)
+    """How many of them are solved along the way."""
+    rows_at_once: int = Field(default=16, ge=1)
+    """Answers whose log-probabilities are computed at once, where nothing is learnt."""
+
+    @model_validator(mode="after")
+    def _a_group_is_more_than_one(self) -> "GrpoConfig":
+        if self.group_size == 1 and (self.baseline == "mean" or self.normalizer == "std"):
+            raise ValueError(
+                f"group_size=1 with baseline={self.baseline!r}, normalizer={self.normalizer!r}: one answer is "
+                "always the mean of its group; take at least 2, or none of both."
+            )
+        return self
 
     @property
     def items_per_step(self) -> int:
         """Answers of one step."""
         return self.prompts_per_step * self.group_size
+
+    @property
+    def cycle_steps(self) -> int:
+        """Optimizer steps from one rollout to the next."""
+        return self.steps_per_rollout * self.passes
+
+    @property
+    def answers_per_rollout(self) -> int:
+        """Answers drawn together."""
+        return self.items_per_step * self.steps_per_rollout
+
+    @property
+    def most_tokens_per_step(self) -> float:
+        """What the answers of a step have if all are cut."""
+        return float(self.items_per_step * self.rollout.max_new_tokens)

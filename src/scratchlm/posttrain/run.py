@@ -1,16 +1,67 @@
-"""A whole post-training run: settings and a folder come in; a run folder like any other lies there after."""
+"""A whole post-training run: settings and a folder come in; a run folder like any other lies there after.
 
+    base -> RUN/base, tokenizer, validation text -> data -> first validation -> steps -> summary.json
+
+posttrain.json holds the settings of the stage, config.json those that every run has: all commands that take a
+run take this one. Everything that is finished is kept: an interrupted run goes on from its last checkpoint.
+"""
+
+import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from scratchlm import runtime
+from scratchlm.config import load, read_tree, validate
+from scratchlm.data.corpora import Corpus
+from scratchlm.distributed.process import Processes
+from scratchlm.lock import run_lock
+from scratchlm.posttrain import STAGES
+from scratchlm.posttrain.base import Base, open_base
 from scratchlm.posttrain.config import PosttrainConfig
-from scratchlm.train.events import OnEvent, ignore
+from scratchlm.posttrain.stage import Stage, stage_file
+from scratchlm.registry import UnknownNameError, unknown
+from scratchlm.train import build
+from scratchlm.train.changes import Change, check_changes
+from scratchlm.train.events import Finished, OnEvent, PhaseEnded, PhaseStarted, ignore
+from scratchlm.train.folder import RunFolder
+from scratchlm.train.session import Session
+from scratchlm.train.track import require_trackers
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "posttrain"
+"""The recipes that ship with the package."""
+MEANING = ("base", "checkpoint", "seed", "chat", "context_length", "adapter", "data", "rows", "too_long")
+"""Settings that decide what the weights are or what a step reads: a run never goes on with others."""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def read(stage: str, name_or_path: str, overrides: Iterable[str] = ()) -> PosttrainConfig:
-    """The settings of a recipe by name, of a file, or of an earlier run's folder, with words laid over them."""
-    raise NotImplementedError
+    """The settings of a recipe by name, of a file, or of an earlier run.
+
+    Args:
+        stage: sft, dpo or grpo.
+        name_or_path: What is read.
+        overrides: Words such as "train.steps=100" laid over it.
+
+    Raises:
+        ValueError: There is no such recipe, or a setting is wrong.
+    """
+    kind, path = STAGES.get(stage).Config, Path(name_or_path)
+    if name_or_path in recipe_names():
+        return load(kind, RECIPES / f"{name_or_path}.toml", overrides)
+    if path.suffix in (".toml", ".json"):
+        return load(kind, path, overrides)
+    if stage_file(path).is_file():
+        found = read_tree(stage_file(path))
+        if found.pop("stage", stage) != stage:
+            raise ValueError(f"{path}: was not made by scratchlm {stage}; see stage in {stage_file(path)}.")
+        return load(kind, None, overrides, base=found)
+    raise UnknownNameError(unknown("recipe", name_or_path, recipe_names()))
 
 
 def run(
@@ -22,5 +73,92 @@ def run(
     allow_changes: bool = False,
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
-    """Do the whole run and return the summary (what summary.json holds)."""
-    raise NotImplementedError
+    """Do the whole run and return the summary (what summary.json holds).
+
+    Args:
+        stage: sft, dpo or grpo.
+        config: The settings.
+        path: The run folder: new or empty, unless `resume`.
+        resume: Go on from the newest complete checkpoint in `path`.
+        allow_changes: Resume although optimizer or schedule have changed.
+        on_event: Called with each Event.
+
+    Raises:
+        ValueError: The folder holds another run or is in use, or base, settings and data do not fit.
+        OSError: The disk is full or not writable.
+    """
+    folder = RunFolder(path)
+    with run_lock(path):
+        changes = _claim(stage, folder, config, resume=resume, allow_changes=allow_changes)
+        base, made = _make(stage, folder, config, on_event)
+        settings = made.run_config()
+        runtime.write_text_atomically(folder.config, settings.to_json())
+        session = Session(
+            folder,
+            settings,
+            _corpus(base),
+            base.tokenizer,
+            made.train_set,
+            made.valid_set,
+            None,
+            on_event,
+            Processes(),
+            made,
+        )
+        summary = session.run(resume=resume, changes=changes)
+        runtime.write_text_atomically(
+            folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        )
+        on_event(Finished(summary))
+    return summary
+
+
+def _make(stage: str, folder: RunFolder, config: PosttrainConfig, on_event: OnEvent) -> tuple[Base, Stage]:
+    """Open the base and prepare the data."""
+    started = time.perf_counter()
+    on_event(PhaseStarted("base", str(config.base)))
+    base = open_base(config, folder)
+    on_event(PhaseEnded("base", time.perf_counter() - started, {"vocab_size": base.tokenizer.vocab_size}))
+    started = time.perf_counter()
+    on_event(PhaseStarted("data", ""))
+    made = STAGES.get(stage)(config, base, folder)
+    made.prepare(on_event)
+    figures = {"items": made.train_set.num_items, "held out": made.valid_set.num_items}
+    on_event(PhaseEnded("data", time.perf_counter() - started, figures))
+    return base, made
+
+
+def _corpus(base: Base) -> Corpus | None:
+    """The base's corpus, which may judge samples; None where its files are not here."""
+    try:
+        return build.build_corpus(base.config)
+    except (ValueError, OSError):
+        return None
+
+
+def _claim(
+    stage: str, folder: RunFolder, config: PosttrainConfig, *, resume: bool, allow_changes: bool
+) -> dict[str, Change]:
+    """Make the folder this run's own, or see that it is; return the settings that changed.
+
+    Raises:
+        ValueError: It is somebody else's, or the settings do not fit those it has.
+    """
+    file, changes = stage_file(folder.path), dict[str, Change]()
+    require_trackers(config.train.track)
+    if resume:
+        if not file.is_file():
+            raise ValueError(
+                f"{folder.path}: nothing to resume ({file.name} is missing); leave --resume out."
+            )
+        found = read_tree(file)
+        found.pop("stage", None)
+        old = validate(type(config), found, source=str(file))
+        changes = check_changes(old, config, folder.path, allow_learning=allow_changes, meaning=MEANING)
+    elif file.exists() or folder.config.exists() or folder.checkpoints.exists():
+        raise ValueError(
+            f"{folder.path}: holds a run already; continue it with --resume or choose another folder."
+        )
+    tree = {"stage": stage} | config.model_dump(mode="json")
+    runtime.write_text_atomically(file, json.dumps(tree, indent=2) + "\n")
+    return changes

@@ -7,7 +7,7 @@ import torch
 
 from scratchlm.data import CORPORA, LOADERS
 from scratchlm.data.corpora import Corpus
-from scratchlm.data.loader import Loader
+from scratchlm.data.loader import Batches, Loader
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.engine import ENGINES, Engine, Work, engine_for
 from scratchlm.distributed.process import Processes, check_rows
@@ -19,7 +19,6 @@ from scratchlm.runtime import set_seed
 from scratchlm.tokenizer import TOKENIZERS, Tokenizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.guard import Guard
-from scratchlm.train.objective import Objective
 from scratchlm.train.trainer import Execution, Trainer
 
 
@@ -95,8 +94,8 @@ def build_loader(config: RunConfig, dataset: TokenDataset) -> Loader:
 
 def build_trainer(
     config: RunConfig,
-    model: torch.nn.Module,
-    dataset: TokenDataset,
+    objective: torch.nn.Module,
+    loader: Batches,
     execution: Execution,
     engine: Engine,
     *,
@@ -104,21 +103,12 @@ def build_trainer(
     abandon: Callable[[], bool],
 ) -> Trainer:
     """The trainer with everything that a step needs; `engine` was asked when the model was built."""
-    objective = Objective(
-        model,
-        config.train,
-        device=execution.device,
-        precision=execution.precision,
-        micro_tokens=execution.micro_rows * config.model.context_length,
-        compiled=execution.compile and engine.compiles_loss,
-        end_of_text_id=dataset.end_of_text_id,
-    )
-    engine.wrap(Work(model, objective, execution.precision, execution.compile), processes)
+    engine.wrap(Work(objective.model, objective, execution.precision, execution.compile), processes)
     return Trainer(
         engine,
         build_sharded_optimizer(config, engine),
         build_schedule(config),
-        build_loader(config, dataset),
+        loader,
         rows_per_step=config.rows_per_step,
         grad_clip=config.train.grad_clip,
         execution=execution,

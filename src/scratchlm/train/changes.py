@@ -7,11 +7,11 @@
 A setting that stands in no list is one that changes the result: whoever adds one need not think of this file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchlm.train.config import RunConfig
+from scratchlm.config import Config
 
 HARMLESS = (
     "name",
@@ -43,6 +43,8 @@ HARMLESS = (
     "nproc",
     "restarts",
     "wait_seconds",
+    "prompts",
+    "base_tokens",
 )
 """Settings that decide how long, where and what is shown, but not what a step computes beyond rounding."""
 MEANING = ("seed", "corpus", "tokenizer", "data.chunk_size", "model", "batches", "train.batch_tokens")
@@ -53,7 +55,7 @@ Change = tuple[Any, Any]
 
 
 def check_changes(
-    old: RunConfig, new: RunConfig, path: Path, *, allow_learning: bool = False
+    old: Config, new: Config, path: Path, *, allow_learning: bool = False, meaning: Sequence[str] = MEANING
 ) -> dict[str, Change]:
     """Return what differs, by dotted key, if a run may go on with it.
 
@@ -62,6 +64,7 @@ def check_changes(
         new: Those that it shall go on with.
         path: The run folder, for the message.
         allow_learning: Whether settings of optimizer, schedule and clipping may change.
+        meaning: Settings that may never change.
 
     Raises:
         ValueError: A setting changes what the run is; the message has every difference.
@@ -72,8 +75,8 @@ def check_changes(
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     }
-    never = [key for key in changes if _in(key, MEANING) and not _in(key, HARMLESS)]
-    learning = [key for key in changes if not _in(key, MEANING) and not _in(key, HARMLESS)]
+    never = [key for key in changes if _in(key, meaning) and not _in(key, HARMLESS)]
+    learning = [key for key in changes if not _in(key, meaning) and not _in(key, HARMLESS)]
     if never:
         raise ValueError(
             f"{path}: {_describe(changes, never)}: the weights belong to the old settings; resume without "
@@ -96,7 +99,7 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{key}", value
 
 
-def _in(key: str, names: tuple[str, ...]) -> bool:
+def _in(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

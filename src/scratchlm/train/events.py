@@ -55,6 +55,8 @@ class StepEnded:
     mfu: float | None
     """Share of the device's peak arithmetic; None where no peak is known."""
     seconds_left: float
+    figures: dict[str, float] = field(default_factory=dict)
+    """Further numbers of this step."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Validated:
     bits_per_byte: float
     floor_loss: float | None
     best: bool
+    figures: dict[str, float] = field(default_factory=dict)
+    """Further numbers that were measured."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ that writes; training goes on with the weights themselves.
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -22,8 +21,7 @@ from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.engine import Engine
 from scratchlm.distributed.process import Processes
-from scratchlm.evaluate.likelihood import Likelihood, evaluate_split
-from scratchlm.generate.engine import stream
+from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.optim.ema import EMA
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.train.config import RunConfig
@@ -31,6 +29,9 @@ from scratchlm.train.events import Sampled, Validated
 from scratchlm.train.record import Record
 from scratchlm.train.snapshot import Progress
 from scratchlm.train.statistics import Statistics
+
+if TYPE_CHECKING:
+    from scratchlm.train.aim import Aim
 
 
 class Floor(NamedTuple):
@@ -72,17 +73,18 @@ class Examiner:
         average: EMA | None,
         record: Record,
         *,
-        corpus: Corpus,
+        corpus: Corpus | None,
         tokenizer: Tokenizer,
         valid_set: TokenDataset,
         floor: Floor | None,
         precision: str,
+        aim: "Aim",
     ) -> None:
-        """Keep the parts; `precision` is the number format of matrix products."""
+        """Keep the parts; `precision` is the number format of matrix products, `aim` measures and writes."""
         self.config, self.engine, self.average, self.record = config, engine, average, record
         self.model = engine.model
         self.corpus, self.tokenizer, self.valid_set = corpus, tokenizer, valid_set
-        self.floor, self.precision = floor, precision
+        self.floor, self.precision, self.aim = floor, precision, aim
         self.statistics = Statistics(engine.model, engine)
 
     @property
@@ -92,47 +94,41 @@ class Examiner:
 
     def validate(self, progress: Progress, processes: Processes, *, everything: bool) -> Likelihood:
         """Measure the validation split, or `eval_tokens` of it, together; `progress` keeps the best loss."""
-        train, step = self.config.train, progress.done_steps
+        step = progress.done_steps
         with self._averaged():
-            found = evaluate_split(
-                self.model,
-                self.valid_set,
-                context_length=self.config.model.context_length,
-                device=self.device,
-                autocast=partial(runtime.autocast, self.device, self.precision),
-                max_tokens=None if everything else train.eval_tokens,
-                documents=train.document_mask,
-                processes=processes,
-            )
+            found, figures = self.aim.measure(self, everything=everything)
         best = found.loss < progress.best_loss
         if best:
             progress.best_loss = found.loss
-        row = {"kind": "valid", "step": step, "tokens": step * train.batch_tokens, "loss": found.loss}
+        tokens = self.aim.tokens(self.config, step).so_far
+        row = {"kind": "valid", "step": step, "tokens": tokens, "loss": found.loss}
         row |= {"bits_per_byte": found.bits_per_byte, "seconds": progress.training_seconds}
-        self.record.add(row)
+        self.record.add(row | figures)
         floor = self.floor.loss if self.floor else None
-        self.record.tell(Validated(step, found.loss, found.bits_per_byte, floor, best))
+        self.record.tell(Validated(step, found.loss, found.bits_per_byte, floor, best, figures))
         return found
 
     def sample(self, step: int) -> None:
-        """Let the model write a text."""
-        config = self.config
+        """Let the model write."""
         with self._averaged():  # with a seed: where all processes write, all write the same
             model = self.model if self.engine.whole else Dictated(self.model, self.engine)
-            pieces = list(stream(model, self.tokenizer, config.prompt, config.sampling))
-        text = config.prompt + "".join(piece.text for piece in pieces)
-        score = self.corpus.consistency(text)
-        row: dict[str, Any] = {"step": step, "prompt": config.prompt, "text": text}
-        row["tokens"] = [{"text": piece.text, "probability": piece.probability} for piece in pieces]
-        row["consistency"] = score and {"num_facts": score[0], "num_consistent": score[1]}
-        if self.record.writes:
-            self.record.samples.append(row)
-        shown = tuple((piece.text, piece.probability) for piece in pieces)
-        self.record.tell(Sampled(step, config.prompt, text, shown))
+            texts = list(self.aim.write(self, model))
+        for prompt, text, pieces in texts:
+            score = self.corpus.consistency(text) if self.corpus is not None else None
+            row: dict[str, Any] = {"step": step, "prompt": prompt, "text": text}
+            row["tokens"] = [{"text": piece.text, "probability": piece.probability} for piece in pieces]
+            row["consistency"] = score and {"num_facts": score[0], "num_consistent": score[1]}
+            if self.record.writes:
+                self.record.samples.append(row)
+            shown = tuple((piece.text, piece.probability) for piece in pieces)
+            self.record.tell(Sampled(step, prompt, text, shown))
 
     def measure_layers(self, step: int, ids: Int[Tensor, "rows time"]) -> None:
         """Write down the sizes of weights, clipped gradients, last update and activations, part by part."""
-        autocast = partial(runtime.autocast, self.device, self.precision)
+
+        def autocast() -> contextlib.AbstractContextManager[None]:
+            return runtime.autocast(self.device, self.precision)
+
         with self.engine.examining():
             layers = self.statistics.collect(ids.to(self.device), autocast=autocast)
         self.record.add({"kind": "statistics", "step": step, "layers": layers})

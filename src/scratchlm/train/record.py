@@ -9,9 +9,10 @@ Only the first of several processes writes and tells.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from scratchlm.data.loader import Loader
+from scratchlm.data.loader import Batches
 from scratchlm.hardware import mfu
 from scratchlm.runtime import environment
 from scratchlm.train.config import RunConfig
@@ -22,6 +23,15 @@ from scratchlm.train.plan import Plan
 from scratchlm.train.snapshot import Progress
 from scratchlm.train.track import Trackers, open_trackers
 from scratchlm.train.trainer import StepResult
+
+
+class TokensRead(NamedTuple):
+    """How many tokens training has read."""
+
+    so_far: int
+    """The last step's included."""
+    in_step: int
+    """In the last step."""
 
 
 class Record:
@@ -72,14 +82,29 @@ class Record:
                 self._trackers = open_trackers(self.config.train.track, self.folder.path, settings)
             self._trackers.log(row)
 
-    def step(self, result: StepResult, progress: Progress, *, data_offset: int) -> None:
-        """Tell of a step, and write it down at intervals or when it is not usual."""
+    def step(
+        self,
+        result: StepResult,
+        progress: Progress,
+        *,
+        data_offset: int,
+        tokens: TokensRead,
+        figures: Mapping[str, float],
+    ) -> None:
+        """Tell of a step, and write it down at intervals or when it is not usual.
+
+        Args:
+            result: What it did.
+            progress: How far the run is.
+            data_offset: How many steps of data were skipped.
+            tokens: How many were read.
+            figures: Further numbers of this step.
+        """
         train = self.config.train
-        tokens = result.step * train.batch_tokens
-        speed = train.batch_tokens / result.seconds
+        speed = tokens.in_step / result.seconds
         average = progress.training_seconds / max(1, progress.done_steps)
         left = (train.steps - result.step) * min(average, result.seconds * 4)
-        plan, epochs = self.plan, tokens / self.train_tokens
+        plan, epochs = self.plan, tokens.so_far / self.train_tokens
         share = mfu(plan.flops_per_token, speed, plan.peak) if plan.peak else None
         self.tell(
             StepEnded(
@@ -88,11 +113,12 @@ class Record:
                 result.loss,
                 result.lr,
                 result.grad_norm,
-                tokens,
+                tokens.so_far,
                 epochs,
                 speed,
                 share,
                 left,
+                dict(figures),
             )
         )
         if result.judgement.reason:
@@ -104,7 +130,7 @@ class Record:
                 {
                     "kind": "train",
                     "step": result.step,
-                    "tokens": tokens,
+                    "tokens": tokens.so_far,
                     "loss": result.loss,
                     "lr": result.lr,
                     "grad_norm": result.grad_norm,
@@ -113,6 +139,7 @@ class Record:
                     "seconds": progress.training_seconds,
                 }
                 | ({} if share is None else {"mfu": share})
+                | dict(figures)
             )
 
     def resumed(self, step: int, changes: dict[str, Any], world_size: int) -> None:
@@ -153,15 +180,15 @@ class Record:
         self.say(f"Step {result.step}: {judgement.reason}; {what}.")
 
 
-def batch_of(result: StepResult, loader: Loader, *, data_offset: int) -> dict[str, Any]:
+def batch_of(result: StepResult, loader: Batches, *, data_offset: int) -> dict[str, Any]:
     """Everything that a step read, as plain values: which rows, and their ids."""
     data_step = result.step - 1 + data_offset
-    rows = loader.rows(data_step, 0, loader.rows_per_step)
+    rows, names = loader.rows(data_step, 0, loader.rows_per_step), {"inputs": "ids"}
     return {
         "step": result.step,
         "reason": result.judgement.reason,
         "data_step": data_step,
-        "starts": [loader.start(data_step, row) for row in range(loader.rows_per_step)],
-        "ids": rows.inputs.tolist(),
-        "targets": rows.targets.tolist(),
-    }
+        "starts": [loader.start(data_step, row) for row in range(loader.rows_per_step)]
+        if hasattr(loader, "start")
+        else None,
+    } | {names.get(name, name): tensor.tolist() for name, tensor in rows._asdict().items()}

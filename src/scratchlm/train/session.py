@@ -11,6 +11,7 @@ the records and tells.
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from scratchlm import runtime
@@ -29,6 +30,7 @@ from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.optim.ema import EMA
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.train import build, snapshot
+from scratchlm.train.aim import Aim, Pretraining
 from scratchlm.train.config import RunConfig
 from scratchlm.train.events import OnEvent, Saved
 from scratchlm.train.examine import Examiner, Floor
@@ -60,8 +62,10 @@ class Session:
         floor: Floor | None,
         on_event: OnEvent,
         processes: Processes,
+        aim: Aim | None = None,
     ) -> None:
         """Build model, optimizer, schedule, batches and trainer for `config` on this machine."""
+        self.aim = aim or Pretraining()
         self.folder, self.config, self.tokenizer, self.processes = folder, config, tokenizer, processes
         self.train_set, self.valid_set, self.floor = train_set, valid_set, floor
         shared = processes.local_world_size > 1
@@ -74,16 +78,19 @@ class Session:
             train_tokens=train_set.num_tokens,
             valid_tokens=valid_set.num_tokens,
         )
-        how = execution(self.plan, config.model.context_length)
+        how = self.aim.execution(execution(self.plan, config.model.context_length))
         self.device, self.signals = how.device, StopSignals()
         engine = build.build_engine(config, processes)
         with engine.building(self.device, how.precision, processes):
-            self.model = build.build_model(config, tokenizer)
+            self.model = self.aim.build_model(config, tokenizer)
         self.model.to(self.device)
         # several processes must stop at the same place, which is after a step
         abandon = self.signals.requested if processes.world_size == 1 else never
+        loss_how = replace(how, compile=how.compile and engine.compiles_loss)
+        objective = self.aim.build_objective(config, self.model, tokenizer, loss_how)
+        loader = self.aim.build_loader(config, train_set)
         self.trainer = build.build_trainer(
-            config, self.model, train_set, how, engine, processes=processes, abandon=abandon
+            config, objective, loader, how, engine, processes=processes, abandon=abandon
         )
         decay = config.train.ema_decay
         self.average = EMA(self.trainer.engine.named_parameters().items(), decay) if decay else None
@@ -105,6 +112,7 @@ class Session:
             valid_set=valid_set,
             floor=floor,
             precision=self.plan.precision,
+            aim=self.aim,
         )
         self.progress, self.last_saved = Progress(), -1
         self.saver: Saver | None = None
@@ -124,7 +132,9 @@ class Session:
         with self._writing(), self.signals:
             if resume:
                 self._restore(changes or {})
-            self.record.say(describe(self.plan, self.config, self.processes))
+            if self.progress.done_steps == 0 and self.last_saved < 0:
+                self.aim.begin(self)
+            self.record.say(self.aim.describe(describe(self.plan, self.config, self.processes)))
             while self.progress.done_steps < steps and self._one_step():
                 pass
             finished = self.progress.done_steps >= steps
@@ -143,17 +153,25 @@ class Session:
         if self._measures_layers(step + 1):
             self.examiner.statistics.before_step()
         try:
+            self.aim.before_step(step)
             result = self.trainer.step(step)
         except StepAbandonedError:
             self.record.say(f"{self.signals.name}: step {step + 1} was given up; continue with --resume.")
             return False
+        self.aim.after_step(result)
         self.progress.training_seconds += result.seconds
         if result.judgement.action == "rollback" and self._roll_back(result):
             return True
         self.progress.done_steps = result.step
         if result.judgement.action == "apply" and self.average is not None:
             self.average.update_()
-        self.record.step(result, self.progress, data_offset=self.trainer.data_offset)
+        self.record.step(
+            result,
+            self.progress,
+            data_offset=self.trainer.data_offset,
+            tokens=self.aim.tokens(self.config, result.step),
+            figures=self.aim.figures(),
+        )
         if result.judgement.action == "stop":
             self._give_up(result)
         if result.step < self.config.train.steps:
@@ -221,6 +239,11 @@ class Session:
             "train.grad_clip."
         )
 
+    def examine(self) -> None:
+        """Validate on everything and sample, as after the last step."""
+        self._validate(everything=True)
+        self._sample()
+
     def _validate(self, *, everything: bool) -> Likelihood:
         return self.examiner.validate(self.progress, self.processes, everything=everything)
 
@@ -250,6 +273,8 @@ class Session:
             return
         if self.last_saved != step:
             tensors, state = snapshot.take(self.trainer, self.progress, self.average, self.record.lengths())
+            tensors |= self.aim.tensors(self.trainer.engine)
+            state["aim"] = self.aim.state()
             identity = snapshot.identity(self.trainer, self.tokenizer.fingerprint)
             self.saver.save(step, tensors, state, identity, protect=(self.progress.best_step,))
             self.last_saved = step
@@ -274,7 +299,8 @@ class Session:
             return None
         with open_checkpoint(self.folder.checkpoints / name) as saved:
             self._check_identity(saved)
-            self.progress = snapshot.put_back(saved, self.trainer, self.average)
+            self.progress = snapshot.put_back(saved, self.trainer, self.average, self.aim.load_weights)
+            self.aim.restore(saved, saved.state.get("aim", {}))
         self.last_saved = saved.step
         self.record.take_back(saved.step, saved.state.get("records", {}))
         self.processes.barrier()

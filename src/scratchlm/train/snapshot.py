@@ -12,6 +12,7 @@ checkpoint is the same tensors whatever the engine and the number of processes, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +84,22 @@ def take(
     return tensors, state
 
 
-def put_back(saved: CheckpointReader, trainer: Trainer, average: EMA | None) -> Progress:
-    """Give a trainer what `take` took, its pieces of it; return how far the run was."""
+def put_back(
+    saved: CheckpointReader,
+    trainer: Trainer,
+    average: EMA | None,
+    load: Callable[[CheckpointReader, Engine], None] | None = None,
+) -> Progress:
+    """Give a trainer what `take` took, its pieces of it; return how far the run was.
+
+    Args:
+        saved: The checkpoint.
+        trainer: Takes model, optimizer and guard.
+        average: The average of weights, if there is one.
+        load: What gives the model its weights; None: `load_weights`.
+    """
     engine = trainer.engine
-    _load_weights(saved, engine)
+    (load or load_weights)(saved, engine)
     restore_optimizer(engine.keeper, *_own_moments(saved, trainer))
     random = {name: saved.read("random", name) for name in saved.names("random")}
     runtime.restore_random_state(random, saved.state.get("random"))
@@ -113,7 +126,7 @@ def identity(trainer: Trainer, tokenizer: str) -> dict[str, str | int]:
     """What a checkpoint belongs to: fingerprints of tokenizer and data, number of processes."""
     return {
         "tokenizer": tokenizer,
-        "data": trainer.batches.loader.dataset.fingerprint,
+        "data": trainer.batches.loader.fingerprint,
         "world_size": trainer.processes.world_size,
     }
 
@@ -160,7 +173,8 @@ def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor | Piece], dict[
     return moments, engine.merged({now[index]: values for index, values in plain.items()})
 
 
-def _load_weights(saved: CheckpointReader, engine: Engine) -> None:
+def load_weights(saved: CheckpointReader, engine: Engine) -> None:
+    """Give the engine's model the weights of a checkpoint, this process's pieces of them."""
     if engine.whole:
         engine.model.load_state_dict({name: saved.read("model", name) for name in saved.names("model")})
         return

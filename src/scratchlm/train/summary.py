@@ -23,7 +23,7 @@ def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> 
     config, floor, progress = session.config, session.floor, session.progress
     guard, plan = session.trainer.guard, session.plan
     kernels = kernels_used(config.model.attention, session.device)
-    tokens = progress.done_steps * config.train.batch_tokens
+    tokens = session.aim.tokens(config, progress.done_steps).so_far
     parameters = accounting.num_parameters(config.model.with_vocabulary(session.tokenizer.vocab_size))
     # a loss on a part of the split says nothing about the whole: then the last one counts
     best = min(progress.best_loss, final.loss) if config.train.eval_tokens is None else final.loss
@@ -62,7 +62,7 @@ def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> 
         "kernels": kernels,
         "tokenizer": _vocabulary(session.tokenizer)
         | {"bytes_per_token": session.valid_set.num_bytes / max(1, session.valid_set.num_tokens)},
-    }
+    } | session.aim.summary()
 
 
 def kernels_used(attention: str, device: torch.device) -> dict[str, str]:

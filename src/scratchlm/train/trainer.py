@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scratchlm.data.loader import Batch, Loader
+from scratchlm.data.loader import Batches
 from scratchlm.data.permutation import mix
 from scratchlm.data.prefetch import Prefetcher, Request
 from scratchlm.distributed.engine import Engine
@@ -79,7 +79,7 @@ class Trainer:
         engine: Engine,
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float],
-        loader: Loader,
+        loader: Batches,
         *,
         rows_per_step: int,
         grad_clip: float,
@@ -181,7 +181,7 @@ class Trainer:
             on_device = self._to_device(batch)
             last = first_row + self.micro_rows == self.rows_here.stop
             with self.engine.accumulating(last=last):
-                loss = self.engine.loss(on_device.inputs, on_device.targets) * share
+                loss = self.engine.loss(*on_device) * share
                 loss.backward()
             total += loss.detach()
         return total
@@ -200,9 +200,9 @@ class Trainer:
             "rows, train.gradient_checkpointing=true or distributed=fsdp2."
         )
 
-    def _shares(self, step: int) -> Iterator[tuple[Batch, int, float]]:
+    def _shares(self, step: int) -> Iterator[tuple[Any, int, float]]:
         """This process's micro-batches, the row each begins at, and the weight of its mean loss."""
-        batches: Iterable[tuple[Request, Batch]] = self._read(step)
+        batches: Iterable[tuple[Request, Any]] = self._read(step)
         if not self.batches.loader.padded:
             for request, batch in batches:
                 yield batch, request.first, request.count / len(self.rows_here)
@@ -217,7 +217,7 @@ class Trainer:
             # a whole step without targets has no loss: NaN, and the guard leaves it out
             yield batch, request.first, count / mean if mean else math.nan
 
-    def _read(self, step: int) -> Iterator[tuple[Request, Batch]]:
+    def _read(self, step: int) -> Iterator[tuple[Request, Any]]:
         """This process's micro-batches of a step; the next one is read ahead."""
         requests = self._requests(step)
         for number, request in enumerate(requests):
@@ -228,11 +228,11 @@ class Trainer:
         data_step = step + self.data_offset
         return [Request(data_step, row, self.micro_rows) for row in self.rows_here[:: self.micro_rows]]
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def _to_device(self, batch: Any) -> Any:
         device = self.execution.device
         if device.type == "cpu":
             return batch
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
 
 
 def largest_divisor(number: int, at_most: int) -> int:
