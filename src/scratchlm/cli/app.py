@@ -29,6 +29,7 @@ def build_app() -> typer.Typer:
         report,
         run,
         runs,
+        serve,
         study,
         tokenizer,
         visualize,
@@ -42,25 +43,22 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (run.demo, run.run, run.train):
+    for command in (run.demo, run.run, run.train, posttrain.sft, posttrain.dpo, posttrain.grpo):
         app.command(rich_help_panel=PREPARE)(command)
-    for command in (posttrain.sft, posttrain.dpo, posttrain.grpo):
-        app.command(rich_help_panel=PREPARE)(command)
-    for command in (generate.generate, evaluate.evaluate, report.report):
+    for command in (generate.generate, serve.serve, evaluate.evaluate, report.report):
         app.command(rich_help_panel=PREPARE)(command)
     for command in (plan.plan, doctor.doctor, profile.profile, launch.launch):
         app.command(rich_help_panel=LOOK)(command)
     app.command(rich_help_panel=LOOK)(visualize.visualize)
     app.command(name="help", rich_help_panel=LOOK)(help.help_part)
-    app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
-    app.add_typer(study.app, name="study", rich_help_panel=LOOK)
-    app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel=LOOK)
-    app.add_typer(bench.app, name="bench", rich_help_panel=LOOK)
-    app.add_typer(export.app, name="export", rich_help_panel=PREPARE)
-    app.add_typer(import_.app, name="import", rich_help_panel=PREPARE)
-    app.add_typer(corpus.app, name="corpus", rich_help_panel=GROUPS)
-    app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel=GROUPS)
-    app.add_typer(data.app, name="data", rich_help_panel=GROUPS)
+    groups = {
+        LOOK: {"runs": runs, "study": study, "checkpoint": checkpoint, "bench": bench},
+        PREPARE: {"export": export, "import": import_},
+        GROUPS: {"corpus": corpus, "tokenizer": tokenizer, "data": data},
+    }
+    for panel, members in groups.items():
+        for name, module in members.items():
+            app.add_typer(module.app, name=name, rich_help_panel=panel)
     return app
 
 
