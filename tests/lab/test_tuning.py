@@ -1,5 +1,6 @@
 """Claims about studies with a tuned setting: best values, their law, and how many rows are enough."""
 
+import json
 import math
 
 import pytest
@@ -112,6 +113,19 @@ def test_the_report_shows_rates_rules_and_curves_of_the_best_cells_only(tmp_path
     assert (tmp_path / "figures" / "tuning.svg").is_file()
     assert (tmp_path / "figures" / "sizes.svg").is_file()
     assert not (tmp_path / "figures" / "final.svg").exists()
+
+
+def test_markdown_which_folds_nothing_away_has_the_texts_of_the_best_cells_only(tmp_path):
+    results = results_of()
+    write_study(tmp_path, STUDY, results)
+    for one in results:
+        sample = {"step": 1, "prompt": "", "text": f"written by {one.label}."}
+        (tmp_path / "cells" / one.cell / "samples.jsonl").write_text(json.dumps(sample) + "\n", "utf-8")
+    write_reports(tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count("written by") == len(ROWS)
+    assert "written by 64 rows, lr 0.02." in text
+    assert "written by 64 rows, lr 0.005." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from scratchlm.lab.figures import (
 from scratchlm.lab.gains_report import gains_section, write_gains
 from scratchlm.lab.rows import Result, read_rows
 from scratchlm.lab.runner import open_study
-from scratchlm.lab.samples import OPEN_CELLS, read_samples, samples_markdown
+from scratchlm.lab.samples import OPEN_CELLS, Written, read_samples, samples_markdown
 from scratchlm.lab.search import shown
 from scratchlm.lab.soon import equal_over, soon_markdown, soon_section
 from scratchlm.lab.spec import Study
@@ -219,7 +219,7 @@ def _write_markdown(
         write_beyond(folder, figures, results),
         write_coordinates(figures, results),
         soon_markdown(soon_section(curves, _rival(analysis, curves), study.target, unit)),
-        samples_markdown(read_samples(folder, results, study.metric), unit),
+        samples_markdown(_told(read_samples(folder, results, study.metric), analysis), unit),
     ]
     setup = "\n".join(f"* {name}: {value}" for name, value in setup_of(study, scale, results))
     rows = [
@@ -237,6 +237,12 @@ def _write_markdown(
         *(["## What did not come to its end\n" + "\n".join(errors)] if errors else []),
     ]
     write_text_atomically(folder / MARKDOWN, "\n\n".join(parts) + "\n")
+
+
+def _told(samples: Sequence[Written], analysis: Analysis) -> list[Written]:
+    """The texts for a reader of Markdown, where nothing folds: of tuned groups the best cells' alone."""
+    winners = {group.winner for group in analysis.tuning.groups} if analysis.tuning is not None else None
+    return [one for one in samples if winners is None or one.label in winners]
 
 
 def _rival(analysis: Analysis, curves: Sequence[Learning]) -> str:
