@@ -31,10 +31,22 @@ TINY = [
 TINY_STORIES = ["corpus.num_train=100", "corpus.num_valid=10"]
 
 
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
+BEFORE = {"From one process to many": ["scratchlm tokenizer train notes.txt --vocab-size 300 -o notes.json"]}
+"""What a section reads that another one has made."""
+
+SLOW = {"From one process to many"}
+"""Sections of more than half a minute; what they show is tested on its own in tests/distributed."""
+
+
+def sections() -> dict[str, list[list[str]]]:
+    """The commands of each section that has some that shall work as they stand."""
+    found = {}
+    for part in README.read_text(encoding="utf-8").split("\n## ")[1:]:
+        title, _, text = part.partition("\n")
+        blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        found[title] = [words for line in lines if (words := shlex.split(line, comments=True))]
+    return {title: lines for title, lines in found.items() if lines}
 
 
 def scratchlm(words: list[str], folder: Path, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
@@ -76,39 +88,45 @@ def interrupt(words: list[str], folder: Path) -> None:
     assert "--resume" in output, output
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reader")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     text = "It was a bright cold day in April, and the clocks were striking thirteen. " * 300
-    (path / "my-texts").mkdir()
-    (path / "my-texts" / "one.txt").write_text(text, encoding="utf-8")
-    (path / "notes.txt").write_text(text, encoding="utf-8")
-    return path
+    (tmp_path / "my-texts").mkdir()
+    (tmp_path / "my-texts" / "one.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "notes.txt").write_text(text, encoding="utf-8")
+    return tmp_path
 
 
-def test_every_command_of_the_readme_works(folder):
-    done = []
-    for program, *words in commands():
-        if program == "make":
-            continue  # `make test` is what runs this
-        before: tuple[str, ...] = ()
-        if program == "torchrun":
-            place = words.index("scratchlm")
-            before, words = ("-m", "torch.distributed.run", *words[: place - 1]), words[place + 1 :]
-        else:
-            assert program == "scratchlm", program
-        words, written = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
-        if "--resume" in words:
-            plain = [word for word in words if word != "--resume"]
-            interrupt(plain, folder)
-            words = [*words, "train.steps=30"]
-        process = scratchlm(tiny(words) if "--resume" not in words else words, folder, before)
-        output, _ = process.communicate(timeout=240)
-        if written is not None:
-            assert output.startswith("#!/bin/bash\n"), written
-        assert process.returncode == 0, f"scratchlm {shlex.join(words)}\n{output}"
-        done.append(words[0])
-    assert {"run", "generate", "evaluate", "plan", "train", "help", "doctor", "bench", "launch"} <= set(done)
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=[pytest.mark.slow] * (title in SLOW)) for title in sections()]
+)
+def test_every_command_of_a_section_works(folder, title):
+    for program, *words in [*map(shlex.split, BEFORE.get(title, [])), *sections()[title]]:
+        run(program, words, folder)
+
+
+def test_the_sections_show_what_the_package_is_for():
+    words = {line[1] for lines in sections().values() for line in lines if line[0] == "scratchlm"}
+    assert {"run", "generate", "evaluate", "plan", "train", "help", "doctor", "bench", "launch"} <= words
+
+
+def run(program: str, words: list[str], folder: Path) -> None:
+    before: tuple[str, ...] = ()
+    if program == "torchrun":
+        place = words.index("scratchlm")
+        before, words = ("-m", "torch.distributed.run", *words[: place - 1]), words[place + 1 :]
+    else:
+        assert program == "scratchlm", program
+    words, written = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
+    if "--resume" in words:
+        plain = [word for word in words if word != "--resume"]
+        interrupt(plain, folder)
+        words = [*words, "train.steps=30"]
+    process = scratchlm(tiny(words) if "--resume" not in words else words, folder, before)
+    output, _ = process.communicate(timeout=240)
+    if written is not None:
+        assert output.startswith("#!/bin/bash\n"), written
+    assert process.returncode == 0, f"scratchlm {shlex.join(words)}\n{output}"
 
 
 def test_every_file_that_the_readme_names_is_there():
