@@ -43,6 +43,18 @@ Parameters = Float[np.ndarray, "fits 5"]
 """e, a, b, alpha, beta of several fits, N and D measured from their geometric means."""
 
 
+class Points(NamedTuple):
+    """Runs as a fit sees them, in logarithms."""
+
+    sizes: Float[np.ndarray, " runs"]
+    """Of the parameters, measured from their mean."""
+    lengths: Float[np.ndarray, " runs"]
+    """Of the tokens, measured from their mean."""
+    losses: Float[np.ndarray, " runs"]
+    floor: float
+    """Entropy of the text in nats per token, no logarithm; 0 where nobody knows it."""
+
+
 class Chinchilla(NamedTuple):
     """A fitted L(N, D)."""
 
@@ -112,17 +124,16 @@ def fit_chinchilla(runs: Sequence[Trained], *, seed: int = 0) -> Chinchilla:
         )
     n, d, losses = (np.log([getattr(run, name) for run in runs]) for name in ("parameters", "tokens", "loss"))
     middle = (n.mean(), d.mean())
-    x, z = n - middle[0], d - middle[1]
-    floor = min(run.floor for run in runs)
-    starts = _starts(x, z, losses)
-    fitted, costs = _descend(starts, np.ones((len(starts), len(runs))), x, z, losses, floor)
+    points = Points(n - middle[0], d - middle[1], losses, min(run.floor for run in runs))
+    starts = _starts(points)
+    fitted, costs = _descend(starts, np.ones((len(starts), len(runs))), points)
     best = fitted[np.argmin(costs)]
     random = np.random.default_rng(seed)
     counts = random.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), NUM_DRAWS).astype(float)
-    draws, _ = _descend(np.repeat(best[None], NUM_DRAWS, axis=0), counts, x, z, losses, floor)
-    rests = losses - _log_loss(best[None], x, z)[0]
+    draws, _ = _descend(np.repeat(best[None], NUM_DRAWS, axis=0), counts, points)
+    rests = losses - _log_loss(best[None], points.sizes, points.lengths)[0]
     rests = rests * np.sqrt(len(runs) / (len(runs) - 5))
-    return _chinchilla(_moved(best[None], middle)[0], _moved(draws, middle), rests.tolist(), floor)
+    return _chinchilla(_moved(best[None], middle)[0], _moved(draws, middle), rests.tolist(), points.floor)
 
 
 def _chinchilla(
@@ -153,11 +164,9 @@ def _log_loss(
     return np.logaddexp(np.logaddexp(a - alpha * n, b - beta * d), e)
 
 
-def _starts(
-    x: Float[np.ndarray, " runs"], z: Float[np.ndarray, " runs"], losses: Float[np.ndarray, " runs"]
-) -> Parameters:
+def _starts(points: Points) -> Parameters:
     """For each pair of exponents E, A and B by least squares of relative errors, none below zero."""
-    found = []
+    (x, z, losses, _), found = points, []
     for alpha in EXPONENTS:
         for beta in EXPONENTS:
             terms = np.stack([np.ones_like(x), np.exp(-alpha * x), np.exp(-beta * z)], axis=1)
@@ -170,27 +179,24 @@ def _starts(
 def _descend(
     starts: Parameters,
     weights: Float[np.ndarray, "fits runs"],
-    x: Float[np.ndarray, " runs"],
-    z: Float[np.ndarray, " runs"],
-    losses: Float[np.ndarray, " runs"],
-    floor: float,
+    points: Points,
 ) -> tuple[Parameters, Float[np.ndarray, " fits"]]:
     """Go down from all starts at once; a step that does not help is taken back and made shorter."""
     damping, quiet = np.full(len(starts), 1e-2), np.zeros(len(starts), dtype=int)
-    lowest, highest = np.full(3, np.log(SMALLEST) + losses.min()), losses.max() + 5
-    lowest[0] = max(lowest[0], np.log(floor) if floor > 0 else -np.inf)
+    lowest, highest = np.full(3, np.log(SMALLEST) + points.losses.min()), points.losses.max() + 5
+    lowest[0] = max(lowest[0], np.log(points.floor) if points.floor > 0 else -np.inf)
     fits = starts.copy()
     fits[:, :3] = np.clip(fits[:, :3], lowest, highest)
-    costs = _costs(fits, weights, x, z, losses)
+    costs = _costs(fits, weights, points)
     for _ in range(NUM_STEPS):
         going = np.flatnonzero(quiet < PATIENCE)
         if not len(going):
             break
         now, before = fits[going], costs[going]
-        tried = now + np.clip(_step(now, damping[going], weights[going], x, z, losses), -2.0, 2.0)
+        tried = now + np.clip(_step(now, damping[going], weights[going], points), -2.0, 2.0)
         tried[:, :3] = np.clip(tried[:, :3], lowest, highest)
         tried[:, 3:] = np.clip(tried[:, 3:], *EXPONENT_RANGE)
-        new = _costs(tried, weights[going], x, z, losses)
+        new = _costs(tried, weights[going], points)
         good = new < before
         quiet[going] = np.where(before - new > TOLERANCE * before, 0, quiet[going] + 1)
         fits[going] = np.where(good[:, None], tried, now)
@@ -203,11 +209,10 @@ def _step(
     fits: Parameters,
     damping: Float[np.ndarray, " fits"],
     weights: Float[np.ndarray, "fits runs"],
-    x: Float[np.ndarray, " runs"],
-    z: Float[np.ndarray, " runs"],
-    losses: Float[np.ndarray, " runs"],
+    points: Points,
 ) -> Parameters:
     """Levenberg and Marquardt's: (J^T W J + damping * its diagonal) step = -J^T W r."""
+    x, z, losses, _ = points
     logs = _log_loss(fits, x, z)
     rests = logs - losses
     size = np.exp(fits[:, 1, None] - fits[:, 3, None] * x - logs)
@@ -225,12 +230,8 @@ def _step(
 
 
 def _costs(
-    fits: Parameters,
-    weights: Float[np.ndarray, "fits runs"],
-    x: Float[np.ndarray, " runs"],
-    z: Float[np.ndarray, " runs"],
-    losses: Float[np.ndarray, " runs"],
+    fits: Parameters, weights: Float[np.ndarray, "fits runs"], points: Points
 ) -> Float[np.ndarray, " fits"]:
-    distance = np.abs(_log_loss(fits, x, z) - losses)
+    distance = np.abs(_log_loss(fits, points.sizes, points.lengths) - points.losses)
     huber = np.where(distance <= DELTA, distance**2 / 2, DELTA * (distance - DELTA / 2))
     return (weights * huber).sum(axis=1)
