@@ -8,7 +8,7 @@ Model, tokenizer and corpus are those of the base run.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scratchlm.config import Config, Part, part_of
 from scratchlm.generate.sampling import SamplingConfig
@@ -171,12 +171,17 @@ class GrpoConfig(PosttrainConfig):
     rows_at_once: int = Field(default=16, ge=1)
     """Answers whose log-probabilities are computed at once, where nothing is learnt."""
 
+    @field_validator("baseline", "normalizer", mode="before")
+    @classmethod
+    def _none_is_a_name_here(cls, value: object) -> object:
+        return "none" if value is None else value  # the command line takes the word none for nothing
+
     @model_validator(mode="after")
     def _a_group_is_more_than_one(self) -> "GrpoConfig":
         if self.group_size == 1 and (self.baseline == "mean" or self.normalizer == "std"):
             raise ValueError(
-                f"group_size=1 with baseline={self.baseline!r}, normalizer={self.normalizer!r}: one answer is "
-                "always the mean of its group; take at least 2, or none of both."
+                f"group_size=1 with baseline={self.baseline!r}, normalizer={self.normalizer!r}: one answer "
+                "is the mean of its group; take at least 2, or none of both."
             )
         return self
 

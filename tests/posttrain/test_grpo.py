@@ -1,0 +1,155 @@
+"""GRPO: gradients against a plain twin, what is skipped, what stays fixed, resuming in a cycle, learning."""
+
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+from small_policies import SUMS, gradient, grpo_settings, plain_gradient, stage_of
+
+from scratchlm.checkpoint import latest, load_checkpoint
+from scratchlm.posttrain.grpo import rows_of_step
+from scratchlm.posttrain.run import run
+from scratchlm.train.folder import load_run
+
+SMALL = {"rtol": 2e-4, "atol": 1e-6}
+"""Sums of some thousand float32 numbers in another order."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("length=constant", "rollout.temperature=0.8"),
+        ("kl=0.3",),
+        ("baseline=none", "normalizer=none"),
+        ("adapter=lora",),
+    ],
+    ids=["grpo", "constant", "kl", "rft", "lora"],
+)
+def test_any_micro_batches_give_the_gradient_of_all_answers(base_run, tmp_path, words):
+    stage = stage_of(base_run, tmp_path, "prompts_per_step=3", *words)
+    rollout = stage.answers_of(0)[0]
+    assert 0 < len(stage.answers_of(0)[1]) <= 12
+    wanted_loss, wanted = plain_gradient(stage, rollout, range(12))
+    for micro_rows in (12, 4, 1):
+        loss, found = gradient(stage, 0, micro_rows)
+        assert loss == pytest.approx(wanted_loss, rel=1e-4, abs=1e-6)
+        torch.testing.assert_close(found, wanted, **SMALL)
+
+
+def test_answers_without_advantage_do_not_go_through_the_model(base_run, tmp_path):
+    stage = stage_of(base_run, tmp_path, "prompts_per_step=6")
+    rollout, chosen, _ = stage.answers_of(0)
+    flat = [row for row in range(24) if rollout.advantages[row] == 0]
+    assert flat, "the example needs a group whose rewards are equal"
+    assert sorted(chosen) == [row for row in range(24) if row not in flat]
+    batches = [stage.loader().rows(0, first, 4) for first in range(0, 24, 4)]
+    assert sum(len(batch.inputs) for batch in batches) == len(chosen)
+    _, with_kl, _ = stage_of(base_run, tmp_path / "kl", "prompts_per_step=6", "kl=0.1").answers_of(0)
+    assert len(with_kl) == 24
+
+
+def test_a_step_whose_rewards_are_all_equal_has_a_gradient_of_zero(base_run, tmp_path):
+    stage = stage_of(base_run, tmp_path, rewards=[{"name": "regex", "pattern": "."}])
+    loss, found = gradient(stage, 0, 2)
+    assert loss == 0.0
+    assert found.numel() == sum(p.numel() for p in stage.objective.model.parameters())
+    assert not found.any()
+
+
+def test_old_log_probabilities_stay_fixed_over_the_steps_of_a_cycle(base_run, tmp_path):
+    stage = stage_of(base_run, tmp_path, steps_per_rollout=2, passes=2)
+    rollout = stage.answers_of(0)[0]
+    old = [values.clone() for values in rollout.old]
+    for step in range(4):
+        assert stage.answers_of(step)[0] is rollout
+        wanted = plain_gradient(stage, rollout, rows_of_step(16, step, stage.config), old=old)[1]
+        torch.testing.assert_close(gradient(stage, step, 8)[1], wanted, **SMALL)
+        with torch.no_grad():
+            for p in stage.objective.model.parameters():
+                p.sub_(0.02 * p.grad.sign())  # far enough for the clip
+    stage.objective.reset()
+    stage.objective(*stage.loader().rows(3, 0, 8))
+    assert stage.objective.figures()["moved"] > 0
+    assert stage.answers_of(4)[0].cycle == 1
+
+
+def test_every_group_is_read_once_a_pass_and_each_pass_has_its_own_order(base_run):
+    config = grpo_settings(base_run, steps_per_rollout=3, passes=2)
+    first, second = ([rows_of_step(24, step + go, config) for step in range(3)] for go in (0, 3))
+    assert list(itertools.chain(*first)) == list(range(24))
+    assert sorted(itertools.chain(*second)) == list(range(24))
+    assert second != first
+
+
+def test_a_reward_that_is_no_number_leaves_its_answer_out(base_run, tmp_path):
+    stage = stage_of(base_run, tmp_path)
+    part = stage.judge.parts["regex"]
+    answers = iter([float("nan"), 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    stage.judge.parts = {"odd": type("Odd", (type(part),), {"__call__": lambda self, attempt: next(answers)})(
+        pattern=".")}  # fmt: skip
+    rollout, chosen, _ = stage.answers_of(0)
+    assert sorted(chosen) == [1, 2, 3]
+    assert rollout.figures["reward_failures"] == 0.125
+    torch.testing.assert_close(gradient(stage, 0, 4)[1], plain_gradient(stage, rollout, range(8))[1], **SMALL)
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def final_weights(folder):
+    return load_checkpoint(latest(folder / "checkpoints")).tensors["model"]
+
+
+def test_a_run_resumed_inside_a_cycle_equals_one_that_never_stopped(base_run, tmp_path):
+    config = grpo_settings(
+        base_run, "train.save_every=1", "train.keep_checkpoints=9", steps_per_rollout=2, passes=2
+    )
+    whole = tmp_path / "whole"
+    summary = run("grpo", config, whole)
+    wanted, rows = final_weights(whole), read_rows(whole / "metrics.jsonl")
+    assert summary["posttrain"]["stage"] == "grpo"
+    for step in (1, 3):
+        folder = tmp_path / f"from-{step}"
+        shutil.copytree(whole, folder)
+        (folder / "summary.json").unlink()
+        for path in sorted((folder / "checkpoints").iterdir()):
+            if path.name > f"step-{step:07d}":
+                shutil.rmtree(path)
+        run("grpo", config, folder, resume=True)
+        found = final_weights(folder)
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+        assert losses(read_rows(folder / "metrics.jsonl")) == losses(rows)
+    loaded = load_run(whole, device="cpu")
+    assert loaded.step == 4
+
+
+def losses(rows):
+    return [
+        {key: value for key, value in row.items() if "seconds" not in key and "per_second" not in key}
+        for row in rows
+        if row["kind"] in ("train", "valid")
+    ]
+
+
+def test_the_reward_rises(base_run, tmp_path):
+    words = ["train.steps=12", "optimizer.lr=0.03", "optimizer.weight_decay=0", "schedule.name=constant"]
+    words += ["train.save_every=100", "train.eval_every=100", "rollout.max_new_tokens=1"]
+    run("grpo", grpo_settings(base_run, *words, prompts_per_step=4, group_size=8), tmp_path / "run")
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    rewards = [row["reward_mean"] for row in rows]
+    assert sum(rewards[:3]) / 3 < 0.4
+    assert sum(rewards[-3:]) / 3 > 0.7  # 0.97 to 1.0 with four seeds
+    assert all(row["engine_gap"] < 1e-4 for row in rows)
+
+
+def test_what_cannot_be_learnt_from_is_refused(base_run):
+    with pytest.raises(ValueError, match="group_size=1 with baseline='mean'"):
+        grpo_settings(base_run, group_size=1)
+    with pytest.raises(ValueError, match=r"unknown reward 'corect'. Did you mean 'correct'"):
+        grpo_settings(base_run, rewards=["corect"])
+    assert grpo_settings(base_run, "baseline=none", "normalizer=none", group_size=1).cycle_steps == 1
+    assert SUMS["group_size"] == 4
