@@ -12,6 +12,7 @@ from scratchlm.tokenizer.bpe_train import train_bpe
 from scratchlm.tokenizer.chat import CHAT_TOKENS
 from scratchlm.train import recipes
 from scratchlm.train.build import build_corpus, build_model
+from scratchlm.train.changes import leaves
 from scratchlm.train.config import RunConfig
 from scratchlm.train.folder import RunFolder
 
@@ -87,4 +88,4 @@ def sayings(number=40):
 def settings(kind, base, *words, **more):
     """The settings of a short run of `kind`."""
     given = TRAIN | {"name": "tiny", "base": str(base)} | more
-    return load(kind, None, [*(f"{key}={json.dumps(value)}" for key, value in given.items()), *words])
+    return load(kind, None, [*(f"{key}={json.dumps(value)}" for key, value in leaves(given)), *words])

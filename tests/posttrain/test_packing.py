@@ -10,7 +10,7 @@ from small_bases import tokenizer_of
 from scratchlm.loss import IGNORE, token_losses
 from scratchlm.model import MODELS, ModelSettings
 from scratchlm.posttrain.datasets import Example
-from scratchlm.posttrain.packing import ConversationLoader, arrange, make_rows, write_all
+from scratchlm.posttrain.packing import PADDING, ConversationLoader, arrange, make_rows, write_all
 from scratchlm.tokenizer.chat import CHAT_TOKENS, ChatTemplate
 
 PIECES = [
@@ -83,7 +83,7 @@ def test_every_token_has_its_place_once(conversations, arrangement):
     rows = make_rows(chosen, 400, arrangement, 0)
     found = []
     for inputs, targets, documents in zip(*rows, strict=True):
-        for number in sorted(set(documents.tolist()) - {len(chosen)}):
+        for number in sorted(set(documents.tolist()) - {PADDING}):
             part = documents == number
             found.append((inputs[part].tolist(), targets[part].tolist()))
     expected = [
@@ -91,7 +91,7 @@ def test_every_token_has_its_place_once(conversations, arrangement):
         for ids, mask, _ in chosen
     ]
     assert sorted(found) == sorted(expected)
-    assert (rows.targets[rows.documents == len(chosen)] == IGNORE).all()
+    assert (rows.targets[rows.documents == PADDING] == IGNORE).all()
 
 
 def small_model(vocab_size):

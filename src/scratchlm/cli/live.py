@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from scratchlm.cli.console import duration, printable
-from scratchlm.cli.run_state import BLOCKS, PLAIN_BLOCKS, Phase, RunState, distance, figures, sparkline
+from scratchlm.cli.run_state import (
+    BLOCKS,
+    PLAIN_BLOCKS,
+    Phase,
+    RunState,
+    conversation,
+    distance,
+    figures,
+    numbers,
+    sparkline,
+)
 from scratchlm.train import events
 
 if TYPE_CHECKING:
@@ -143,6 +153,8 @@ class LiveView:
                     width=width,
                 )
             )
+            if valid.figures:
+                lines.append(_line(("", ""), (numbers(valid.figures), ""), width=width))
             if valid.floor_loss is not None:
                 lines.append(
                     _line(
@@ -156,6 +168,8 @@ class LiveView:
                     )
                 )
         step = state.step
+        if step.figures:
+            lines.append(_line(("this step", ""), (numbers(step.figures), ""), width=width))
         used = f", MFU {step.mfu:.0%}" if step.mfu is not None else ""
         speed = (
             f"{state.speed:,.0f} tokens/s{used}, learning rate {step.lr:.2g}, gradient {step.grad_norm:.2g}"
@@ -168,10 +182,9 @@ class LiveView:
     def _sample(self, width: int, height_above: int) -> "list[Text]":
         from rich.text import Text
 
-        sample = self.state.sample
-        if sample is None:
+        if not self.state.samples:
             return []
-        title = Text(f"\nafter step {sample.step:,} it writes:", "dim")
+        title = Text(f"\nafter step {self.state.samples[0].step:,} it writes:", "dim")
         text = printable(self.state.sample_text(everything=self.finished))
         lines = Text(text).wrap(self.console, width)
         room = len(lines) if self.finished else max(1, self.console.height - height_above - 3)
@@ -203,17 +216,19 @@ class PlainView:
             case events.PhaseProgress() if event.total and self._is_time():
                 return f"{event.name}: {100 * event.done / event.total:.0f} % {event.detail}".rstrip()
             case events.StepEnded() if event.step in (1, event.total_steps) or self._is_time():
+                more = f"{numbers(event.figures)}, " if event.figures else ""
                 return (
-                    f"step {event.step}/{event.total_steps}: loss {event.loss:.3f}, "
+                    f"step {event.step}/{event.total_steps}: loss {event.loss:.3f}, {more}"
                     f"{event.tokens_per_second:,.0f} tokens/s, {duration(event.seconds_left)} left"
                 )
             case events.Validated():
                 away = distance(event)
                 bits = f"{event.bits_per_byte:.3f} bits per byte"
                 found = f"step {event.step}: validation loss {event.loss:.3f}, {bits}"
+                found += f", {numbers(event.figures)}" if event.figures else ""
                 return f"{found}, {away}" if away else found
             case events.Sampled():
-                return f"after step {event.step} it writes:\n{event.text.strip()}\n"
+                return f"after step {event.step} it writes:\n{conversation(event).strip()}\n"
             case events.Message():
                 return event.text
         return ""

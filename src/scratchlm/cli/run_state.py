@@ -1,6 +1,7 @@
 """What is known about a run while it runs: events come in, the figures that are drawn come out."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,8 @@ class RunState:
     speed: float = 0.0
     """Tokens per second, smoothed."""
     valid: events.Validated | None = None
-    sample: events.Sampled | None = None
+    samples: list[events.Sampled] = field(default_factory=list)
+    """What was written after one step, the latest."""
     sample_since: float = 0.0
     training_since: float = field(default_factory=time.monotonic)
     """When the last phase before training ended."""
@@ -69,7 +71,9 @@ class RunState:
             case events.Validated():
                 self.valid = event
             case events.Sampled():
-                self.sample, self.sample_since = event, time.monotonic()
+                if not self.samples or self.samples[0].step != event.step:
+                    self.samples, self.sample_since = [], time.monotonic()
+                self.samples.append(event)
             case events.Message():
                 self.message = event.text
             case events.Finished():
@@ -77,10 +81,9 @@ class RunState:
 
     def sample_text(self, *, everything: bool) -> str:
         """As much of the latest sample as has been "typed" by now."""
-        if self.sample is None:
-            return ""
+        text = "\n\n".join(conversation(sample) for sample in self.samples)
         shown = int((time.monotonic() - self.sample_since) * CHARACTERS_PER_SECOND)
-        return self.sample.text if everything else self.sample.text[:shown]
+        return text if everything else text[:shown]
 
     def _phase(self, name: str) -> Phase:
         for phase in reversed(self.phases):
@@ -129,6 +132,18 @@ def figures(summary: dict[str, Any]) -> str:
     return ", ".join(
         words.get(key, key.replace("_", " ") + " {}").format(value) for key, value in summary.items()
     )
+
+
+def numbers(found: Mapping[str, float]) -> str:
+    """Further figures, in words. Example: {"token_accuracy": 0.5} -> "token accuracy 0.5"."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items())
+
+
+def conversation(sample: events.Sampled) -> str:
+    """A text that continues its prompt as it is; an answer below its question."""
+    if sample.text.startswith(sample.prompt):
+        return sample.text
+    return f"> {sample.prompt.strip()}\n{sample.text}"
 
 
 def distance(valid: events.Validated) -> str:

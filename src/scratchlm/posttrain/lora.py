@@ -17,7 +17,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -163,6 +163,17 @@ class LowRank(Adapter):
             raise ValueError("adapter: parts has head and tables=true trains it in full; choose one.")
         self.rank, self.alpha, self.parts, self.tables = rank, alpha, parts, tables
         self.names = frozenset(name for part in parts for name in PARTS[part])
+
+    def settings(self) -> dict[str, Any]:
+        """Name and settings: the adapter can be built from these alone."""
+        name = next(name for name in ADAPTERS.names() if ADAPTERS.get(name) is type(self))
+        return {
+            "name": name,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "parts": list(self.parts),
+            "tables": self.tables,
+        }
 
     def apply(self, model: Module, generator: torch.Generator) -> None:
         """Put a `LowRankLinear` in the place of each chosen layer; nothing else is trained, but tables."""

@@ -36,6 +36,10 @@ Arrangement = Literal["packed", "padded"]
 TooLong = Literal["skip", "cut", "error"]
 
 
+PADDING = 2**30
+"""Number of the document that padding belongs to: behind all others, so that nobody sees it."""
+
+
 class Rows(NamedTuple):
     """Conversations as the model reads them."""
 
@@ -43,7 +47,7 @@ class Rows(NamedTuple):
     targets: Int[Tensor, "rows time"]
     """What follows each input; IGNORE where it shall not be learned."""
     documents: Int[Tensor, "rows time"]
-    """The number of each token's conversation; padding has numbers of its own."""
+    """The number of each token's conversation in its row; PADDING where there is none."""
 
 
 class Written(NamedTuple):
@@ -187,8 +191,7 @@ def make_rows(conversations: Sequence[Written], room: int, arrangement: Arrangem
     width = max((sum(lengths[number] for number in row) for row in rows), default=0)
     inputs = np.full((len(rows), width), padding_id, np.int64)
     targets = np.full((len(rows), width), IGNORE, np.int64)
-    # padding is a document behind all others: nobody sees it
-    documents = np.full((len(rows), width), len(conversations), np.int64)
+    documents = np.full((len(rows), width), PADDING, np.int64)
     for row, numbers in enumerate(rows):
         place = 0
         for document, number in enumerate(numbers):

@@ -3,7 +3,8 @@
     base -> RUN/base, tokenizer, validation text -> data -> first validation -> steps -> summary.json
 
 posttrain.json holds the settings of the stage, config.json those that every run has: all commands that take a
-run take this one. Everything that is finished is kept: an interrupted run goes on from its last checkpoint.
+run take this one. An adapter that was trained lies alone in RUN/adapter, too. Everything that is finished is
+kept: an interrupted run goes on from its last checkpoint.
 """
 
 import json
@@ -20,6 +21,8 @@ from scratchlm.lock import run_lock
 from scratchlm.posttrain import STAGES
 from scratchlm.posttrain.base import Base, open_base
 from scratchlm.posttrain.config import PosttrainConfig
+from scratchlm.posttrain.lora import LowRank
+from scratchlm.posttrain.lora_files import save_adapter
 from scratchlm.posttrain.stage import Stage, stage_file
 from scratchlm.registry import UnknownNameError, unknown
 from scratchlm.train import build
@@ -106,6 +109,8 @@ def run(
             made,
         )
         summary = session.run(resume=resume, changes=changes)
+        if isinstance(made.adapter, LowRank):
+            save_adapter(session.model, made.adapter, path / "adapter")
         runtime.write_text_atomically(
             folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         )

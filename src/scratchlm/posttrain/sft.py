@@ -10,7 +10,7 @@ Source: Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5; Jain 
 https://arxiv.org/abs/2310.05914, algorithm 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ from scratchlm.generate.engine import evaluating
 from scratchlm.loss import IGNORE
 from scratchlm.posttrain import INSTRUCTIONS, STAGES
 from scratchlm.posttrain.config import SftConfig
-from scratchlm.posttrain.datasets import Example, both_splits
+from scratchlm.posttrain.datasets import Example, Messages, both_splits
 from scratchlm.posttrain.objective import StageObjective, scored
-from scratchlm.posttrain.packing import ConversationLoader, ConversationSet, make_rows, write_all
+from scratchlm.posttrain.packing import PADDING, ConversationLoader, ConversationSet, make_rows, write_all
 from scratchlm.posttrain.stage import Counted, Message, Stage
 from scratchlm.train.aim import Measured
 from scratchlm.train.events import Message as Note
@@ -70,13 +70,13 @@ class SftObjective(StageObjective):
         documents: Int[Tensor, "rows time"],
     ) -> Float[Tensor, ""]:
         """Return the mean loss over the targets that count."""
-        self.num_tokens += int((documents < documents.max() + 1).sum())
+        self.num_tokens += int((documents < PADDING).sum())
         if self.alpha:
             self._spread = self.alpha / (lengths_of(documents) * self.model.config.d_model).sqrt()
         hidden = self.hidden(inputs, documents)
         self._spread = None
         with runtime.autocast(self.device, self.precision):
-            loss = losses.chunked_cross_entropy(
+            return losses.chunked_cross_entropy(
                 hidden,
                 self.model.head_weight,
                 targets,
@@ -84,8 +84,6 @@ class SftObjective(StageObjective):
                 chunk_rows=self.chunk_rows,
                 **self.extras,
             )
-        self.add("targets", (targets != IGNORE).sum())
-        return loss
 
     def _noise(self, module: Module, given: Any, embedded: Tensor) -> Tensor | None:
         if self._spread is None or not self.training:
@@ -113,7 +111,7 @@ class Sft(Stage):
         splits = both_splits(source, lambda example: True, share=config.valid_share, seed=config.seed)
         self.train_conversations = self._written(splits["train"], "train", on_event)
         self.valid_conversations = self._written(splits["valid"], "held out", on_event)
-        self._asked = splits["valid"][:SHOWN] or splits["train"][:SHOWN]
+        self._asked = first_questions(splits["valid"] or splits["train"])
         if not len(self.valid_conversations):
             self.valid_conversations = self.train_conversations
             on_event(Note("No conversation is held out (valid_share): the training ones are measured."))
@@ -189,7 +187,17 @@ class Sft(Stage):
 
     def questions(self) -> Sequence[Sequence[Message]]:
         """The first held-out ones, up to the user's last word."""
-        return [example.messages[:-1] for example in self._asked]
+        return self._asked
+
+
+def first_questions(examples: Iterable[Example]) -> list[Messages]:
+    """The first few conversations up to the last answer, each once."""
+    found: dict[str, Messages] = {}
+    for example in examples:
+        if len(found) == SHOWN:
+            break
+        found.setdefault(repr(example.messages[:-1]), example.messages[:-1])
+    return list(found.values())
 
 
 def counted(conversations: ConversationSet) -> Counted:

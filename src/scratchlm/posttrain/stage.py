@@ -172,7 +172,8 @@ class Stage(Aim):
         tokens = how.micro_rows * self.base.settings.context_length if asked == "auto" else asked
         mean = self.train_set.num_tokens / max(1, self.train_set.num_items)
         items = max(1, int(tokens / max(1.0, mean)))
-        return replace(how, micro_rows=largest_divisor(self.config.items_per_step, items))
+        self._how = replace(how, micro_rows=largest_divisor(self.config.items_per_step, items))
+        return self._how
 
     def begin(self, session: Session) -> None:
         """Measure and sample what the base does."""
@@ -221,46 +222,40 @@ class Stage(Aim):
     def write(self, examiner: Examiner, model: torch.nn.Module) -> Iterator[Written]:
         """Answer the settings' questions, or the stage's."""
         asked = [[{"role": "user", "content": text}] for text in self.config.prompts] or self.questions()
+        found: dict[int, list[Piece]] = {}
         with self.adapter.merged(model):
             writer = Writer(model, self.base.tokenizer, slots=max(1, len(asked)))
-            requests = [
-                Request(
-                    prompt_ids=self.template.render(messages)[-self.max_tokens // 2 :],
-                    sampling=self.config.sampling.model_copy(
-                        update={"stop": (*self.config.sampling.stop, *self.template.stop_texts)}
-                    ),
-                    stop_ids=tuple(self.template.stop_ids),
-                )
-                for messages in asked
-            ]
-            results = writer.run(requests) if requests else []
-        for messages, result in zip(asked, results, strict=True):
-            choice = result.choices[0]
-            ids = [token.token_id for token in choice.tokens]
-            texts = self._texts(ids, choice.text)
-            pieces = [
-                Piece(token.token_id, text, math.exp(token.logprob or 0.0))
-                for token, text in zip(choice.tokens, texts, strict=True)
-            ]
-            yield Written(messages[-1]["content"], choice.text, pieces)
+            numbers = [writer.submit(self._request(messages)) for messages in asked]
+            while writer.is_busy:
+                for event in writer.step():
+                    if event.error is not None:
+                        raise ValueError(f"generation: {event.error}")
+                    if event.token is not None:
+                        piece = Piece(event.token.token_id, event.text, math.exp(event.token.logprob or 0.0))
+                        found.setdefault(event.request_id, []).append(piece)
+        for messages, number in zip(asked, numbers, strict=True):
+            pieces = found.get(number, [])
+            yield Written(messages[-1]["content"], "".join(piece.text for piece in pieces), pieces)
 
-    def _texts(self, ids: Sequence[int], text: str) -> list[str]:
-        """The text of each token; of those of a stop, none."""
-        texts, room = [], len(text)
-        for token_id in ids:
-            piece = self.base.tokenizer.decode([token_id])[:room]
-            room -= len(piece)
-            texts.append(piece)
-        return texts
+    def _request(self, messages: Sequence[Message]) -> Request:
+        """What the engine is asked; of a long conversation the end."""
+        sampling = self.config.sampling
+        stop = (*sampling.stop, *self.template.stop_texts)
+        return Request(
+            prompt_ids=self.template.render(messages)[-(self.base.settings.context_length // 2) :],
+            sampling=sampling.model_copy(update={"stop": stop}),
+            stop_ids=tuple(self.template.stop_ids),
+        )
 
     def describe(self, text: str) -> str:
         """How large, how long, how."""
-        config = self.config
+        config, how = self.config, self._how
         return (
             f"{self.adapter.describe(self.objective.model)}; {self.train_set.num_items:,} items of "
             f"{self.train_set.num_tokens:,} tokens, {config.items_per_step:,} a step, "
             f"{config.train.steps * config.items_per_step / max(1, self.train_set.num_items):.2f} epochs; "
-            f"base {config.base} at step {self.base.step:,}."
+            f"{how.micro_rows} at once, {how.precision} on {how.device}; base {config.base} at step "
+            f"{self.base.step:,}."
         )
 
     def summary(self) -> dict[str, Any]:
