@@ -62,7 +62,15 @@ def settings(folder, base, *words):
         "pairs_per_step": 8,
         "optimizer": {"name": "adamw", "lr": 3e-3},
         "schedule": {"name": "constant"},
-        "train": {"steps": 8, "eval_every": 4, "sample_every": 100, "save_every": 4, "log_every": 1},
+        "train": {
+            "steps": 8,
+            "device": "cpu",
+            "precision": "float32",
+            "eval_every": 4,
+            "sample_every": 100,
+            "save_every": 4,
+            "log_every": 1,
+        },
         "sampling": {"max_new_tokens": 4},
     }
     return load(DpoConfig, None, words, base=tree)

@@ -67,28 +67,40 @@ def counting(model):
     return make, calls
 
 
-def test_each_pair_is_computed_once(pairs, model):
+def reference_of(pairs, make):
+    order = [10, 2, 9, 4, 0, 1, 8, 3, 5, 6, 7]
+    return Reference(pairs, make, device=CPU, precision="float32", how=HOW, order=order)
+
+
+def test_each_group_of_pairs_is_computed_once(pairs, model):
     make, calls = counting(model)
-    known = Reference(pairs, make, device=CPU, precision="float32", how=HOW)
+    known = reference_of(pairs, make)
     first = known.log_probs([1, 2, 3])
     assert len(calls) == 1
     told = []
-    assert known.compute([2, 3, 4, 4], lambda done, total: told.append((done, total))) == 1
-    assert told == [(1, 1)]
+    assert known.compute([2, 3, 6, 4, 6], lambda done, total: told.append((done, total))) == 3
+    assert told == [(3, 3)]
     assert torch.equal(known.log_probs([1, 2, 3]), first)
     assert len(calls) == 2
     torch.testing.assert_close(first, one_by_one(model, pairs, [1, 2, 3]), atol=1e-4, rtol=1e-5)
     assert not first.requires_grad
 
 
+def test_a_number_is_the_same_to_the_last_bit_whatever_else_is_asked_for(pairs, model):
+    whole, single = reference_of(pairs, lambda: model), reference_of(pairs, lambda: model)
+    whole.compute(range(11))
+    for number in (6, 0, 3):
+        assert torch.equal(single.log_probs([number]), whole.log_probs([number]))
+
+
 def test_what_was_written_is_read_back_bit_for_bit_and_holes_stay_holes(tmp_path, pairs, model):
     path = tmp_path / "reference.json"
-    known, again = (Reference(pairs, lambda: model, device=CPU, precision="float32", how=HOW) for _ in "ab")
+    known, again = (reference_of(pairs, lambda: model) for _ in "ab")
     known.compute([0, 4])
     reference.save(path, "mark", {"train": known})
     assert reference.load(path, "mark", {"train": again})
     np.testing.assert_array_equal(again.known, known.known)
-    assert np.isnan(again.known[1]).all()
+    assert np.isnan(again.known[5]).all()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,7 @@ def test_a_file_that_is_missing_damaged_or_of_something_else_is_not_used(
     path = tmp_path / "reference.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    known = Reference(pairs, lambda: model, device=CPU, precision="float32", how=HOW)
+    known = reference_of(pairs, lambda: model)
     assert not reference.load(path, "mark", {"train": known})
     assert np.isnan(known.known).all()
 

@@ -29,7 +29,7 @@ from scratchlm.posttrain import PREFERENCES, STAGES, reference
 from scratchlm.posttrain.config import DpoConfig
 from scratchlm.posttrain.datasets import Pair, both_splits
 from scratchlm.posttrain.objective import StageObjective
-from scratchlm.posttrain.pairs import PairBatch, PairLoader, PairSet, write_pairs
+from scratchlm.posttrain.pairs import PairBatch, PairLoader, PairSet, first_epoch, write_pairs
 from scratchlm.posttrain.preference_losses import PREFERENCE_LOSSES, Pairs
 from scratchlm.posttrain.reference import PAIRS_AT_ONCE, Reference, answer_log_probs, to_device
 from scratchlm.posttrain.stage import Counted, Message, Stage
@@ -148,17 +148,18 @@ class Dpo(Stage):
             self.config.pairs_per_step,
             reference=self._references["train"] if loss.needs_reference else None,
             seed=self.config.seed,
-            **self._how(),
+            **self._rows(),
         )
 
     def make_objective(self, model: Module, how: Execution) -> DpoObjective:
         """The loss, once the reference's numbers are there."""
         objective = DpoObjective(model, how, self.config)
         self._device, self._precision = how.device, how.precision
-        for name, pairs in {"train": self.train_pairs, "valid": self.valid_pairs}.items():
-            self._references[name] = Reference(
-                pairs, self._reference, device=how.device, precision=how.precision, how=self._how()
-            )
+        train, valid = self.train_pairs, self.valid_pairs
+        orders = {"train": first_epoch(len(train), self.config.seed), "valid": list(range(len(valid)))}
+        for (name, order), pairs in zip(orders.items(), (train, valid), strict=True):
+            about = {"device": how.device, "precision": how.precision, "how": self._rows(), "order": order}
+            self._references[name] = Reference(pairs, self._reference, **about)
         if objective.loss.needs_reference:
             self._compute_reference()
         return objective
@@ -169,7 +170,7 @@ class Dpo(Stage):
         columns, nats, tokens, divergence, positions = [], 0.0, 0, 0.0, 0
         with evaluating(examiner.model), torch.no_grad(), self.adapter.merged(examiner.model):
             for numbers in self._some(most):
-                batch = to_device(self.valid_pairs.rows(numbers, **self._how()), examiner.device)
+                batch = to_device(self.valid_pairs.rows(numbers, **self._rows()), examiner.device)
                 if self.objective.loss.needs_reference:
                     known = self._references["valid"].log_probs(numbers)
                     batch = batch._replace(reference=known.to(examiner.device))
@@ -201,7 +202,7 @@ class Dpo(Stage):
         """The first held-out prompts."""
         return self.valid_pairs.prompts[:SHOWN]
 
-    def _how(self) -> dict[str, Any]:
+    def _rows(self) -> dict[str, Any]:
         """How pairs become rows."""
         padding = self.base.tokenizer.end_of_text_id
         return {"room": self.max_tokens, "arrangement": self.config.rows, "padding_id": padding}
@@ -215,14 +216,15 @@ class Dpo(Stage):
     def _compute_reference(self) -> None:
         """Read what the folder knows, compute what this run will read beyond it, and write it down."""
         train, valid = self._references["train"], self._references["valid"]
-        path, about = self.folder.path / FILE, (self._precision, self._device.type, self.config.rows)
+        path, config = self.folder.path / FILE, self.config
+        about = (self._precision, self._device.type, config.rows, str(config.seed))
         prints = [pairs.fingerprint for pairs in (self.train_pairs, self.valid_pairs)]
         mark = reference.fingerprint(self.base.weights, *about, *prints)
         reference.load(path, mark, self._references)
         started, computed = time.perf_counter(), 0
         self.on_event(PhaseStarted("reference", f"log-probabilities, kept in {FILE}"))
-        needed = self.loader().numbers(self.config.train.steps)
-        for split, numbers in ((valid, range(len(self.valid_pairs))), (train, needed)):
+        needed = train.order[: config.train.steps * config.pairs_per_step]
+        for split, numbers in ((valid, valid.order), (train, needed)):
             computed += split.compute(
                 numbers,
                 lambda done, total: self.on_event(PhaseProgress("reference", done, total, "pairs")),

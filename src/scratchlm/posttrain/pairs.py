@@ -152,6 +152,11 @@ def write_answer(prompt: Messages, answer: str, template: ChatTemplate) -> Writt
     return Written(np.array(ids, np.int32), marks, len(answer.encode("utf-8", "replace")))
 
 
+def first_epoch(number: int, seed: int) -> list[int]:
+    """Return all pairs in the order in which a loader of this seed first reads them."""
+    return [permute(index, number, seed, 0) for index in range(number)]
+
+
 class PairLoader(Batches):
     """Pairs of a step, each once an epoch, in another order every epoch."""
 
@@ -189,11 +194,6 @@ class PairLoader(Batches):
         """Which pair is item `item` of step `step`: a pure function of these and the seed."""
         epoch, index = divmod(step * self.rows_per_step + item, len(self.pairs))
         return permute(index, len(self.pairs), self.seed, epoch)
-
-    def numbers(self, num_steps: int) -> list[int]:
-        """All pairs that the first `num_steps` steps read, in rising order."""
-        items = min(num_steps * self.rows_per_step, len(self.pairs))
-        return sorted({self.number(*divmod(item, self.rows_per_step)) for item in range(items)})
 
     def rows(self, step: int, first: int, count: int) -> PairBatch:
         """Pairs first .. first + count - 1 of a step."""

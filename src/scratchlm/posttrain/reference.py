@@ -6,7 +6,8 @@ The reference never changes, so its numbers are computed before the first step a
 then needs one model in memory, and half the forward passes. A number belongs to the base's weights, the ids,
 the number format and the kind of device; the fingerprint is made of all four, and where it differs the file
 is written anew. A run that does not reach all pairs computes those that it will read; what a rolled-back or
-prolonged run reads beyond them is computed when it is asked for.
+prolonged run reads beyond them is computed when it is asked for. Rounding depends on what is computed
+together: that is always the same group of pairs, in the order of the first epoch, whatever is asked for.
 """
 
 import hashlib
@@ -45,6 +46,7 @@ class Reference:
         device: torch.device,
         precision: str,
         how: Mapping[str, Any],
+        order: Sequence[int],
     ) -> None:
         """Know nothing yet.
 
@@ -54,9 +56,12 @@ class Reference:
             device: Where it computes.
             precision: Number format of matrix products.
             how: As `PairSet.rows` takes it.
+            order: All pairs; those that follow each other are computed together.
         """
         self.pairs, self.model, self.device, self.precision = pairs, model, device, precision
         self.how = dict(how)
+        self.order = list(order)
+        self.places = {number: place for place, number in enumerate(self.order)}
         self.known = np.full((len(pairs), 2), np.nan, np.float32)
 
     def log_probs(self, numbers: Sequence[int]) -> Float[Tensor, " answers"]:
@@ -65,19 +70,19 @@ class Reference:
         return torch.from_numpy(self.known[list(numbers)].T.reshape(-1).copy())
 
     def compute(self, numbers: Sequence[int], on_progress: OnProgress = lambda done, total: None) -> int:
-        """Compute what is missing of these pairs, about equally long ones together; return how many."""
-        missing = [number for number in dict.fromkeys(numbers) if np.isnan(self.known[number]).any()]
-        missing.sort(key=lambda number: (self.pairs.length(number), number))
-        for first in range(0, len(missing), PAIRS_AT_ONCE):
-            some = missing[first : first + PAIRS_AT_ONCE]
-            batch = self.pairs.rows(some, **self.how)
+        """Compute what is missing of these pairs, by whole groups; return how many pairs were computed."""
+        missing = [number for number in numbers if np.isnan(self.known[number]).any()]
+        groups = sorted({self.places[number] // PAIRS_AT_ONCE for number in missing})
+        wanted = [self.order[group * PAIRS_AT_ONCE : (group + 1) * PAIRS_AT_ONCE] for group in groups]
+        done, total = 0, sum(map(len, wanted))
+        for group in wanted:
+            batch = to_device(self.pairs.rows(group, **self.how), self.device)
             with torch.no_grad():
-                found = answer_log_probs(
-                    self.model(), to_device(batch, self.device), device=self.device, precision=self.precision
-                )
-            self.known[some] = found.reshape(2, len(some)).T.cpu().numpy()
-            on_progress(first + len(some), len(missing))
-        return len(missing)
+                found = answer_log_probs(self.model(), batch, device=self.device, precision=self.precision)
+            self.known[group] = found.reshape(2, len(group)).T.cpu().numpy()
+            done += len(group)
+            on_progress(done, total)
+        return total
 
 
 def answer_log_probs(
