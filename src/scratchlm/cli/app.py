@@ -13,6 +13,7 @@ def build_app() -> typer.Typer:
     """The command line with all its commands."""
     from scratchlm.cli import (
         bench,
+        chat,
         checkpoint,
         corpus,
         data,
@@ -45,7 +46,7 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for command in (run.demo, run.run, run.train, posttrain.sft, posttrain.dpo, posttrain.grpo):
         app.command(rich_help_panel=PREPARE)(command)
-    for command in (generate.generate, serve.serve, evaluate.evaluate, report.report):
+    for command in (generate.generate, chat.chat, serve.serve, evaluate.evaluate, report.report):
         app.command(rich_help_panel=PREPARE)(command)
     for command in (plan.plan, doctor.doctor, profile.profile, launch.launch):
         app.command(rich_help_panel=LOOK)(command)
