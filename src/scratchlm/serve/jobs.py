@@ -81,7 +81,7 @@ def chat_job(body: ChatBody, model: Served, config: ServeConfig) -> Job:
     most = body.max_completion_tokens or body.max_tokens
     _check_limits(body, most or 0, config)
     template = model.template
-    ids = render(body.messages, model)
+    ids = [*render(body.messages, model), *body.answer_token_ids]
     sampling = body.sampling(
         max_new_tokens=most or config.max_tokens,
         seed=secrets.randbits(SEED_BITS),
@@ -96,6 +96,8 @@ def chat_job(body: ChatBody, model: Served, config: ServeConfig) -> Job:
         full=body.full,
     )
     reply = ChatReply(body, model, [ids], **_named("chatcmpl"))
+    for choice in reply.choices:
+        choice.said = bool(body.answer_token_ids)
     return Job(model, [_checked(request, model, "messages")], reply)
 
 

@@ -36,7 +36,8 @@ with the new part of each choice (finish_reason null until the end), or object "
 With stream_options.include_usage every chunk has "usage": null, and a last one has it with "choices": [].
 
 Rules: a text prompt begins with the end-of-text token, as in training; token ids are taken as they are, so a
-branch is the prompt's ids and those of the answer as far as it is kept. Special tokens in texts are text.
+branch is the prompt's ids and those of the answer as far as it is kept (in a conversation these alone, as
+answer_token_ids: ours, not OpenAI's). Special tokens in texts are text.
 logprobs of completions tell of every chosen token, the one that ended the text included; chat leaves that
 one out. A prompt that is longer than the context is an error unless full="slide". What is not known is
 refused, `null` means "not given", and nothing of a request is an address that would be opened.
@@ -233,6 +234,8 @@ class ChatBody(GenerationBody):
     """Whether to tell the logarithm of each token's probability."""
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
     """How many alternatives; needs logprobs=true."""
+    answer_token_ids: list[int] = []
+    """Tokens with which the answer begins, as far as another one is kept; what is answered follows them."""
 
     @field_validator("messages")
     @classmethod
