@@ -89,7 +89,7 @@ def test_the_loss_of_a_pair_is_dpo_over_the_whole_text():
         for text in texts:
             ids = torch.tensor([[*map(ord, text), END]])
             log_p = log_softmax(m(ids[:, :-1]).logits)
-            sums.append(float(log_p.gather(-1, ids[:, 1:, None]).sum()))
+            sums.append(log_p.gather(-1, ids[:, 1:, None]).sum().item())
     margin = 0.5 * ((sums[0] - sums[1]) - (sums[2] - sums[3]))
     pair = (Letters(), 0.5, "The fox", "runs.", "sleeps all day.")
     loss = run_compute_per_instance_dpo_loss(model, reference, *pair)

@@ -112,7 +112,7 @@ def run_compute_grpo_clip_loss(
 
 def run_compute_policy_gradient_loss(
     policy_log_probs: Float[Tensor, "batch time"],
-    loss_type: LossType,
+    loss_type: str,
     raw_rewards: Float[Tensor, "batch 1"] | None = None,
     advantages: Float[Tensor, "batch 1"] | None = None,
     old_log_probs: Float[Tensor, "batch time"] | None = None,
