@@ -14,7 +14,7 @@ TOKENS = st.lists(st.integers(0, 99), min_size=1, max_size=9)
 
 
 @given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=5))
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 def test_the_mask_is_on_all_of_an_answer_and_on_nothing_else(pairs):
     answers = [Answer(prompt, ids, [-1.0] * len(ids)) for prompt, ids in pairs]
     scored = collate(answers)

@@ -107,6 +107,38 @@ class SftConfig(PosttrainConfig):
         return self.conversations_per_step
 
 
+class DistillConfig(SftConfig):
+    """Distillation: answer as a teacher does."""
+
+    teacher: Path
+    """Folder of the run that is learnt from."""
+    teacher_checkpoint: str = "newest"
+    """Which of its checkpoints: newest, best or the number of a step."""
+    learn_from: Literal["logits", "samples"] = "logits"
+    """Its probabilities for each token of the data's answers, or answers that it writes itself."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Both models' probabilities are softmax(logits / temperature); 2 shows more of what is unlikely."""
+    data_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share of the cross-entropy on the data's own answers in the loss, where it learns from logits."""
+    answers: RolloutConfig = RolloutConfig()
+    """How the teacher writes, where it learns from samples."""
+
+    @model_validator(mode="after")
+    def _all_settings_have_an_effect(self) -> "DistillConfig":
+        ignored = [
+            name
+            for name, value in {
+                "neftune_alpha": self.neftune_alpha,
+                "train.z_loss": self.train.z_loss,
+                "train.label_smoothing": self.train.label_smoothing,
+            }.items()
+            if value and self.learn_from == "logits"
+        ]
+        if ignored:
+            raise ValueError(f"{', '.join(ignored)}: not used with learn_from=logits; leave it out.")
+        return self
+
+
 class DpoConfig(PosttrainConfig):
     """Direct preference optimization and its relatives: prefer the better one of two answers."""
 

@@ -133,7 +133,6 @@ class Drawer:
             StepAbandonedError: `abandon` said so.
             ValueError: No prompt leaves room for an answer, or the model's logits are no numbers.
         """
-        stop = (*sampling.stop, *self.template.stop_texts)
         asked: list[tuple[Problem, Request]] = []
         for problem, seed in zip(problems, seeds, strict=True):
             ids = self.template.render([{"role": "user", "content": problem.prompt}])
@@ -141,14 +140,9 @@ class Drawer:
             if room < 1:
                 continue
             settings = sampling.model_copy(
-                update={
-                    "seed": seed,
-                    "stop": stop,
-                    "max_new_tokens": min(room, sampling.max_new_tokens),
-                }
+                update={"seed": seed, "max_new_tokens": min(room, sampling.max_new_tokens)}
             )
-            how = {"n": group_size, "stop_ids": tuple(self.template.stop_ids), "full": "stop"}
-            asked.append((problem, Request(prompt_ids=ids, sampling=settings, **how)))
+            asked.append((problem, ask(ids, self.template, settings, n=group_size)))
         if not asked:
             raise ValueError(
                 f"no prompt of these {len(problems)} problems leaves room for an answer in {self.max_tokens} "
@@ -187,6 +181,20 @@ class Drawer:
             for event in self.engine.step():
                 events[event.request_id, event.index].append(event)
         return [gather([events[i, k] for k in range(r.n)]) for i, r in zip(ids, requests, strict=True)]
+
+
+def ask(
+    prompt_ids: Sequence[int], template: ChatTemplate, sampling: SamplingConfig, *, n: int = 1
+) -> Request:
+    """Return the request for `n` answers to a conversation, each the assistant's turn."""
+    stop = (*sampling.stop, *template.stop_texts)
+    return Request(
+        prompt_ids=prompt_ids,
+        sampling=sampling.model_copy(update={"stop": stop}),
+        n=n,
+        stop_ids=tuple(template.stop_ids),
+        full="stop",
+    )
 
 
 def seeds_of(seed: int, cycle: int, count: int) -> list[int]:
