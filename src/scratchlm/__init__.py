@@ -18,6 +18,7 @@ text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> generat
     generate/     sampling, the engine with its key-value cache
     evaluate/     likelihood over a whole split
     train/        run settings, assembly, the training loop, its guard and record, resume, the plan
+    posttrain/    from a base model to an assistant: by demonstration, preference, reward
     interop/      files of other programs: Hugging Face, GGUF; both ways
     serve/        an HTTP server with OpenAI's interface, and a page to talk on
     study/        the report with its plots, runs side by side, reference curves

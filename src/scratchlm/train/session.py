@@ -55,7 +55,7 @@ class Session:
         self,
         folder: RunFolder,
         config: RunConfig,
-        corpus: Corpus,
+        corpus: Corpus | None,
         tokenizer: Tokenizer,
         train_set: TokenDataset,
         valid_set: TokenDataset,
@@ -64,12 +64,14 @@ class Session:
         processes: Processes,
         aim: Aim | None = None,
     ) -> None:
-        """Build model, optimizer, schedule, batches and trainer for `config` on this machine."""
+        """Build model, optimizer, schedule, batches and trainer for `config` on this machine.
+
+        `aim` is pretraining by default; another one may give sets that only know their sizes, and no corpus.
+        """
         self.aim = aim or Pretraining()
         self.folder, self.config, self.tokenizer, self.processes = folder, config, tokenizer, processes
         self.train_set, self.valid_set, self.floor = train_set, valid_set, floor
-        shared = processes.local_world_size > 1
-        runtime.set_threads(max(1, runtime.num_cores() // processes.local_world_size) if shared else None)
+        use_cores(processes)
         self.plan = choose_plan(
             config,
             folder,
@@ -344,6 +346,12 @@ class Session:
         if together.store is None:
             return None
         return Coordinator(together.store, together.rank, together.world_size)
+
+
+def use_cores(processes: Processes) -> None:
+    """Compute with all cores, or with this process's share of them."""
+    here = processes.local_world_size
+    runtime.set_threads(max(1, runtime.num_cores() // here) if here > 1 else None)
 
 
 def describe(plan: Plan, config: RunConfig, processes: Processes) -> str:
