@@ -1,4 +1,4 @@
-"""`scratchlm evaluate`: how well a trained model predicts a split, or a text of yours."""
+"""`scratchlm evaluate`: how well a trained model predicts a split, or a text of yours; what it knows."""
 
 import math
 import tempfile
@@ -14,6 +14,8 @@ from scratchlm.cli.sources import CheckpointOption, Plugin, load_plugins, open_c
 if TYPE_CHECKING:
     from scratchlm.data.shards import TokenDataset
     from scratchlm.train.folder import LoadedRun
+
+TASKS_PANEL = "Questions"
 
 
 def evaluate(
@@ -36,20 +38,81 @@ def evaluate(
             min=1, help="Tokens read at once, also more than in training; by default as in training."
         ),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=FILE],...",
+            help="Ask questions instead: hellaswag, mmlu, gsm8k ... (scratchlm help task).",
+            rich_help_panel=TASKS_PANEL,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the tasks' files.", rich_help_panel=TASKS_PANEL)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many questions, drawn by --seed.", rich_help_panel=TASKS_PANEL),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=0, help="Solved questions in front; else the usual.", rich_help_panel=TASKS_PANEL),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="The same seed asks the same questions.", rich_help_panel=TASKS_PANEL)
+    ] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask in a conversation.", rich_help_panel=TASKS_PANEL)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=TASKS_PANEL)] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write each single answer, too.", rich_help_panel=TASKS_PANEL),
+    ] = None,
     checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,
 ) -> None:
-    """Measure loss, perplexity and bits per byte over a whole split; the same numbers every time."""
+    """Measure loss, perplexity and bits per byte over a whole split, or what a model knows (--tasks)."""
+    from scratchlm.train.folder import load_run
+
+    load_plugins(plugin)
+    of_tasks = {"data": data, "limit": limit, "shots": shots, "chat": chat, "json": as_json, "save": save}
+    _check_options(tasks, {"source": source, "max-tokens": max_tokens, "rows": rows}, of_tasks)
+    run = load_run(folder, device=device, checkpoint=checkpoint, context_length=context_length)
+    if tasks is not None:
+        from scratchlm.cli.evaluate_tasks import TaskOptions, evaluate_tasks
+
+        evaluate_tasks(run, TaskOptions(tasks, data, limit, shots, seed, chat, as_json, save))
+    else:
+        _evaluate_text(run, source, split, max_tokens=max_tokens, rows=rows, context_length=context_length)
+
+
+def _check_options(tasks: list[str] | None, of_texts: dict[str, object], of_tasks: dict[str, object]) -> None:
+    """Refuse options that would be ignored."""
+    for name, value in (of_tasks if tasks is None else of_texts).items():
+        if value not in (None, False, []):
+            what = "a text" if name == "source" else f"--{name}"
+            raise ValueError(
+                f"evaluate: {what} goes {'only together with' if tasks is None else 'not together with'} "
+                "--tasks NAME."
+            )
+
+
+def _evaluate_text(
+    run: "LoadedRun",
+    source: list[str] | None,
+    split: Literal["train", "valid"],
+    *,
+    max_tokens: int | None,
+    rows: int | None,
+    context_length: int | None,
+) -> None:
     from functools import partial
 
     from scratchlm import runtime
     from scratchlm.cli.console import out, print_table, table
     from scratchlm.evaluate.likelihood import evaluate_split
-    from scratchlm.train.folder import load_run
 
-    load_plugins(plugin)
-    run = load_run(folder, device=device, checkpoint=checkpoint, context_length=context_length)
     length = context_length or run.config.model.context_length
     where = next(run.model.parameters()).device
     precision = runtime.choose_precision(run.config.train.precision, where)
@@ -71,7 +134,8 @@ def evaluate(
     name = " ".join(source) if source else split
     rows_of = f", {length:,} at once" if context_length else ""
     out().print(
-        f"{folder} at step {run.step:,} on {name}: {found.num_tokens:,} tokens{rows_of}", style="bold"
+        f"{run.folder.path} at step {run.step:,} on {name}: {found.num_tokens:,} tokens{rows_of}",
+        style="bold",
     )
     shown = table("", "model", *(["floor", "above it"] if floor is not None else []))
     for label, value, least in (

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from scratchlm.registry import Family
 
-PACKAGES = tuple(f"scratchlm.{name}" for name in ("tokenizer", "data", "model", "optim", "distributed"))
+PACKAGES = tuple(
+    f"scratchlm.{name}" for name in ("tokenizer", "data", "model", "optim", "distributed", "evaluate.tasks")
+)
 """Where the families are defined."""
 
 
