@@ -85,6 +85,14 @@ class Aim(ABC):
         """How the arithmetic is done, given what the plan says."""
         return how
 
+    def attach(self, session: "Session") -> None:
+        """A session runs, from its first step or from a checkpoint."""
+        return None
+
+    def close(self) -> None:
+        """The session is over, however it ended."""
+        return None
+
     def begin(self, session: "Session") -> None:
         """A run begins at its first step."""
         return None

@@ -132,6 +132,7 @@ class Session:
         """
         steps = self.config.train.steps
         with self._writing(), self.signals:
+            self.aim.attach(self)
             if resume:
                 self._restore(changes or {})
             if self.progress.done_steps == 0 and self.last_saved < 0:
@@ -325,6 +326,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             stack.callback(self.trainer.batches.close)
             stack.callback(self.record.close)
+            stack.callback(self.aim.close)
             if self.processes.first:
                 text = json.dumps(runtime.environment(), indent=2) + "\n"
                 runtime.write_text_atomically(self.folder.environment, text)
