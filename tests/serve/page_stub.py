@@ -25,6 +25,7 @@ class Stub:
         say: From a request's JSON to the texts of the tokens that are answered.
         gate: The stream pauses after `held_after` tokens until this is set.
         asked: Every request so far: (path, JSON).
+        break_after: The connection ends after so many tokens.
         broken: Set when a client left in the middle of a stream.
         refuse: Path -> (status, message, headers): answered instead.
     """
@@ -35,6 +36,7 @@ class Stub:
         self.say = lambda body: [" Hello", ",", " I", " am", f" {body['model']}", "."]
         self.gate, self.held_after = threading.Event(), 2
         self.gate.set()
+        self.break_after = None
         self.asked, self.broken, self.refuse = [], threading.Event(), {}
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("Answers", (Answers,), {"stub": self}))
         self.httpd.daemon_threads = True
@@ -86,7 +88,7 @@ class Answers(BaseHTTPRequestHandler):
         if self.path == "/":
             page = load_page()
             self.reply(200, page.body, page.headers)
-        elif self.refused({}):
+        elif self.refused():
             return
         elif self.path == "/v1/models":
             one = {"object": "model", "created": 1, "owned_by": "scratchlm", "context_length": 64}
@@ -99,7 +101,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.stub.asked.append((self.path, body))
-        if self.refused(body):
+        if self.refused():
             return
         if self.path == "/tokenize":
             tokens = ["<|endoftext|>", *cut(body["prompt"])]
@@ -112,12 +114,10 @@ class Answers(BaseHTTPRequestHandler):
             entries[0].update(logprob=None, top_logprobs=[])
             self.json({"choices": [{"index": 0, "text": "", "logprobs": self.stub.lists(entries)}]})
 
-    def refused(self, body):
+    def refused(self):
         if self.path not in self.stub.refuse:
             return False
         status, message, headers = self.stub.refuse[self.path]
-        if status == 401 and self.headers["authorization"] == "Bearer sesame":
-            return False
         self.json({"error": {"message": message, "type": "x", "param": None, "code": None}}, status, headers)
         return True
 
@@ -130,8 +130,10 @@ class Answers(BaseHTTPRequestHandler):
         chat = self.path.endswith("chat/completions")
         try:
             for number, text in enumerate(self.stub.say(body)):
-                if number == self.stub.held_after and not self.wait():
+                if number == self.stub.break_after:
                     return
+                if number == self.stub.held_after:
+                    self.wait()
                 entry = self.stub.entry(text)
                 if chat:
                     choice = {"delta": {"content": text}, "logprobs": {"content": [entry]}}
@@ -151,12 +153,11 @@ class Answers(BaseHTTPRequestHandler):
             self.stub.broken.set()
 
     def wait(self):
-        """Until the gate opens; False when the client has left meanwhile."""
+        """Until the gate opens; OSError when the client has left meanwhile."""
         until = time.monotonic() + SECONDS
         while not self.stub.gate.wait(0.02) and time.monotonic() < until:
             self.wfile.write(b": still here\n\n")
             self.wfile.flush()
-        return True
 
     def event(self, it):
         self.wfile.write(f"data: {json.dumps(it)}\n\n".encode())

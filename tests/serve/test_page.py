@@ -45,3 +45,14 @@ def test_everything_the_script_looks_for_is_there():
     assert set(re.findall(r'\$\("([\w-]+)"\)', script)) <= ids
     names = re.search(r"const DEFAULTS = \{(.*?)\};", script, flags=re.DOTALL)[1]
     assert {f"set-{name}" for name in re.findall(r"(\w+):", names)} <= ids
+
+
+def test_an_answer_that_is_begun_goes_on_as_the_whole_one_did(server):
+    for model in ("tiny", "plain"):
+        settings = {"model": model, "temperature": 0, "max_tokens": 8, "return_token_ids": True}
+        (whole,) = server.chat("Hi", **settings).json["choices"]
+        ids = whole["token_ids"]
+        settings["max_tokens"] = 8 - 3
+        (rest,) = server.chat("Hi", **settings, answer_token_ids=ids[:3]).json["choices"]
+        assert rest["token_ids"] == ids[3:]
+    assert server.chat("Hi", answer_token_ids=[100_000]).error["type"] == "invalid_request_error"
