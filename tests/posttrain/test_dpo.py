@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from preference_files import pairs, settings, some_pairs, train, write
-from small_bases import tokenizer_of
+from small_bases import make_base, tokenizer_of
 
 from scratchlm.model.config import ModelConfig
 from scratchlm.model.transformer import TransformerLM
@@ -186,6 +186,15 @@ def test_simpo_asks_no_reference(base_run, tmp_path):
     assert not (tmp_path / "run" / "reference.json").exists()
     assert "reference" not in [event.name for event in events if type(event).__name__ == "PhaseStarted"]
     assert summary["posttrain"]["after"]["kl"] > 0
+
+
+def test_with_learned_positions_answers_are_not_packed(tmp_path):
+    base = make_base(tmp_path / "base", "model.position.name=learned", text=False)
+    config = settings(tmp_path, base, "train.steps=1", "train.eval_every=1")
+    summary, rows, _ = train(tmp_path / "run", config)
+    first = next(row for row in rows if row["kind"] == "train")
+    assert summary["posttrain"]["before"]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert first["margin"] == pytest.approx(0.0, abs=1e-4)
 
 
 def test_an_adapter_learns_and_begins_where_the_reference_is(base_run, tmp_path):

@@ -43,6 +43,8 @@ FILE = "reference.json"
 """Where a run keeps what the reference says."""
 SHOWN = 3
 """Held-out prompts that are answered along the way."""
+RELATIVE = ("alibi", "none", "rope")
+"""Positions under which an answer is the same wherever in a row it stands."""
 POSITIONS_AT_ONCE = 512
 """Tokens whose two distributions are compared together: with 50,000 tokens in the vocabulary 200 MB."""
 
@@ -203,9 +205,10 @@ class Dpo(Stage):
         return self.valid_pairs.prompts[:SHOWN]
 
     def _rows(self) -> dict[str, Any]:
-        """How pairs become rows."""
+        """How pairs become rows: an answer's numbers must not depend on what stands before it in its row."""
         padding = self.base.tokenizer.end_of_text_id
-        return {"room": self.max_tokens, "arrangement": self.config.rows, "padding_id": padding}
+        arrangement = self.config.rows if self.base.settings.position.name in RELATIVE else "padded"
+        return {"room": self.max_tokens, "arrangement": arrangement, "padding_id": padding}
 
     def _reference(self) -> Module:
         """The model that the run began with, made when it is first asked for."""
