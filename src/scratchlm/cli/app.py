@@ -44,7 +44,9 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (run.demo, run.run, run.train, posttrain.sft, posttrain.dpo, posttrain.grpo):
+    for command in (run.demo, run.run, run.train):
+        app.command(rich_help_panel=PREPARE)(command)
+    for command in (posttrain.sft, posttrain.dpo, posttrain.grpo, posttrain.distill):
         app.command(rich_help_panel=PREPARE)(command)
     for command in (generate.generate, chat.chat, serve.serve, evaluate.evaluate, report.report):
         app.command(rich_help_panel=PREPARE)(command)

@@ -1,4 +1,4 @@
-"""`scratchlm sft`, `dpo` and `grpo`: from a base model to an assistant, watched live."""
+"""`scratchlm sft`, `dpo`, `grpo` and `distill`: from a base model to an assistant, watched live."""
 
 import shlex
 from pathlib import Path
@@ -85,6 +85,23 @@ def grpo(
     """
     options = (folder, resume, allow_changes, None, restartable, plugin or ())
     _post_train(Request("grpo", [recipe], settings, *options))
+
+
+def distill(
+    recipe: Recipe,
+    settings: Settings = None,
+    folder: Folder = None,
+    resume: Resume = False,
+    allow_changes: AllowChanges = False,
+    restartable: Restartable = False,
+    plugin: Plugin = None,
+) -> None:
+    """Teach a small model to answer as a larger one does: by its probabilities, or by answers that it writes.
+
+    base=RUN says which run to go on from, teacher=RUN which one to learn from.
+    """
+    options = (folder, resume, allow_changes, None, restartable, plugin or ())
+    _post_train(Request("distill", [recipe], settings, *options))
 
 
 def _post_train(request: Request) -> None:
