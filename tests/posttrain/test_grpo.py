@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.posttrain.grpo import rows_of_step
 from scratchlm.posttrain.run import run
 from scratchlm.train.folder import load_run
+from scratchlm.train.trainer import StepAbandonedError
 
 SMALL = {"rtol": 2e-4, "atol": 1e-6}
 """Sums of some thousand float32 numbers in another order."""
@@ -133,6 +135,29 @@ def losses(rows):
         for row in rows
         if row["kind"] in ("train", "valid")
     ]
+
+
+def test_a_session_may_break_a_rollout_off_and_ends_the_processes_of_rewards(base_run, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("def reward(prompt, response, answer):\n    return len(response)\n", encoding="utf-8")
+    stage = stage_of(base_run, tmp_path / "run", rewards=[{"name": "program", "file": str(path)}])
+    asked = iter([False, False])
+    stage.attach(SimpleNamespace(signals=SimpleNamespace(requested=lambda: next(asked, True))))
+    with pytest.raises(StepAbandonedError):
+        stage.answers_of(0)
+    process = stage.judge.parts["program"].process._process
+    assert process.poll() is None
+    stage.close()
+    assert process.poll() is not None
+
+
+@pytest.mark.parametrize("chat", ["plain", "special"])
+def test_without_tokens_for_roles_an_answer_ends_where_the_next_role_would_begin(base_run, tmp_path, chat):
+    stage = stage_of(base_run, tmp_path, f"chat={chat}", "rollout.max_new_tokens=3")
+    rollout, _, _ = stage.answers_of(0)
+    assert stage.template.special == (chat == "special")
+    assert all(0 < len(answer.ids) <= 3 for answer in rollout.answers)
+    torch.testing.assert_close(gradient(stage, 0, 3)[1], plain_gradient(stage, rollout, range(8))[1], **SMALL)
 
 
 def test_the_reward_rises(base_run, tmp_path):
