@@ -107,6 +107,46 @@ def test_n_grams_of_worked_examples():
     assert NgramDrafter().propose([1], 4) == []
 
 
+def test_n_grams_of_a_growing_text_are_those_of_the_text_as_a_whole():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, (80,), generator=generator).tolist()
+    growing = NgramDrafter(longest=3, most=2)
+    for end in range(1, len(ids) + 1):
+        assert growing.propose(ids[:end], 9) == NgramDrafter(longest=3, most=2).propose(ids[:end], 9)
+    growing.begin()
+    assert growing.propose([1, 2, 3], 9) == []
+
+
+def test_a_guess_reads_what_is_new_alone():
+    class Counted(list):
+        read = 0
+
+        def __getitem__(self, place):
+            found = super().__getitem__(place)
+            Counted.read += len(found) if isinstance(place, slice) else 1
+            return found
+
+    drafter, ids = NgramDrafter(), Counted([1, 2, 3] * 2000)
+    drafter.propose(ids, 4)
+    Counted.read = 0
+    for token_id in (1, 2, 3):
+        ids.append(token_id)
+        assert drafter.propose(ids, 2) == [token_id % 3 + 1, (token_id + 1) % 3 + 1]
+    assert Counted.read < 60  # not thousands
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_each_slot_has_a_draft_model_that_reads_each_token_once(number):
+    model, small = build(), build(num_layers=1, seed=4)
+    engine = Engine(model, None, slots=3, drafter=ModelDrafter(small))
+    passes = []
+    for drafter in engine._drafters:
+        plain = drafter.runner.prefill
+        drafter.runner.prefill = lambda slot, ids, plain=plain: (passes.append(len(ids)), plain(slot, ids))[1]
+    engine.run(requests(number, max_new_tokens=40))
+    assert max(passes) <= 6  # the prompt, or what was written since the last guess; never the text again
+
+
 def test_drafters_need_something_to_guess():
     with pytest.raises(ValueError, match="NgramDrafter: longest=0"):
         NgramDrafter(longest=0)

@@ -89,7 +89,7 @@ def beam_search(
     """
     with evaluating(model):
         search = _Slots(runner or fastest_runner(model, config.beams), prompt_ids, config)
-        return _search(search.next_logprobs, model, prompt_ids, config, frozenset(stop_ids))
+        return _search(search.next_logprobs, _room(model, prompt_ids), config, frozenset(stop_ids))
 
 
 @torch.no_grad()
@@ -103,17 +103,16 @@ def beam_search_reference(
         return torch.log_softmax(model(ids)[:, -1].double(), dim=-1)
 
     with evaluating(model):
-        return _search(next_logprobs, model, prompt_ids, config, frozenset(stop_ids))
+        return _search(next_logprobs, _room(model, prompt_ids), config, frozenset(stop_ids))
 
 
 def _search(
     next_logprobs: Next,
-    model: Module,
-    prompt_ids: Sequence[int],
+    room: int,
     config: BeamConfig,
     stop_ids: frozenset[int],
 ) -> list[Beam]:
-    most = min(config.max_new_tokens, _room(model, prompt_ids))
+    most = min(config.max_new_tokens, room)
     kept, ends = [_Open((), 0.0, 0)], []
     for length in range(1, most + 1):
         logprobs = next_logprobs(kept)
