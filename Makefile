@@ -6,10 +6,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
 CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,scratchlm.posttrain,beartype.beartype
 
-.PHONY: demo test test-slow test-notebooks lint format bench-train bench-distributed bench-tokenizer docs clean
+.PHONY: demo demo-assistant test test-slow test-notebooks lint format bench-train bench-distributed bench-tokenizer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
+
+# From the demo's model to an assistant. Whatever is there already is kept, so the second call chats at once.
+demo-assistant: $(VENV)/.installed
+	$(BIN)/scratchlm demo --restartable
+	$(BIN)/scratchlm sft demo-sft --restartable
+	$(BIN)/scratchlm dpo demo-dpo --restartable
+	$(BIN)/scratchlm grpo demo-grpo --restartable
+	if [ -t 0 ] && [ -t 1 ]; then $(BIN)/scratchlm chat runs/demo-grpo; fi
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile and not interpret" --jaxtyping-packages=$(CHECKED)

@@ -11,10 +11,11 @@ from scratchlm.posttrain.tasks import EXERCISES
 from scratchlm.posttrain.tasks.arithmetic import Arithmetic, thought
 from scratchlm.posttrain.tasks.exercise import HELD_OUT, Exercise, read_tagged, side
 from scratchlm.posttrain.tasks.story_instructions import StoryInstructions
+from scratchlm.posttrain.tasks.story_openings import StoryOpenings
 from scratchlm.posttrain.tasks.story_questions import StoryQuestions
 from scratchlm.posttrain.tasks.story_rules import DEEDS, QUESTIONS, THREADS
 
-NAMES = ("arithmetic", "story_instructions", "story_questions")
+NAMES = ("arithmetic", "story_instructions", "story_openings", "story_questions")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -28,7 +29,7 @@ def problems(exercise):
 
 
 def test_all_exercises_are_found_by_name():
-    assert EXERCISES.names() == sorted(NAMES)
+    assert EXERCISES.names() == sorted([*NAMES, "from_data"])
 
 
 def test_a_problem_is_a_function_of_seed_split_and_index(exercise, problems):
@@ -235,3 +236,41 @@ class TestStoryInstructions:
     def test_separators_of_the_rules_are_no_way_around(self, stories):
         text, answer = stories[0].response, stories[0].answer
         assert not StoryInstructions().check(f"{text}\t{text}", answer).formatted
+
+
+class TestStoryOpenings:
+    def test_there_are_several_right_sentences_for_each_wish(self):
+        exercise, wish = StoryOpenings(), "Mia, an honest fox near the old mill."
+        for text in (
+            "In a house near the old mill lived an honest fox named Mia.",
+            "Mia was an honest fox who lived by the old mill.",
+            "Everyone near the old mill knew Mia, an honest fox with messy hair.",
+        ):
+            assert exercise.check(text, wish).correct
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "In a house near the old mill lived an honest fox named Lily.",
+            "In a house near the old mill lived a brave fox named Mia.",
+            "In a house near the old mill lived an honest lion named Mia.",
+            "In a house near the tiny mill lived an honest fox named Mia.",
+            "In a house near the old lake lived an honest fox named Mia.",
+            "Once upon a time, there was an honest fox named Mia, who had freckles.",
+        ],
+    )
+    def test_one_fact_that_was_not_asked_for_or_is_left_out_makes_it_wrong(self, text):
+        assert StoryOpenings().check(text, "Mia, an honest fox near the old mill.") == (False, True)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Mia, honest, fox, old, mill",
+            "Mia, an honest fox near the old mill.",
+            "Mia was an honest fox who lived by the old mill. She",
+            "Mia was a honest fox who lived by the old mill.",
+            "mia was an honest fox who lived by the old mill.",
+        ],
+    )
+    def test_words_without_the_sentence_are_none(self, text):
+        assert StoryOpenings().check(text, "Mia, an honest fox near the old mill.") == (False, False)

@@ -366,7 +366,7 @@ def _value(value: object) -> str:
 
 def next_commands(record: RunRecord) -> list[Command]:
     """What to try after this run, ready to be copied."""
-    folder = shlex.quote(_shown(record.folder))
+    folder = shlex.quote(shown(record.folder))
     prompt = ' "Once upon a time"' if record.summary.get("corpus") in ("stories", "tinystories") else ""
     unfinished = not record.summary or record.summary.get("stopped_early") is True
     steps = number(record.summary, "steps") or 1000
@@ -389,7 +389,7 @@ def next_commands(record: RunRecord) -> list[Command]:
     ]
 
 
-def _shown(folder: Path) -> str:
+def shown(folder: Path) -> str:
     """The folder as one would type it from here: relative where it lies below the working folder."""
     here = Path.cwd()
     absolute = folder.resolve()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study import chapters, pages, plots, units
+from scratchlm.study.posttrain_chapter import PosttrainChapter, posttrain_chapter, posttrain_commands
 from scratchlm.study.reference_chapter import ReferenceChapter, reference_chapter
 from scratchlm.study.run_record import Row, RunRecord, column, number, read_run, section
 
@@ -63,17 +64,19 @@ def _values(record: RunRecord) -> dict[str, Any]:
     """Everything the template names."""
     facts = chapters.tokenizer_facts(record)
     floor = number(record.summary, "floor_loss")
-    reference = reference_chapter(record)
+    reference, posttrain = reference_chapter(record), posttrain_chapter(record)
     return {
         "record": record,
-        "lead": _lead(record),
-        "headlines": chapters.headlines(record),
+        "lead": _lead(record, posttrain),
+        "headlines": _headlines(record, posttrain),
         "progress": chapters.progress_of(record),
         "loss": chapters.loss_of(record),
         "floor": floor,
-        "perplexity": number(record.summary, "perplexity"),
+        "perplexity": None if posttrain else number(record.summary, "perplexity"),
         "learning_plots": _learning_plots(record, floor),
         "step_plots": _step_plots(record),
+        "posttrain": posttrain,
+        "posttrain_plots": _panels(posttrain.panels) if posttrain else [],
         "reference": reference,
         "reference_plots": _reference_plots(reference),
         "num_diverged": _num_not_finite(record.train) + _num_not_finite(record.valid),
@@ -87,13 +90,21 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "model": chapters.model_facts(record),
         "settings": chapters.settings_of(record.config),
         "environment": chapters.environment_facts(record),
-        "commands": chapters.next_commands(record),
+        "commands": posttrain_commands(record.folder) if posttrain else chapters.next_commands(record),
     }
 
 
-def _lead(record: RunRecord) -> str:
+def _headlines(record: RunRecord, posttrain: PosttrainChapter | None) -> list[chapters.Headline]:
+    """The header's figures: what post-training changed stands before what it cost."""
+    found = chapters.headlines(record)
+    return found if posttrain is None else [*posttrain.headlines, *found[2:]]
+
+
+def _lead(record: RunRecord, posttrain: PosttrainChapter | None) -> str:
     """One sentence: what was trained on what."""
     parameters, tokens = number(record.summary, "parameters"), number(record.summary, "tokens")
+    if posttrain is not None:
+        return f"An assistant with {units.count(parameters)} parameters. {posttrain.lead}"
     corpus = record.summary.get("corpus") or section(record.config, "corpus").get("name")
     words = "A language model"
     if parameters is not None:
@@ -136,7 +147,10 @@ def _step_plots(record: RunRecord) -> list[Any]:
             ("tokens per second", "tokens_per_second"),
         )
     ]
-    panels = [panel for panel in panels if len(panel.curve.finite().tokens)]
+    return _panels([panel for panel in panels if len(panel.curve.finite().tokens)])
+
+
+def _panels(panels: list[plots.Panel]) -> list[Any]:
     return _both(lambda shape: plots.step_curves(panels, shape)) if panels else []
 
 

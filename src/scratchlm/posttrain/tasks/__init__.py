@@ -3,6 +3,7 @@
     exercise.py             Problem, Verdict and the base class; training and held-out problems never meet
     arithmetic.py           What is 27 + 48?                      a number, perhaps after a line of thought
     story_questions.py      a story's beginning and a question    a phrase of the story
+    story_openings.py       Begin a story about ...               one sentence with five facts
     story_instructions.py   Tell me a story about ...             a whole story, proven to be one
     story_pairs.py          the same story twice: once consistent, once with a contradiction
 

@@ -11,10 +11,9 @@ https://arxiv.org/abs/2305.07759, section 4.
 import random
 
 from scratchlm.data.stories import story_grammar
-from scratchlm.data.stories_grammar import Grammar
 from scratchlm.posttrain.tasks import EXERCISES
 from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict
-from scratchlm.posttrain.tasks.story_rules import WISHES, instruction_grammar, parts
+from scratchlm.posttrain.tasks.story_rules import WISHES, fits, instruction_grammar, parts
 
 MOST_CHARACTERS = 2000
 """No story is longer (200 words), and a checker's time is bounded."""
@@ -36,12 +35,3 @@ class StoryInstructions(Exercise):
         formatted = len(text) <= MOST_CHARACTERS and "\t" not in text and fits(story_grammar(), text)
         wish = f"{WISHES[0]} {answer}"
         return Verdict(formatted and fits(instruction_grammar(), f"{wish}\t{text}"), formatted)
-
-
-def fits(grammar: Grammar, text: str) -> bool:
-    """Return whether the grammar can write this text."""
-    try:
-        grammar.parse(text)
-    except ValueError:
-        return False
-    return True

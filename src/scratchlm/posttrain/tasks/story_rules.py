@@ -138,6 +138,24 @@ def _told(tails: Mapping[str, str]) -> Grammar:
     return Grammar(FRAME | PLOTS | rules | {"wish": WISHES, "story": tuple(options)}, variables())
 
 
+@functools.cache
+def opening_grammar(start: str = "story") -> Grammar:
+    """Return the grammar of "wish<tab>first sentence", or of another rule: "open" for any first sentence."""
+    openings = [option.replace("{+view}", "{view}") for option in FRAME["open"] if "{home}" in option]
+    wish = "Begin a story about {hero}, {trait.a} {kind} near the {view} {home}."
+    rules = {"opening": tuple(openings), "story": (f"{wish}\t<opening>",)}
+    return Grammar(FRAME | PLOTS | rules, variables(), start=start)
+
+
+def fits(grammar: Grammar, text: str) -> bool:
+    """Return whether the grammar can write this text."""
+    try:
+        grammar.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
 def parts(grammar: Grammar, generator: random.Random) -> list[str]:
     """Draw a text and return its parts."""
     return grammar.sample(generator).text.split("\t")

@@ -1,0 +1,209 @@
+"""A post-trained run's record comes in, what changed between its base and the assistant comes out.
+
+    summary.json    posttrain.before, posttrain.after      the same held-out items and the base's own text
+    samples.jsonl   the first and the last answers         to the same questions, side by side
+    metrics.jsonl   reward, accuracy, KL, entropy, ...     over the tokens seen
+
+Every stage measures and answers before its first step, so the first row of each pair is the base. Runs that
+were pretrained have none of this and get no chapter.
+"""
+
+import math
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from scratchlm.study import units
+from scratchlm.study.chapters import Command, Headline, shown
+from scratchlm.study.plots import Curve, Panel
+from scratchlm.study.run_record import Row, RunRecord, column, number, section
+
+STAGES = {
+    "sft": "Supervised fine-tuning",
+    "dpo": "Learning from preferences",
+    "grpo": "Reinforcement learning",
+}
+LOSSES = {
+    "sft": ("loss of answers", "nats per token of what the assistant says in held-out conversations"),
+    "dpo": ("preference loss", "of held-out pairs; 0.693 is a coin"),
+    "grpo": ("wrong answers", "1 - accuracy, on held-out problems"),
+}
+"""Stage -> name and meaning of what its validation minimises."""
+
+FIGURES = {
+    "accuracy": ("accuracy", "held-out items that come out right"),
+    "token_accuracy": ("right next tokens", "of held-out answers, given what stands before"),
+    "formatted": ("answers in the asked form", "right or wrong"),
+    "margin": ("margin", "how far the better answer is ahead of the worse one, as the loss sees it"),
+    "reward_chosen": (
+        "reward of the better answers",
+        "implied by the model; falls if they became less likely",
+    ),
+    "answer_tokens": ("length of an answer", "tokens"),
+    "kl": ("distance from the base", "KL, nats per token"),
+}
+"""Key of a figure -> its name and what it means; in the order of the table."""
+
+SHARES = ("accuracy", "token_accuracy", "formatted")
+CURVES = {
+    "reward_mean": "reward",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "entropy": "entropy",
+    "kl": "KL to the base",
+    "answer_tokens": "tokens per answer",
+}
+"""Key of a training row -> title of its plot; at most `MOST_PANELS` are drawn, in this order."""
+
+BASE_TEXT = "perplexity on the base's text"
+MOST_PANELS = 4
+MOST_ANSWERS = 6
+"""Questions of which the answers are shown."""
+
+
+class Change(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    meaning: str
+    before: str
+    after: str
+
+
+class Answers(NamedTuple):
+    """What the base said to a question, and what the assistant says."""
+
+    question: str
+    before: str
+    after: str
+
+
+class PosttrainChapter(NamedTuple):
+    """What the report says about post-training."""
+
+    title: str
+    lead: str
+    loss: str
+    """What the loss of this stage is."""
+    headlines: list[Headline]
+    """The figures of the header that take the places of loss and bits per byte."""
+    changes: list[Change]
+    panels: list[Panel]
+    first_step: int
+    last_step: int
+    answers: list[Answers]
+
+
+def posttrain_chapter(record: RunRecord) -> PosttrainChapter | None:
+    """Return the chapter of a post-trained run; None for any other."""
+    facts = section(record.summary, "posttrain")
+    stage = str(facts.get("stage", ""))
+    if stage not in STAGES:
+        return None
+    before, after = section(facts, "before"), section(facts, "after")
+    steps, changes = sorted({row["step"] for row in record.samples}), _changes(stage, before, after)
+    return PosttrainChapter(
+        STAGES[stage],
+        _lead(facts),
+        LOSSES[stage][1],
+        [_headline(change) for change in _most_telling(changes)],
+        changes,
+        _panels(record),
+        steps[0] if steps else 0,
+        steps[-1] if steps else 0,
+        _answers(record.samples),
+    )
+
+
+def _lead(facts: Row) -> str:
+    """What was trained, and from where on."""
+    trained, items = number(facts, "trainable_parameters"), number(facts, "train_items")
+    words = f"This run went on from {facts.get('base', 'its base')}"
+    step = number(facts, "base_step")
+    words += f" at step {step:,.0f}" if step is not None else ""
+    adapter = str(facts.get("adapter", "full"))
+    how = "all parameters" if adapter in ("full", "none") else f"an adapter ({adapter})"
+    words += f"; {how}, {units.count(trained)} numbers, were trained" if trained is not None else ""
+    return words + (f" on {units.count(items)} items." if items is not None else ".")
+
+
+def _changes(stage: str, before: Row, after: Row) -> list[Change]:
+    rows = []
+    losses = {} if stage == "grpo" and "accuracy" in after else {"loss": LOSSES[stage]}  # it is 1 - accuracy
+    for key, (name, meaning) in {**losses, **FIGURES}.items():
+        values = number(before, key), number(after, key)
+        if any(value is not None for value in values):
+            rows.append(Change(name, meaning, *(_shown(key, value) for value in values)))
+    values = number(before, "base_loss"), number(after, "base_loss")
+    if any(value is not None for value in values):
+        shown = [units.decimal(None if value is None else _perplexity(value)) for value in values]
+        rows.append(Change(BASE_TEXT, _forgetting(*values), *shown))
+    return rows
+
+
+def _shown(key: str, value: float | None) -> str:
+    if key in SHARES:
+        return units.percent(value)
+    return units.decimal(value, 1 if key == "answer_tokens" else 3)
+
+
+def _most_telling(changes: list[Change]) -> list[Change]:
+    """What was to be learned, and what of the old was forgotten."""
+    learned = [change for change in changes if change.name == FIGURES["accuracy"][0]] or changes
+    kept = [change for change in changes if change.name == BASE_TEXT]
+    return [*learned[:1], *(change for change in kept if change not in learned[:1])]
+
+
+def _headline(change: Change) -> Headline:
+    title = change.name[:1].upper() + change.name[1:]
+    return Headline(title, change.after, "", f"before: {change.before}", f"{change.meaning}.")
+
+
+def posttrain_commands(folder: Path) -> list[Command]:
+    """What to try with the assistant in a run folder, ready to be copied."""
+    place = shlex.quote(shown(folder))
+    return [
+        Command("Talk to it", f"scratchlm chat {place}"),
+        Command("Talk to it in a browser, and look at its tokens", f"scratchlm serve {place}"),
+        Command("Measure it", f"scratchlm evaluate {place}"),
+        Command("Put what happens inside the model into this page", f"scratchlm report {place} --inside"),
+        Command("Take it elsewhere", f"scratchlm export hf {place} exported"),
+    ]
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _forgetting(before: float | None, after: float | None) -> str:
+    """What the model forgot of what it could before."""
+    if before is None or after is None:
+        return "what it could before"
+    change = _perplexity(after - before) - 1
+    return f"what it could before: {'+' if change >= 0 else ''}{100 * change:.1f} %"
+
+
+def _panels(record: RunRecord) -> list[Panel]:
+    tokens = column(record.train, "tokens")
+    panels = [Panel(title, Curve(tokens, column(record.train, key))) for key, title in CURVES.items()]
+    return [panel for panel in panels if len(panel.curve.finite().tokens) > 1][:MOST_PANELS]
+
+
+def _answers(samples: list[Row]) -> list[Answers]:
+    """The questions that were asked at the first and at the last time, with both answers."""
+    steps = sorted({row["step"] for row in samples})
+    if len(steps) < 2:
+        return []
+    first, last = (
+        {_question(row): row for row in samples if row["step"] == step} for step in (steps[0], steps[-1])
+    )
+    shared = [question for question in first if question in last][:MOST_ANSWERS]
+    return [Answers(question, _text(first[question]), _text(last[question])) for question in shared]
+
+
+def _question(row: Row) -> str:
+    return str(row.get("prompt") or "")
+
+
+def _text(row: Row) -> str:
+    return str(row.get("text") or "").strip()

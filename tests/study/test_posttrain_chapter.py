@@ -1,0 +1,119 @@
+"""The report of a post-trained run: what changed, measured before and after, with answers side by side."""
+
+import json
+import math
+
+import pytest
+from synthetic_run import SUMMARY, write_rows
+from test_report import page_of
+
+from scratchlm.study import units
+from scratchlm.study.posttrain_chapter import posttrain_chapter
+from scratchlm.study.run_record import read_run
+
+FACTS = {
+    "stage": "grpo",
+    "base": "runs/demo-sft",
+    "base_step": 300,
+    "adapter": "full",
+    "trainable_parameters": 1_624_320,
+    "train_items": 4_000,
+    "before": {"loss": 0.6, "accuracy": 0.4, "formatted": 0.95, "answer_tokens": 30.5, "base_loss": 0.6},
+    "after": {"loss": 0.25, "accuracy": 0.75, "formatted": 1.0, "answer_tokens": 31.0, "base_loss": 0.63},
+}
+
+
+@pytest.fixture
+def assistant(run_folder):
+    """A run after reinforcement learning."""
+    return become(run_folder, FACTS)
+
+
+def become(folder, facts):
+    (folder / "summary.json").write_text(json.dumps(SUMMARY | {"posttrain": facts}), encoding="utf-8")
+    write_rows(
+        folder / "metrics.jsonl",
+        [
+            {
+                "kind": "train",
+                "step": step,
+                "tokens": 100 * step,
+                "loss": 0.1,
+                "reward_mean": step / 10,
+                "kl": 0.01,
+            }
+            for step in range(1, 8)
+        ],
+    )
+    write_rows(
+        folder / "samples.jsonl",
+        [
+            {"step": step, "prompt": question, "text": f" answer {step} <b>to</b> {question}", "tokens": []}
+            for step in (0, 4, 8)
+            for question in ("What is 2 + 3?", "Where is the kite?")
+        ],
+    )
+    return folder
+
+
+def test_a_pretrained_run_has_no_such_chapter(run_folder):
+    assert posttrain_chapter(read_run(run_folder)) is None
+    assert "what changed" not in page_of(run_folder).text.lower()
+
+
+def test_before_and_after_stand_side_by_side(assistant):
+    chapter = posttrain_chapter(read_run(assistant))
+    found = {change.name: (change.before, change.after) for change in chapter.changes}
+    assert found["accuracy"] == (units.percent(0.4), units.percent(0.75))
+    assert found["length of an answer"] == ("30.5", "31.0")
+    assert found["perplexity on the base's text"] == ("1.822", "1.878")
+    assert not {"margin", "wrong answers"} & set(found)
+
+
+def test_forgetting_is_the_rise_of_perplexity(assistant):
+    rise = math.exp(0.03) - 1
+    meaning = posttrain_chapter(read_run(assistant)).changes[-1].meaning
+    assert f"+{100 * rise:.1f} %" in meaning
+
+
+def test_the_first_and_the_last_answers_to_each_question_are_shown(assistant):
+    chapter = posttrain_chapter(read_run(assistant))
+    assert (chapter.first_step, chapter.last_step) == (0, 8)
+    assert [answers.question for answers in chapter.answers] == ["What is 2 + 3?", "Where is the kite?"]
+    assert chapter.answers[1].before.startswith("answer 0")
+    assert chapter.answers[1].after.startswith("answer 8")
+
+
+def test_only_figures_that_were_recorded_are_drawn(assistant):
+    panels = posttrain_chapter(read_run(assistant)).panels
+    assert [panel.title for panel in panels] == ["reward", "KL to the base"]
+
+
+def test_the_page_says_what_changed_and_interprets_nothing_that_a_model_wrote(assistant):
+    page = page_of(assistant)
+    assert (page.open, page.mistakes) == ([], [])
+    assert "Reinforcement learning: what changed" in page.text
+    assert "runs/demo-sft at step 300" in page.text
+    assert "<b>to</b>" in page.text
+    assert "scratchlm chat" in page.text
+    assert "trained from scratch" not in page.text
+    assert "equally likely tokens" not in page.text
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"stage": "sft"},
+        {"stage": "dpo", "before": {}, "after": {"loss": math.nan, "base_loss": 1e9}},
+        {"stage": "grpo", "before": "?", "after": None, "base_step": "x", "trainable_parameters": None},
+        {"stage": "sft", "before": {"base_loss": 0.0}, "after": {"base_loss": 1e9, "loss": math.inf}},
+    ],
+)
+def test_missing_and_strange_figures_cost_their_line_alone(run_folder, facts):
+    page = page_of(become(run_folder, facts))
+    assert "what changed" in page.text
+    assert (page.open, page.mistakes) == ([], [])
+
+
+def test_an_unknown_stage_has_no_chapter(run_folder):
+    assert posttrain_chapter(read_run(become(run_folder, {"stage": "other"}))) is None
