@@ -153,6 +153,17 @@ def test_settings_that_change_what_a_run_is_are_refused_when_it_goes_on(finished
         read("dpo", str(folder))
 
 
+def test_a_post_trained_run_is_a_base_like_any_other(finished, data, tmp_path):
+    config = sft(finished[0], data, "train.steps=1", "adapter=lora", "adapter.rank=2")
+    summary = run("sft", config, tmp_path / "run")
+    assert load_run(tmp_path / "run").tokenizer.fingerprint == load_run(finished[0]).tokenizer.fingerprint
+    first = json.loads(RunFolder(finished[0]).summary.read_text(encoding="utf-8"))
+    assert summary["posttrain"]["before"]["loss"] == pytest.approx(
+        first["posttrain"]["after"]["loss"], abs=1e-5
+    )
+    assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()
+
+
 def objective_on(base_run, tmp_path, config):
     base = open_base(config, RunFolder(tmp_path))
     how = Execution(torch.device("cpu"), "float32", False, 8)

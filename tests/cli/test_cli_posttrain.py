@@ -1,0 +1,68 @@
+"""`scratchlm sft` from the command line: a run like any other, and one clear error for each mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+name = "talk"
+base = "BASE"
+[data]
+name = "alpaca"
+paths = ["said.jsonl"]
+[train]
+steps = 2
+eval_every = 2
+sample_every = 2
+save_every = 2
+device = "cpu"
+[sampling]
+max_new_tokens = 4
+"""
+
+
+@pytest.fixture
+def recipe(finished_run, cli):
+    """A recipe and its data in the test's folder."""
+    entries = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(30)]
+    Path("said.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    Path("talk.toml").write_text(RECIPE.replace("BASE", str(finished_run)), encoding="utf-8")
+    return "talk.toml"
+
+
+def test_a_base_becomes_an_assistant_that_every_command_takes(cli, recipe):
+    made = cli("sft", recipe, "conversations_per_step=4", "--folder", "talk")
+    assert made.code == 0, made.err
+    assert "all " in made.out
+    assert "parameters are trained" in made.out
+    assert "base loss" in made.out
+    assert "> Say" in made.out
+    assert "scratchlm chat talk" in made.out
+    assert Path("talk/report.html").is_file()
+    for words in (
+        ("generate", "talk", "Once", "-n", "1", "--max-new-tokens", "3"),
+        ("evaluate", "talk", "--max-tokens", "200"),
+        ("export", "hf", "talk", "elsewhere"),
+        ("checkpoint", "list", "talk"),
+    ):
+        found = cli(*words)
+        assert found.code == 0, (words, found.err)
+    done = cli("sft", recipe, "--folder", "talk", "--restartable")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_mistakes_are_one_line_each_and_leave_no_folder(cli, recipe):
+    assert "unknown recipe 'demo-sfd'. Did you mean 'demo-sft'?" in cli("sft", "demo-sfd").error
+    assert "base=nowhere: no run folder" in cli("sft", recipe, "base=nowhere").error
+    assert "unknown key 'basis'. Did you mean 'base'?" in cli("sft", recipe, "basis=x").error
+    assert "no such file" in cli("sft", recipe, 'data.paths=["missing.jsonl"]').error
+    assert "no conversation is left to learn from" in cli("sft", recipe, "context_length=8").error
+    Path("said.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction":', encoding="utf-8")
+    assert "said.jsonl:2: no JSON" in cli("sft", recipe).error
+    assert "there is no run to resume" in cli("sft", recipe, "--resume").error
+    assert not Path("runs").exists()
+
+
+def test_a_run_of_another_command_is_no_recipe(cli, recipe, finished_run):
+    assert "unknown recipe" in cli("sft", str(finished_run)).error
