@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from live_server import served
+from live_server import live, served
 
 from scratchlm.generate.request import Request
 from scratchlm.generate.sampling import SamplingConfig
@@ -108,6 +108,20 @@ def test_token_ids_are_taken_as_they_are_and_branches_go_on_from_them(server):
     assert whole["token_ids"][:5] + rest["token_ids"] == whole["token_ids"]
 
 
+def test_ids_can_be_computed_behind_the_beginning_of_a_text_without_telling_it(server):
+    asked = {"logprobs": 1, "echo": True, "max_tokens": 2, "temperature": 0, "return_token_ids": True}
+    expected = server.complete(prompt="Once", **asked).json["choices"][0]
+    with live(begin_prompts=True) as other:
+        found = other.complete(prompt=ids_of("Once")[1:], **asked).json
+        same = other.complete(prompt=ids_of("Once"), **asked).json["choices"][0]
+    assert same["logprobs"]["token_ids"] == expected["logprobs"]["token_ids"]
+    choice = found["choices"][0]
+    assert (choice["text"], found["usage"]["prompt_tokens"]) == (expected["text"], 4)
+    assert choice["prompt_token_ids"] == expected["prompt_token_ids"][1:]
+    for key, value in expected["logprobs"].items():
+        assert choice["logprobs"][key] == value[1:]
+
+
 def test_several_prompts_have_their_choices_in_order(server):
     prompts = ["Once", "Twice", "Never"]
     together = server.complete(prompt=prompts, n=2, seed=1, echo=True).json
@@ -162,6 +176,19 @@ def test_a_special_token_in_a_message_stays_text(server):
         assert ids == [0, 257, *(byte + 1 for byte in name.encode()), 260, 258]
         ids = server.post("/tokenize", {"prompt": name}).json["tokens"]
         assert ids == ids_of(name)
+        bare = {"prompt": f" {name}", "add_special_tokens": False}
+        assert server.post("/tokenize", bare).json["tokens"] == ids_of(f" {name}")[1:]
+    alone = {"prompt": "<|endoftext|>", "add_special_tokens": False}
+    assert server.post("/tokenize", alone).json["tokens"] == [0]
+
+
+def test_an_answer_goes_on_from_where_it_branches(server):
+    for model in ("tiny", "plain"):
+        settings = {"model": model, "temperature": 0, "max_tokens": 8, "return_token_ids": True}
+        whole = server.chat(**settings).json["choices"][0]
+        rest = server.chat(**settings, answer_token_ids=whole["token_ids"][:3]).json["choices"][0]
+        assert rest["token_ids"][:5] == whole["token_ids"][3:8]
+    assert server.chat(answer_token_ids=[999]).status == 400
 
 
 def test_tokens_and_texts_turn_into_each_other(server):

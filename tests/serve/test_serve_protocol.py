@@ -57,7 +57,7 @@ def test_what_is_no_json_object_is_refused(data, message):
         (b'"max_tokens": -1', "max_tokens", "greater than or equal to 0"),
         (b'"logprobs": 21', "logprobs", "less than or equal to 20"),
         (b'"seed": 1' + b"0" * 30, "seed", "less than"),
-        (b'"stop": ["a","b","c","d","e"]', "stop", "at most 4"),
+        (b'"stop": [' + b'"a",' * 16 + b'"a"]', "stop", "at most 16"),
         (b'"stop": [""]', "stop", "1 to 256 characters"),
         (b'"stop": "' + b"x" * 257 + b'"', "stop", "1 to 256 characters"),
         (b'"stop": [1]', "stop.0", "valid string"),

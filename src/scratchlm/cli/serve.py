@@ -37,6 +37,10 @@ def serve(
     slots: Annotated[int, typer.Option(min=1, help="Texts that each model writes at once.")] = 8,
     max_waiting: Annotated[int, typer.Option(min=0, help="Texts that wait; more are refused (429).")] = 128,
     max_tokens: Annotated[int, typer.Option(min=1, help="The most new tokens of one text.")] = 4096,
+    begin_prompts: Annotated[
+        bool,
+        typer.Option("--begin-prompts", help="Token ids, too, follow the end-of-text token: for lm-eval."),
+    ] = False,
     checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,
@@ -58,13 +62,17 @@ def serve(
         raise ValueError("serving needs the extra 'serve': pip install 'scratchlm[serve]'.") from None
     settings = {"host": host, "port": port, "api_key": api_key, "allowed_hosts": tuple(allow_host or ())}
     settings |= {"slots": slots, "max_waiting": max_waiting, "max_tokens": max_tokens}
+    settings["begin_prompts"] = begin_prompts
     config = validate(ServeConfig, settings)
     if api_key is None and not _is_loopback(host):
         err().print(
             f"warning: everybody who can reach {host} may use this server; give an --api-key.", style="yellow"
         )
-    err().print(f"loading {', '.join(run.name or str(run) for run in runs)} ...", style="dim")
-    serve_runs(runs, config, device=device, checkpoint=checkpoint, on_ready=_say_ready)
+
+    def say_bound(url: str) -> None:
+        err().print(f"loading {', '.join(run.name or str(run) for run in runs)} for {url} ...", style="dim")
+
+    serve_runs(runs, config, device=device, checkpoint=checkpoint, on_bound=say_bound, on_ready=_say_ready)
 
 
 def _say_ready(url: str, worker: "Worker") -> None:

@@ -199,8 +199,10 @@ class CompletionReply(Reply):
         return self.body.logprobs is not None or self.body.return_token_ids
 
     def _told_tokens(self, told: Told) -> tuple[TokenInfo, ...]:
-        token = told.event.token
-        return (*told.event.prompt, *(() if token is None else (token,)))
+        token, prompt = told.event.token, told.event.prompt
+        if prompt:  # what was put in front of the client's ids is not told
+            prompt = prompt[len(prompt) - len(self.prompts[told.prompt]) :]
+        return (*prompt, *(() if token is None else (token,)))
 
     def _finish(self, piece: Piece, told: Told) -> None:
         choice = self.choices[piece.index]

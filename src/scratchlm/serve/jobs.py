@@ -47,11 +47,12 @@ def completion_job(body: CompletionBody, model: Served, config: ServeConfig) -> 
         [start, *model.tokenizer.encode_ordinary(prompt)] if isinstance(prompt, str) else prompt
         for prompt in body.prompt
     ]
+    hidden = [start] if config.begin_prompts else []
     sampling = body.sampling(max_new_tokens=body.max_tokens, seed=secrets.randbits(SEED_BITS))
     requests = [
         _checked(
             Request(
-                prompt_ids=ids,
+                prompt_ids=ids if ids[0] == start else [*hidden, *ids],
                 sampling=sampling,
                 n=body.n,
                 logprobs=body.logprobs,
@@ -109,8 +110,10 @@ def tokenize(body: TokenizeBody, model: Served) -> list[int]:
     """
     if body.messages is not None:
         return render(body.messages, model, add_generation_prompt=body.add_generation_prompt)
-    start = [model.tokenizer.end_of_text_id] if body.add_special_tokens else []
-    return [*start, *model.tokenizer.encode_ordinary(body.prompt or "")]
+    text, specials = body.prompt or "", model.tokenizer.special_tokens
+    if not body.add_special_tokens:
+        return [specials[text]] if text in specials else model.tokenizer.encode_ordinary(text)
+    return [model.tokenizer.end_of_text_id, *model.tokenizer.encode_ordinary(text)]
 
 
 def render(

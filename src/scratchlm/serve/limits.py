@@ -51,6 +51,9 @@ class ServeConfig(Config):
     """What every request must bring. None: nothing."""
     allowed_hosts: tuple[str, ...] = ()
     """Further names by which clients may call this server; "*": any."""
+    begin_prompts: bool = False
+    """Whether token ids are computed behind the end-of-text token, too, which is not told: lm-eval sends ids
+    without it, and a model that never saw a text begin otherwise gives other numbers than `evaluate` has."""
     slots: int = Field(default=8, ge=1, le=1024)
     """Texts that each model writes at once."""
     max_waiting: int = Field(default=128, ge=0)

@@ -72,8 +72,8 @@ UNSUPPORTED = frozenset(
 MOST_BIASES = 1024
 """Entries of logit_bias: each is work at every token. OpenAI documents no number; vLLM was stopped by such
 lists (PYSEC-2026-4350)."""
-MOST_STOPS = 4
-"""As OpenAI's "up to 4 sequences"."""
+MOST_STOPS = 16
+"""OpenAI takes 4; lm-eval's tasks have more."""
 LONGEST_STOP = 256
 """Characters of a stop text: each is searched for at every token."""
 MOST_ALTERNATIVES = 20
@@ -131,7 +131,7 @@ class GenerationBody(Body):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """The same seed gives the same text; not given: a new one each time."""
     stop: list[str] = Field(default=[], max_length=MOST_STOPS)
-    """A text, or up to four, that end the answer and are no part of it."""
+    """A text, or several, that end the answer and are no part of it."""
     stream: bool = False
     """Whether to send the answer piece by piece."""
     stream_options: StreamOptions = StreamOptions()
@@ -261,7 +261,8 @@ class TokenizeBody(Body):
     add_generation_prompt: bool = True
     """End a conversation with the beginning of the assistant's turn."""
     add_special_tokens: bool = True
-    """Begin a text with the end-of-text token, as a prompt does."""
+    """Begin a text with the end-of-text token, as a prompt does. Without it a text that is nothing but the
+    name of a special token is that token: so clients learn the ids of those that /tokenizer_info names."""
     return_token_strs: bool = False
     """Whether to tell the text of each token."""
 

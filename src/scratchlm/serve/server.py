@@ -40,6 +40,7 @@ def serve(
     *,
     device: str = "auto",
     checkpoint: str = "newest",
+    on_bound: Callable[[str], None] | None = None,
     on_ready: Callable[[str, Worker], None] | None = None,
 ) -> None:
     """Serve models until a signal comes.
@@ -49,6 +50,7 @@ def serve(
         config: Where to listen and what to take.
         device: Where the models shall be.
         checkpoint: Which checkpoint of each.
+        on_bound: Called with the address before the models are read.
         on_ready: Called with the address when requests are taken.
 
     Raises:
@@ -57,6 +59,8 @@ def serve(
         RuntimeError: The models stopped computing.
     """
     listener = bind(config)
+    if on_bound is not None:
+        on_bound(address(listener))
     load = functools.partial(load_models, paths, slots=config.slots, device=device, checkpoint=checkpoint)
     worker = Worker(load, config)
     server = Server(worker, config, listener, on_ready)
