@@ -1,0 +1,46 @@
+"""The recipes of the demo's assistant: each goes on from the one before, on exercises that fit its model."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scratchlm.posttrain import INSTRUCTIONS, PREFERENCES, run
+from scratchlm.posttrain.tasks import EXERCISES
+
+ROOT = Path(__file__).parents[2]
+CHAIN = ("sft", "dpo", "grpo")
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    return {stage: run.read(stage, f"demo-{stage}") for stage in CHAIN}
+
+
+def test_each_stage_goes_on_from_the_one_before(recipes):
+    bases = [str(recipes[stage].base) for stage in CHAIN]
+    assert bases == ["demo", f"runs/{recipes['sft'].name}", f"runs/{recipes['dpo'].name}"]
+
+
+def test_the_makefile_runs_them_in_this_order_and_chats_with_the_last(recipes):
+    target = re.search(r"^demo-assistant:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text("utf-8"), re.M)[1]
+    commands = re.findall(r"scratchlm (\w+)(?: ([\w/-]+))?", target)
+    expected = [("demo", ""), *((stage, f"demo-{stage}") for stage in CHAIN)]
+    assert [(name, word.removeprefix("--restartable")) for name, word in commands[:-1]] == expected
+    assert commands[-1] == ("chat", f"runs/{recipes['grpo'].name}")
+
+
+def test_rewards_are_for_an_exercise_that_demonstrations_show_too_few_of(recipes):
+    shown = {table["name"]: table["num"] for table in recipes["sft"].data.settings["exercises"]}
+    assert shown[recipes["grpo"].data.name] == min(shown.values())
+
+
+def test_the_data_of_each_stage_can_be_made(recipes):
+    sft, dpo, grpo = (recipes[stage].data for stage in CHAIN)
+    example = next(INSTRUCTIONS.build(sft.name, **sft.settings).read("train", share=0.0, seed=0))
+    assert example.messages[-1]["role"] == "assistant"
+    pair = next(PREFERENCES.build(dpo.name, **dpo.settings).read("train", share=0.0, seed=0))
+    assert pair.chosen != pair.rejected
+    exercise = EXERCISES.build(grpo.name, **grpo.settings)
+    problem = exercise.problem(0, "train", 0)
+    assert exercise.check(problem.response, problem.answer).correct
