@@ -7,6 +7,10 @@ the tokens are compared. Sides take turns in one process. Without transformers i
               keys and values of the texts. The copy rate is measured in the same rounds on 256 MB, bytes read
               plus bytes written; a model that stays in the processor's cache may be faster than the bound.
 
+    drawn       the engine once more, at temperature 0.8 and top_p 0.95: what choosing by chance costs
+    choosing    tokens/s of drawing one for each of 8 rows alone: all at once (choosing.py) and row by row
+    n of one    8 continuations of one prompt of 256 tokens, 16 tokens each: as one request and as eight
+
     "stories"   6 layers, d_model 256, 8 heads, 4 key heads, vocabulary 4096       24 MB
     "wide"      8 layers, d_model 512, 8 heads, 4 key heads, vocabulary 8192      113 MB
 
@@ -24,11 +28,14 @@ import torch
 from rich.console import Console
 
 from scratchlm.generate import Engine, Request, SamplingConfig
+from scratchlm.generate.choosing import Chooser, choose
 from scratchlm.generate.runner import PlainRunner
+from scratchlm.generate.sampling import sample
 from scratchlm.model import MODELS, ModelConfig
 
 PROMPT, NEW = 32, 96
 COPIED = 256 * 2**20
+DRAWN = {"temperature": 0.8, "top_p": 0.95}
 SHAPES = {
     "stories": {"vocab_size": 4096, "d_model": 256, "num_layers": 6},
     "wide": {"vocab_size": 8192, "d_model": 512, "num_layers": 8},
@@ -46,9 +53,9 @@ def prompts(number: int, vocab_size: int) -> list[list[int]]:
     return torch.randint(vocab_size, (number, PROMPT), generator=generator).tolist()
 
 
-def ours(model: torch.nn.Module, number: int, *, plain: bool = False) -> list[list[int]]:
+def ours(model: torch.nn.Module, number: int, *, plain: bool = False, drawn: bool = False) -> list[list[int]]:
     engine = Engine(model, None, slots=number, runner=PlainRunner(model, number) if plain else None)
-    sampling = SamplingConfig(temperature=0.0, max_new_tokens=NEW)
+    sampling = SamplingConfig(max_new_tokens=NEW, **(DRAWN if drawn else {"temperature": 0.0}))
     asked = prompts(number, model.config.vocab_size)
     results = engine.run([Request(prompt_ids=ids, sampling=sampling, stop_ids=()) for ids in asked])
     return [[token.token_id for token in result.choices[0].tokens] for result in results]
@@ -114,6 +121,7 @@ def measure(shape: str, rounds: int, console: Console) -> None:
     for number in (1, 8):
         expected = ours(model, number)
         sides = {"engine": rate(lambda number=number: ours(model, number))}
+        sides["drawn"] = rate(lambda number=number: ours(model, number, drawn=True))
         sides["one by one"] = rate(lambda number=number: ours(model, number, plain=True))
         if theirs is not None:
             same = sum(a == b for a, b in zip(expected, hugging_face(theirs, number), strict=True))
@@ -131,6 +139,45 @@ def measure(shape: str, rounds: int, console: Console) -> None:
         harness.report("generate", "tokens/s", ordered, **setup)
 
 
+def choosing(vocab_size: int) -> dict[str, Callable[[], float]]:
+    """Two ways to draw a token for each of 8 rows, in tokens/s."""
+    config, rows, times = SamplingConfig(**DRAWN), 8, 20
+    logits = torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(0)) * 6  # sharp
+    choosers = [Chooser(config, seed, [0], vocab_size) for seed in range(rows)]
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+
+    def one_by_one() -> None:
+        for row, chooser in zip(logits, choosers, strict=True):
+            int(sample(row[None], config, chooser.generator, nothing)[0])
+
+    def timed(work: Callable[[], object]) -> Callable[[], float]:
+        def measure() -> float:
+            start = time.perf_counter()
+            for _ in range(times):
+                work()
+            return times * rows / (time.perf_counter() - start)
+
+        return measure
+
+    return {
+        "row by row": timed(one_by_one),
+        "at once": timed(lambda: choose(logits, choosers, [None] * rows)),
+    }
+
+
+def of_one_prompt(model: torch.nn.Module) -> dict[str, Callable[[], float]]:
+    """Eight continuations of one prompt, in tokens/s: as eight requests, and as one that computes it once."""
+    ids = torch.randint(model.config.vocab_size, (256,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    def write(requests: int, n: int) -> list[list[int]]:
+        sampling = SamplingConfig(max_new_tokens=16, **DRAWN)
+        asked = [Request(prompt_ids=ids, sampling=sampling, n=n, stop_ids=())] * requests
+        results = Engine(model, None, slots=8).run(asked)
+        return [[token.token_id for token in choice.tokens] for r in results for choice in r.choices]
+
+    return {"eight requests": rate(lambda: write(8, 1)), "n=8": rate(lambda: write(1, 8))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shapes", nargs="*", help=", ".join(SHAPES))
@@ -142,6 +189,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for shape in arguments.shapes or SHAPES:
         measure(shape, arguments.rounds, Console())
+        model, setup = build(shape), {"shape": shape, "threads": torch.get_num_threads()}
+        found = harness.alternate(choosing(model.config.vocab_size), rounds=arguments.rounds)
+        harness.report("choosing", "tokens/s", found, **setup)
+        found = harness.alternate(of_one_prompt(model), rounds=arguments.rounds)
+        harness.report("one prompt", "tokens/s", found, **setup)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from scratchlm.generate.choosing import Chooser, choose, describe
-from scratchlm.generate.sampling import SamplingConfig, bias, sample
+from scratchlm.generate.choosing import Chooser, choose, describe, keep_top_p_of_few
+from scratchlm.generate.sampling import SamplingConfig, bias, keep_top_p, sample
 
 SETTINGS = [
     {"temperature": 0.0},
@@ -55,6 +55,16 @@ def test_a_row_does_not_see_its_neighbours(vocab_size):
         assert choose(logits[first:last], part, counts[first:last]) == together[first:last]
     backwards = choose(logits.flip(0), choosers(SETTINGS, vocab_size)[::-1], counts[::-1])
     assert backwards[::-1] == together
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.99, 1.0])
+def test_top_p_without_a_sort_is_top_p(p):
+    logits = torch.randn(8, 2000) * torch.tensor([[0.1], [1.0], [2.0], [4.0], [6.0], [8.0], [9.0], [20.0]])
+    logits[6:] = logits[6:].round()  # many equal tokens, at the border, too
+    probabilities = torch.softmax(logits, dim=-1)
+    assert torch.equal(keep_top_p_of_few(probabilities, p), keep_top_p(probabilities, p))
+    few = torch.softmax(logits[:, :300], dim=-1)
+    assert torch.equal(keep_top_p_of_few(few, p), keep_top_p(few, p))
 
 
 def test_penalties_and_biases_are_those_of_the_twin():

@@ -15,8 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scratchlm.generate.request import TokenInfo
-from scratchlm.generate.sampling import SamplingConfig, keep_min_p, keep_top_k, keep_top_p
+from scratchlm.generate.sampling import SamplingConfig, keep_min_p, keep_top_k, keep_top_p, normalise
 from scratchlm.kernels.attention_reference import softmax
+
+NEAR = 256
+"""Among so many tokens p is reached nearly always in a trained model's output; finding them takes a tenth of
+the time of sorting 4,096 (measured)."""
+ROUNDING = 1e-4
+"""Running sums of a row in float32 are nearer to the truth than this (vocabulary 50,000: 1e-5)."""
 
 
 class Chooser:
@@ -112,13 +118,33 @@ def _next_tokens(
     temperatures = torch.tensor([[sampling.temperature] for sampling in samplings], dtype=logits.dtype)
     probabilities = softmax((logits if len(rows) == len(logits) else logits[rows]) / temperatures)
     probabilities = _filtered(probabilities, [s.top_k for s in samplings], keep_top_k)
-    probabilities = _filtered(probabilities, [s.top_p for s in samplings], keep_top_p)
+    probabilities = _filtered(probabilities, [s.top_p for s in samplings], keep_top_p_of_few)
     probabilities = _filtered(probabilities, [s.min_p for s in samplings], keep_min_p)
     chosen = _drawn(probabilities, [choosers[row].generator for row in rows])
     ids[rows] = chosen
     for row, chance in zip(rows, probabilities.gather(1, chosen[:, None])[:, 0].log().tolist(), strict=True):
         drawn[row] = chance
     return ids, drawn
+
+
+def keep_top_p_of_few(probabilities: Float[Tensor, "rows vocab"], p: float) -> Float[Tensor, "rows vocab"]:
+    """Return what sampling.keep_top_p returns, bit for bit, without sorting the whole vocabulary.
+
+    Of the NEAR likeliest tokens those before which less than p has added up are kept, if p is reached among
+    them and no equal token is left out: equal ones stay in the order of their ids, which only a sort keeps.
+    """
+    if probabilities.shape[-1] <= 2 * NEAR or p >= 1.0:
+        return keep_top_p(probabilities, p)
+    ordered, ids = probabilities.topk(NEAR, dim=-1)
+    before = ordered.cumsum(dim=-1) - ordered
+    kept = before < p
+    count = kept.sum(dim=-1, keepdim=True)
+    last, first_left = ordered.gather(1, count - 1), ordered.gather(1, count.clamp(max=NEAR - 1))
+    sure = ((last > first_left) & (before[:, -1:] > p + ROUNDING))[:, 0]
+    found = normalise(torch.zeros_like(probabilities).scatter(-1, ids, torch.where(kept, ordered, 0.0)))
+    if not bool(sure.all()):
+        found[~sure] = keep_top_p(probabilities[~sure], p)
+    return found
 
 
 def _filtered(

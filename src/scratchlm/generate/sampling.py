@@ -141,6 +141,8 @@ def keep_top_p(probabilities: Float[Tensor, "batch vocab"], p: float) -> Float[T
 
     Example: [0.5, 0.3, 0.2], p=0.6 -> [0.625, 0.375, 0]: the token that crosses p stays.
     """
+    if p >= 1.0:
+        return probabilities
     ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     kept = torch.where(before < p, ordered, 0.0)
