@@ -72,6 +72,7 @@ def settings(folder, base, *words):
             "log_every": 1,
         },
         "sampling": {"max_new_tokens": 4},
+        "base_tokens": 256,
     }
     return load(DpoConfig, None, words, base=tree)
 
