@@ -59,6 +59,8 @@ def test_a_step_whose_rewards_are_all_equal_has_a_gradient_of_zero(base_run, tmp
     assert loss == 0.0
     assert found.numel() == sum(p.numel() for p in stage.objective.model.parameters())
     assert not found.any()
+    assert "kl" not in stage.objective.figures()
+    assert stage.objective.figures()["entropy"] > 0
 
 
 def test_old_log_probabilities_stay_fixed_over_the_steps_of_a_cycle(base_run, tmp_path):

@@ -48,7 +48,7 @@ def test_the_engines_log_probabilities_are_the_trainers(base_run, tmp_path, temp
     stage = stage_of(base_run, tmp_path, f"rollout.temperature={temperature}")
     rollout, _, _ = stage.answers_of(0)
     model = stage.objective.model.eval()
-    trainers = stage._log_probs(rollout.answers, model)
+    trainers = stage._log_probs(rollout.answers, range(len(rollout.answers)), model)
     for answer, found in zip(rollout.answers, trainers, strict=True):
         # rounding of float32 in another order of additions; a wrong token or position is off by about 1
         torch.testing.assert_close(found, torch.tensor(answer.log_probs), rtol=1e-4, atol=1e-4)

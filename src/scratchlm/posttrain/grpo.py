@@ -195,7 +195,7 @@ class Grpo(Stage):
         weights[mine] = answer_weights(
             lengths, normalization=config.length, constant=config.constant or config.most_tokens_per_step
         )
-        teaching = [row for row in mine if config.kl or rollout.advantages[row] != 0]
+        teaching = [row for row in mine if self._teaches(rollout, row)]
         # a step in which nothing teaches has a gradient of 0, and not none
         chosen = teaching or mine[:1]
         return rollout, sorted(chosen, key=lambda row: (-_length(rollout.answers[row]), row)), weights
@@ -276,21 +276,30 @@ class Grpo(Stage):
         objective, config = self.objective, self.config
         if self.reference is None:
             self.reference = self.base.reference(objective.device)
+        # what no step reads is not computed: of answers that teach nothing
+        needed = [row for row in range(len(rollout.answers)) if self._teaches(rollout, row)]
         with evaluating(objective.model), self.adapter.merged(objective.model):
-            old = None if config.cycle_steps == 1 else self._log_probs(rollout.answers, objective.model)
-        return replace(rollout, old=old, reference=self._log_probs(rollout.answers, self.reference))
+            old = (
+                None if config.cycle_steps == 1 else self._log_probs(rollout.answers, needed, objective.model)
+            )
+        reference = self._log_probs(rollout.answers, needed, self.reference)
+        return replace(rollout, old=old, reference=reference)
+
+    def _teaches(self, rollout: Rollout, row: int) -> bool:
+        """Whether an answer has a gradient."""
+        return self.config.kl > 0 or bool(rollout.advantages[row] != 0)
 
     @torch.no_grad()
-    def _log_probs(self, answers: Sequence[Answer], model: Module) -> list[Tensor]:
-        """The log-probability of each answer's tokens under a model, as the objective computes them."""
-        order = sorted(range(len(answers)), key=lambda row: -_length(answers[row]))
-        found: list[Tensor] = [torch.empty(0)] * len(answers)
+    def _log_probs(self, answers: Sequence[Answer], needed: Sequence[int], model: Module) -> list[Tensor]:
+        """Log-probabilities of the needed answers' tokens under a model, as the objective has them."""
+        order = sorted(needed, key=lambda row: -_length(answers[row]))
+        found = [torch.zeros(len(answer.ids)) for answer in answers]
         size = max(1, self.config.rows_at_once)
         for first in range(0, len(order), size):
             rows = order[first : first + size]
             scored = collate([answers[row] for row in rows])
             tensors = (part.to(self.objective.device) for part in scored[:3])
-            table = self.objective.token_log_probs(*tensors, model)[0].cpu()
+            table = self.objective.token_log_probs(model, *tensors).cpu()
             for row, values, mask in zip(rows, table, scored.mask, strict=True):
                 found[row] = values[mask]
         return found

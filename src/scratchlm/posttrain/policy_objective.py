@@ -69,43 +69,44 @@ class PolicyObjective(StageObjective):
         if len(batch.inputs) == 0:
             return next(p for p in self.model.parameters() if p.requires_grad).sum() * 0.0
         self.num_tokens += int((batch.mask.sum(dim=1) + _prompt_lengths(batch.mask)).sum())
-        log_probs, entropy = self.token_log_probs(batch.inputs, batch.targets, batch.mask)
+        logits = self.answer_logits(self.model, batch.inputs, batch.mask)
+        log_probs = table_of(batch.mask, -token_losses(logits, batch.targets[batch.mask]))
         old = log_probs.detach() if self.on_policy else batch.old
         losses, clipped = self.policy_loss(log_probs, batch.advantages, old, batch.mask)
         divergence = kl_estimate(log_probs if self.kl else log_probs.detach(), batch.reference)
         if self.kl:
             losses = losses + self.kl * divergence
         number = batch.mask.sum()
-        for name, table in {
-            "entropy": entropy,
-            "kl": divergence,
-            "clipped": clipped.float(),
-            "moved": kl_estimate(old, log_probs.detach()),
-        }.items():
-            self.add(name, masked_sum(table, batch.mask), number)
+        self.add("entropy", compute_entropy(logits.detach()).sum(), number)
+        if self.kl or batch.advantages.any():  # else the answer stands in for those that teach nothing
+            self.add("kl", masked_sum(divergence, batch.mask), number)
+            self.add("moved", masked_sum(kl_estimate(old, log_probs.detach()), batch.mask), number)
+            self.add("clipped", (clipped & batch.mask).sum(), number)
         if self.is_first:
             self.add("engine_gap", masked_sum((log_probs.detach() - batch.drawn).abs(), batch.mask), number)
         return (masked_sum(losses, batch.mask, dim=1) * batch.weights).sum() * batch.scale
 
     def token_log_probs(
         self,
+        model: Module,
         inputs: Int[Tensor, "rows time"],
         targets: Int[Tensor, "rows time"],
         mask: Bool[Tensor, "rows time"],
-        model: Module | None = None,
-    ) -> tuple[Float[Tensor, "rows time"], Float[Tensor, "rows time"]]:
-        """Return ln p of the targets where the mask is True, and the entropy there; 0 elsewhere.
+    ) -> Float[Tensor, "rows time"]:
+        """Return ln p of the targets under a model where the mask is True, 0 elsewhere."""
+        return table_of(mask, -token_losses(self.answer_logits(model, inputs, mask), targets[mask]))
 
-        Logits are computed of the answers' tokens alone: those of prompts and padding are most of a batch.
-        """
-        model = model or self.model
+    def answer_logits(
+        self, model: Module, inputs: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "tokens vocab"]:
+        """Return the logits of the policy where the mask is True."""
         with runtime.autocast(self.device, self.precision):
-            logits = model.head(model.hidden(inputs)[mask]).float() / self.temperature
-        found = -token_losses(logits, targets[mask])
-        table = torch.zeros(mask.shape, device=mask.device)
-        with torch.no_grad():
-            entropy = table.masked_scatter(mask, compute_entropy(logits.detach()))
-        return table.masked_scatter(mask, found), entropy
+            return model.head(model.hidden(inputs)[mask]).float() / self.temperature
+
+
+def table_of(mask: Bool[Tensor, "rows time"], values: Float[Tensor, " tokens"]) -> Float[Tensor, "rows time"]:
+    """Return the values in order where the mask is True, 0 elsewhere."""
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
 
 
 def _prompt_lengths(mask: Bool[Tensor, "rows time"]) -> Int[Tensor, " rows"]:
