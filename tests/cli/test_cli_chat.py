@@ -194,6 +194,17 @@ def test_on_a_terminal_a_mistake_is_said_and_the_conversation_goes_on(terminal, 
     assert all(name in said.out for name in chat.COMMANDS)
 
 
+def test_only_improbable_tokens_are_coloured_and_none_can_steer_the_terminal(conversation, capsys):
+    from rich.console import Console
+
+    made = chat.Terminal(conversation, tokens=True)
+    made.interactive = True
+    made.console = Console(force_terminal=True, color_system="truecolor", highlight=False, markup=False)
+    for text, probability in (("sure", 0.95), ("rare\x1b[2J", 0.1), ("[b]", 1.0)):
+        made._write(text, probability)
+    assert capsys.readouterr().out == "sure\x1b[37;48;2;135;36;0mrare\ufffd[2J\x1b[0m[b]"
+
+
 @pytest.mark.slow
 def test_on_a_real_terminal_it_answers_stops_and_leaves(finished_run, run):
     pty = pytest.importorskip("pty")

@@ -181,8 +181,8 @@ class Terminal:
             return
         from rich.text import Text
 
-        surprise = 1 - probability  # red behind what was unlikely, as in `scratchlm generate`
-        style = f"on rgb({round(150 * surprise)},{round(40 * surprise)},0)"
+        surprise = 1 - probability  # red behind what was unlikely, nothing behind what was certain
+        style = f"white on rgb({round(150 * surprise)},{round(40 * surprise)},0)" if surprise > 0.1 else ""
         self.console.print(Text(printable(text), style=style), end="")
         sys.stdout.flush()
 
