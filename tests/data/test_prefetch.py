@@ -12,6 +12,8 @@ from scratchlm.data.prefetch import Prefetcher, Request
 class CountingLoader:
     """Rows that say where they come from, and a list of what was read."""
 
+    foreseen = True
+
     def __init__(self) -> None:
         self.read: list[tuple[Request, str]] = []
 
@@ -58,3 +60,14 @@ def test_closing_ends_the_thread():
     prefetcher.rows(Request(0, 0, 1), [Request(1, 0, 1)])
     prefetcher.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("scratchlm-rows")]
+
+
+def test_what_cannot_be_known_before_its_step_is_not_read_ahead():
+    loader = CountingLoader()
+    loader.foreseen = False
+    prefetcher = Prefetcher(loader)
+    prefetcher.rows(Request(0, 0, 2), [Request(1, 0, 2)])
+    prefetcher.rows(Request(1, 0, 2))
+    prefetcher.close()
+    assert [request.step for request, _ in loader.read] == [0, 1]
+    assert {thread for _, thread in loader.read} == {threading.current_thread().name}
