@@ -1,7 +1,6 @@
 """Claims about lm-eval's view of a model: its tasks get the numbers that our own tasks get."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +43,9 @@ def harness(model, tokenizer):
 
 
 def requests(*arguments):
-    return [SimpleNamespace(args=argument) for argument in arguments]
+    from lm_eval.api.instance import Instance
+
+    return [Instance("loglikelihood", {}, argument, number) for number, argument in enumerate(arguments)]
 
 
 def test_likelihoods_are_those_of_our_scoring(harness, model, tokenizer):

@@ -1,5 +1,6 @@
 """Claims about tasks: what a row asks, what an answer is worth, which questions are drawn."""
 
+import itertools
 import json
 
 import pytest
@@ -318,13 +319,16 @@ def test_perplexity_has_the_interval_of_its_mean():
     assert perplexity([-2.0]) == pytest.approx((7.389056,) * 3)
 
 
-@pytest.mark.parametrize("name", TASKS.names())
-def test_the_real_files_are_read(shared_data, name):
-    if name in ("choices", "answers"):
-        pytest.skip("files of one's own")
+@pytest.mark.parametrize("name", sorted(set(TASKS.names()) - {"choices", "answers"}))
+def test_the_real_files_are_read(shared_data, tmp_path, name):
+    """The first 600 rows of each."""
     place = shared_data / ("math" if name in ("gsm8k", "multiarith", "svamp") else "eval")
+    for path in filter(None, find_files(name, place)):
+        with path.open(encoding="utf-8") as file:
+            rows = "".join(itertools.islice(file, 600))
+        (tmp_path / path.name).write_text(rows, encoding="utf-8")
     task = TASKS.build(name)
-    asked = ask(task, find_files(name, place), limit=30)
+    asked = ask(task, find_files(name, tmp_path), limit=30)
     assert len(asked.questions) == 30
     assert all(prefix.endswith("\n\n") for prefix in asked.prefixes.values() if prefix)
     if isinstance(task, WrittenTask):
