@@ -13,8 +13,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MEASURED = sorted(RESULTS.glob("*.csv"))
 
 
-def test_there_are_results():
-    assert MEASURED
+def test_every_study_that_ships_has_been_run():
+    assert {path.stem.rsplit("-", 1)[0] for path in MEASURED} == set(names())
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
