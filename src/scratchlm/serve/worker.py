@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -277,14 +277,15 @@ class Worker:
                 self._owners.pop((name, key), None)
 
     def _deal(self, model: Served, events: Sequence[Event]) -> None:
-        """Hand a step's events to their tickets: one call for each ticket, not for each event."""
-        batches: dict[Ticket, list[Told]] = defaultdict(list)
+        """Hand a step's events to their tickets: one call for each loop, not for each event."""
+        loops: dict[asyncio.AbstractEventLoop, dict[Ticket, list[Told]]] = {}
         for event in events:
             owner = self._owners.get((model.name, event.request_id))
             if owner is not None:
-                batches[owner[0]].append(Told(owner[1], event))
-        for ticket, batch in batches.items():
-            _tell(ticket, batch)
+                ticket, number = owner
+                loops.setdefault(ticket.loop, {}).setdefault(ticket, []).append(Told(number, event))
+        for loop, batches in loops.items():
+            _tell(loop, batches)
 
     def _note(self) -> None:
         self.stats = {name: model.engine.stats() for name, model in self.models.items()}
@@ -299,10 +300,14 @@ class Worker:
                 if isinstance(command, Submit):
                     waiting.add(command.ticket)
         for ticket in waiting:
-            _tell(ticket, None)
+            _tell(ticket.loop, {ticket: None})
         self._decided.set()
 
 
-def _tell(ticket: Ticket, batch: list[Told] | None) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, batches: Mapping[Ticket, list[Told] | None]) -> None:
+    def put() -> None:
+        for ticket, batch in batches.items():
+            ticket.put(batch)
+
     with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
-        ticket.loop.call_soon_threadsafe(ticket.put, batch)
+        loop.call_soon_threadsafe(put)
