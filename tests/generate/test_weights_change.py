@@ -158,6 +158,40 @@ def test_continuations_of_one_prompt_compute_it_once(runner):
     assert {shared.prompt} == {result.prompt for result in alone}
 
 
+@pytest.mark.parametrize("runner", list(RUNNERS))
+def test_warming_up_changes_nothing(runner):
+    model = build()
+    cold = Engine(model, None, runner=RUNNERS[runner](model, 2)).run([asked()])
+    engine = Engine(model, None, runner=RUNNERS[runner](model, 2), drafter=ModelDrafter(model))
+    engine.warm_up()
+    engine.submit(asked(seed=1))
+    for _ in range(4):
+        engine.step()
+    engine.warm_up()
+    assert engine.stats().new_tokens > 0
+    while engine.is_busy:
+        engine.step()
+    assert ids_of(engine.run([asked()])[0]) == ids_of(cold[0])
+    assert model.training
+
+
+def test_a_slot_can_begin_with_what_another_one_holds():
+    model = build()
+    for runner in (PlainRunner(model, 2), PlainRunner(model, 2, use_cache=False), FusedRunner(model, 2)):
+        runner.prefill(0, [1, 2, 3, 4])
+        runner.prefill(1, [9, 9])
+        runner.copy(0, 1, 3)
+        expected = runner.logits(runner.prefill(1, [7])[-1:])
+        runner.clear(0)
+        runner.prefill(0, [1, 2, 3])
+        torch.testing.assert_close(runner.logits(runner.prefill(0, [7])[-1:]), expected)
+    full = model.make_cache(2)
+    other = model.make_cache()
+    model(torch.tensor([[1, 2, 3]]), cache=other)
+    with pytest.raises(ValueError, match="length=3; copy 0 to 2 tokens"):
+        full.copy_from(other, 3)
+
+
 def test_a_prompt_is_computed_once_while_somebody_holds_it():
     engine = Engine(build(), None, slots=8)
     engine.run(

@@ -135,9 +135,10 @@ class Engine:
         events: dict[tuple[int, int], list[Event]] = {
             (i, k): [] for i, r in zip(ids, requests, strict=True) for k in range(r.n)
         }
-        while self.is_busy:
-            for event in self.step():
-                events[event.request_id, event.index].append(event)
+        with self._ready():
+            while self.is_busy:
+                for event in self.step():
+                    events[event.request_id, event.index].append(event)
         return [
             gather([events[i, k] for k in range(request.n)]) for i, request in zip(ids, requests, strict=True)
         ]
