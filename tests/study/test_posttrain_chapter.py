@@ -70,6 +70,17 @@ def test_before_and_after_stand_side_by_side(assistant):
     assert not {"margin", "wrong answers"} & set(found)
 
 
+def test_before_preferences_are_learnt_all_pairs_are_tied(run_folder):
+    before, after = (
+        {"accuracy": 0.0, "margin": 0.0, "likelier": 0.8},
+        {"accuracy": 0.9, "margin": 2.0, "likelier": 0.95},
+    )
+    facts = FACTS | {"stage": "dpo", "before": before, "after": after}
+    found = {c.name: c.before for c in posttrain_chapter(read_run(become(run_folder, facts))).changes}
+    assert found["accuracy"] == "all tied"
+    assert found["better answer is likelier"] == units.percent(0.8)
+
+
 def test_forgetting_is_the_rise_of_perplexity(assistant):
     rise = math.exp(0.03) - 1
     meaning = posttrain_chapter(read_run(assistant)).changes[-1].meaning

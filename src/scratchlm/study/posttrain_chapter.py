@@ -32,6 +32,7 @@ LOSSES = {
 
 FIGURES = {
     "accuracy": ("accuracy", "held-out items that come out right"),
+    "likelier": ("better answer is likelier", "held-out pairs; to the model itself, without its base"),
     "token_accuracy": ("right next tokens", "of held-out answers, given what stands before"),
     "formatted": ("answers in the asked form", "right or wrong"),
     "margin": ("margin", "how far the better answer is ahead of the worse one, as the loss sees it"),
@@ -44,7 +45,7 @@ FIGURES = {
 }
 """Key of a figure -> its name and what it means; in the order of the table."""
 
-SHARES = ("accuracy", "token_accuracy", "formatted")
+SHARES = ("accuracy", "likelier", "token_accuracy", "formatted")
 CURVES = {
     "reward_mean": "reward",
     "accuracy": "accuracy",
@@ -55,6 +56,8 @@ CURVES = {
 }
 """Key of a training row -> title of its plot; at most `MOST_PANELS` are drawn, in this order."""
 
+TIED = "all tied"
+"""Before a run from preferences nothing is ahead of anything: the model is its own reference."""
 BASE_TEXT = "perplexity on the base's text"
 MOST_PANELS = 4
 MOST_ANSWERS = 6
@@ -133,7 +136,10 @@ def _changes(stage: str, before: Row, after: Row) -> list[Change]:
     for key, (name, meaning) in {**losses, **FIGURES}.items():
         values = number(before, key), number(after, key)
         if any(value is not None for value in values):
-            rows.append(Change(name, meaning, *(_shown(key, value) for value in values)))
+            shown = [_shown(key, value) for value in values]
+            if stage == "dpo" and key == "accuracy" and number(before, "margin") == 0:
+                shown[0] = TIED
+            rows.append(Change(name, meaning, *shown))
     values = number(before, "base_loss"), number(after, "base_loss")
     if any(value is not None for value in values):
         shown = [units.decimal(None if value is None else _perplexity(value)) for value in values]
