@@ -154,8 +154,11 @@ def test_rewards_of_dpo_are_beta_times_the_log_ratios_and_those_of_simpo_are_mea
     assert float(rewards.accuracy) == 1.0
 
 
-def test_equal_rewards_are_no_success():
-    assert float(PREFERENCE_LOSSES.build("dpo").rewards(one_pair(-1.0, -1.0)).accuracy) == 0.0
+def test_equal_rewards_are_half_a_success():
+    pairs = Pairs(*torch.tensor([[-1.0, -1.0, -1.0], [-1.0, -2.0, -0.5], [-3.0] * 3, [-3.0] * 3]))
+    rewards = PREFERENCE_LOSSES.build("dpo").rewards(pairs)
+    assert rewards.ahead.tolist() == [0.5, 1.0, 0.0]
+    assert float(rewards.accuracy) == 0.5
 
 
 def test_what_a_loss_needs_and_does_not_get_is_named():

@@ -30,7 +30,7 @@ from scratchlm.posttrain.config import DpoConfig
 from scratchlm.posttrain.datasets import Pair, both_splits
 from scratchlm.posttrain.objective import StageObjective
 from scratchlm.posttrain.pairs import PairBatch, PairLoader, PairSet, first_epoch, write_pairs
-from scratchlm.posttrain.preference_losses import PREFERENCE_LOSSES, Pairs
+from scratchlm.posttrain.preference_losses import PREFERENCE_LOSSES, Pairs, Rewards
 from scratchlm.posttrain.reference import PAIRS_AT_ONCE, Reference, answer_log_probs, to_device
 from scratchlm.posttrain.stage import Counted, Message, Stage
 from scratchlm.train.aim import Measured
@@ -80,7 +80,7 @@ class DpoObjective(StageObjective):
         self.num_tokens += int((answers < len(reference)).sum())
         for name, values in {
             "margin": rewards.margins,
-            "accuracy": (rewards.margins > 0).float(),
+            "accuracy": rewards.ahead,
             "reward_chosen": rewards.chosen,
             "reward_rejected": rewards.rejected,
         }.items():
@@ -190,7 +190,7 @@ class Dpo(Stage):
         )
         found = Likelihood(float(losses.mean()), text.perplexity, text.bits_per_byte, tokens, text.num_bytes)
         figures = {
-            "accuracy": float((chosen > rejected).double().mean()),
+            "accuracy": float(Rewards(chosen, rejected).accuracy),
             "likelier": float(likelier.mean()),
             "margin": float((chosen - rejected).mean()),
             "reward_chosen": float(chosen.mean()),

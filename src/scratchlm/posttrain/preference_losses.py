@@ -65,9 +65,14 @@ class Rewards(NamedTuple):
         return self.chosen - self.rejected
 
     @property
+    def ahead(self) -> Float[Tensor, " pairs"]:
+        """1 where it is ahead, 0 where it is behind, 1/2 where both are equal, as before the first step."""
+        return (self.margins.sign() + 1) / 2
+
+    @property
     def accuracy(self) -> Float[Tensor, ""]:
-        """The share of pairs in which it is ahead; equal ones are not."""
-        return (self.margins > 0).float().mean()
+        """The share of pairs in which it is ahead."""
+        return self.ahead.mean()
 
 
 class PreferenceLoss(ABC):
