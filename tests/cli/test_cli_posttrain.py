@@ -61,6 +61,8 @@ def test_mistakes_are_one_line_each_and_leave_no_folder(cli, recipe):
     Path("said.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction":', encoding="utf-8")
     assert "said.jsonl:2: no JSON" in cli("sft", recipe).error
     assert "there is no run to resume" in cli("sft", recipe, "--resume").error
+    assert "nowhere: has no adapter" in cli("merge", "nowhere=0.5").error
+    assert "the weight behind = is a number" in cli("merge", "nowhere=much").error
     assert not Path("runs").exists()
 
 

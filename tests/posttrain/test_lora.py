@@ -15,6 +15,7 @@ from scratchlm.posttrain.base import open_base
 from scratchlm.posttrain.config import SftConfig
 from scratchlm.posttrain.lora import LowRankLinear, merged_state
 from scratchlm.posttrain.lora_files import add_adapters, load_adapter, save_adapter
+from scratchlm.posttrain.merge import merge_runs
 from scratchlm.posttrain.run import run
 from scratchlm.train.events import StepEnded
 from scratchlm.train.folder import RunFolder, load_run
@@ -148,7 +149,24 @@ def test_a_run_with_an_adapter_leaves_a_plain_run_folder_and_goes_on_bit_for_bit
     for group in ("adapter", "model", "optimizer"):
         assert saved[0][group].keys() == saved[1][group].keys()
         assert all(torch.equal(tensor, saved[1][group][name]) for name, tensor in saved[0][group].items())
+    merged = {
+        name: load_run(merge_runs(parts, tmp_path / name)).model
+        for name, parts in {
+            "same": {tmp_path / "whole": 1.0},
+            "none": {tmp_path / "whole": 0.0},
+            "twice": {tmp_path / "whole": 0.25, tmp_path / "stopped": 0.75},
+        }.items()
+    }
     loaded = load_run(tmp_path / "whole")
+    start = load_checkpoint(latest(tmp_path / "whole" / "base")).tensors["model"]
+    for name, tensor in loaded.model.state_dict().items():
+        torch.testing.assert_close(merged["same"].state_dict()[name], tensor)
+        torch.testing.assert_close(merged["twice"].state_dict()[name], tensor)
+        assert torch.equal(merged["none"].state_dict()[name], start[name])
+    with pytest.raises(ValueError, match="has no adapter; give runs that were trained with adapter=lora"):
+        merge_runs({base_run: 1.0}, tmp_path / "never")
+    with pytest.raises(ValueError, match="is there already"):
+        merge_runs({tmp_path / "whole": 1.0}, tmp_path / "same")
     fixed = load_run(base_run).model.state_dict()
     assert torch.equal(loaded.model.state_dict()["ln_final.weight"], fixed["ln_final.weight"])
     assert not torch.equal(

@@ -46,7 +46,7 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for command in (run.demo, run.run, run.train):
         app.command(rich_help_panel=PREPARE)(command)
-    for command in (posttrain.sft, posttrain.dpo, posttrain.grpo, posttrain.distill):
+    for command in (posttrain.sft, posttrain.dpo, posttrain.grpo, posttrain.distill, posttrain.merge):
         app.command(rich_help_panel=PREPARE)(command)
     for command in (generate.generate, chat.chat, serve.serve, evaluate.evaluate, report.report):
         app.command(rich_help_panel=PREPARE)(command)

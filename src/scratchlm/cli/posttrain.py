@@ -104,6 +104,27 @@ def distill(
     _post_train(Request("distill", [recipe], settings, *options))
 
 
+def merge(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN[=WEIGHT]...", help="Runs with adapters on one base.")
+    ],
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="The new run folder.")] = Path("merged"),
+) -> None:
+    """Add the adapters of one or several runs to their base, each by its weight (1 by default)."""
+    from scratchlm.cli.console import out
+    from scratchlm.posttrain.merge import merge_runs
+
+    weights: dict[Path, float] = {}
+    for word in runs:
+        place, _, weight = word.partition("=")
+        try:
+            weights[Path(place)] = float(weight or 1)
+        except ValueError:
+            raise ValueError(f"{word}: the weight behind = is a number, such as 0.5.") from None
+    made = merge_runs(weights, folder)
+    out().print(f"{made}: {len(weights)} adapters on one base; try scratchlm chat {shlex.quote(str(made))}")
+
+
 def _post_train(request: Request) -> None:
     """Do the whole run, report it, and say what to try next."""
     from scratchlm.cli.console import out

@@ -97,7 +97,8 @@ def _copy(config: PosttrainConfig, folder: RunFolder) -> None:
         name = base.config.model.name
         raise ValueError(f"base={config.base}: is a {name}; post-training needs a transformer.")
     tokenizer = with_chat_tokens(base.tokenizer) if config.chat == "special" else base.tokenizer
-    generator = torch.Generator().manual_seed(config.seed)
+    # not the run's seed: adapters of several runs add up on one base only
+    generator = torch.Generator().manual_seed(0)
     weights = {
         name: with_rows(tensor, tokenizer.vocab_size, generator) if name in TABLES else tensor
         for name, tensor in base.model.state_dict().items()
