@@ -25,7 +25,7 @@ def test_tasks_are_a_table_and_json_with_each_answer(cli, finished_run, files):
     assert copa[1] == "acc"
     assert copa[-4:] == ["4", "of", "12", "0"]
     assert gsm8k[-2:] == ["3", "5"]
-    assert "warning: gsm8k: 3 of 3 questions are longer than the 64 tokens" in shown.err
+    assert "warning: gsm8k: 3 of 3 questions do not fit into the 64 tokens" in shown.err
     found = cli(*words, "--json", "--save", "answers.json")
     assert found.code == 0, found.err
     printed = json.loads(found.out)

@@ -121,6 +121,7 @@ def _print(run: "LoadedRun", results: "Sequence[TaskResult]") -> None:
         if result.num_cut:
             length = run.model.config.context_length
             err().print(
-                f"warning: {result.task}: {result.num_cut:,} of {result.num_questions:,} questions are "
-                f"longer than the {length:,} tokens that the model reads; their beginning was cut off."
+                f"warning: {result.task}: {result.num_cut:,} of {result.num_questions:,} questions do "
+                f"not fit into the {length:,} tokens that the model sees, with room for an answer; their "
+                "beginning was cut off."
             )
