@@ -117,7 +117,7 @@ def test_functions_are_short(path):
     long = [
         f"{node.name}: {lines_of_code(node)} lines"
         for node in ast.walk(TREES[path])
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and lines_of_code(node) > MAX_FUNCTION_LINES
         and f"{place(path)}: {node.name}" not in TABLES
     ]
@@ -135,7 +135,7 @@ def test_everything_public_has_a_docstring(path):
             missing += [
                 f"{node.name}.{item.name}"
                 for item in node.body
-                if isinstance(item, ast.FunctionDef)
+                if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
                 and not item.name.startswith("_")
                 and not ast.get_docstring(item)
                 and not any(
@@ -170,7 +170,7 @@ def test_a_name_is_imported_from_the_file_that_defines_it_or_its_package():
     for path, tree in TREES.items():
         module = "scratchlm." + place(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 defined[module].add(node.name)
             elif isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]

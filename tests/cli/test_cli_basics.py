@@ -39,7 +39,7 @@ def test_every_command_explains_itself(cli, words):
 def test_a_bare_group_shows_its_help(cli, words):
     found = cli(*words)
     assert found.code == 0
-    assert "Commands" in found.out or "The way of a model" in found.out
+    assert "Commands" in found.out or "Make a model" in found.out
 
 
 def test_version(cli):

@@ -1,41 +1,19 @@
 """The tree of commands: which words exist and which file answers to them."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-PREPARE = "The way of a model"
+MAKE = "Make a model"
+TEACH = "Teach it"
+USE = "Use it"
 LOOK = "Look inside"
 GROUPS = "Single stages"
 
 
 def build_app() -> typer.Typer:
     """The command line with all its commands."""
-    from scratchlm.cli import (
-        bench,
-        chat,
-        checkpoint,
-        corpus,
-        data,
-        doctor,
-        evaluate,
-        export,
-        generate,
-        help,
-        import_,
-        launch,
-        plan,
-        posttrain,
-        profile,
-        report,
-        run,
-        runs,
-        serve,
-        study,
-        tokenizer,
-        visualize,
-    )
-
     app = typer.Typer(
         name="scratchlm",
         no_args_is_help=True,
@@ -44,25 +22,58 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (run.demo, run.run, run.train):
-        app.command(rich_help_panel=PREPARE)(command)
-    for command in (posttrain.sft, posttrain.dpo, posttrain.grpo, posttrain.distill, posttrain.merge):
-        app.command(rich_help_panel=PREPARE)(command)
-    for command in (generate.generate, chat.chat, serve.serve, evaluate.evaluate, report.report):
-        app.command(rich_help_panel=PREPARE)(command)
-    for command in (plan.plan, doctor.doctor, profile.profile, launch.launch):
-        app.command(rich_help_panel=LOOK)(command)
-    app.command(rich_help_panel=LOOK)(visualize.visualize)
-    app.command(name="help", rich_help_panel=LOOK)(help.help_part)
-    groups = {
-        LOOK: {"runs": runs, "study": study, "checkpoint": checkpoint, "bench": bench},
-        PREPARE: {"export": export, "import": import_},
-        GROUPS: {"corpus": corpus, "tokenizer": tokenizer, "data": data},
-    }
-    for panel, members in groups.items():
-        for name, module in members.items():
-            app.add_typer(module.app, name=name, rich_help_panel=panel)
+    for panel, members in _commands().items():
+        for command in members:
+            name = command.__name__.removesuffix("_part")
+            app.command(name=name, rich_help_panel=panel)(command)
+    for panel, groups in _groups().items():
+        for name, group in groups.items():
+            app.add_typer(group, name=name, rich_help_panel=panel)
     return app
+
+
+def _commands() -> dict[str, list[Callable[..., None]]]:
+    """Single words, in the order of the help."""
+    from scratchlm.cli import (
+        chat,
+        doctor,
+        evaluate,
+        generate,
+        help,
+        launch,
+        plan,
+        posttrain,
+        profile,
+        report,
+        run,
+        serve,
+        visualize,
+    )
+
+    return {
+        MAKE: [run.demo, run.run, run.train],
+        TEACH: [posttrain.sft, posttrain.dpo, posttrain.grpo, posttrain.distill, posttrain.merge],
+        USE: [generate.generate, chat.chat, serve.serve, evaluate.evaluate, report.report],
+        LOOK: [
+            plan.plan,
+            doctor.doctor,
+            profile.profile,
+            launch.launch,
+            visualize.visualize,
+            help.help_part,
+        ],
+    }
+
+
+def _groups() -> dict[str, dict[str, typer.Typer]]:
+    """Words that others follow."""
+    from scratchlm.cli import bench, checkpoint, corpus, data, export, import_, runs, study, tokenizer
+
+    return {
+        USE: {"export": export.app, "import": import_.app},
+        LOOK: {"runs": runs.app, "study": study.app, "checkpoint": checkpoint.app, "bench": bench.app},
+        GROUPS: {"corpus": corpus.app, "tokenizer": tokenizer.app, "data": data.app},
+    }
 
 
 def _root(
