@@ -14,6 +14,12 @@ from scratchlm.model import MODELS, ModelConfig
 from scratchlm.optim.adamw import AdamW
 
 RUNNERS = {"plain": PlainRunner, "fused": FusedRunner, "graph": GraphRunner}
+SLOW = pytest.mark.slow
+NAMES = [pytest.param("plain", marks=SLOW), "fused", pytest.param("graph", marks=SLOW)]
+    pytest.param("plain", marks=pytest.mark.slow),
+    "fused",
+    pytest.param("graph", marks=pytest.mark.slow),
+]
 
 
 def build(**settings):
@@ -39,7 +45,7 @@ def change(model, optimizer):
     optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("runner", list(RUNNERS))
+@pytest.mark.parametrize("runner", NAMES)
 def test_an_idle_engine_sees_the_weights_of_each_training_step(runner):
     model = build().train()
     optimizer = AdamW(model.parameters(), lr=0.03)
@@ -54,7 +60,7 @@ def test_an_idle_engine_sees_the_weights_of_each_training_step(runner):
     assert texts[0] != texts[1] != texts[2]
 
 
-@pytest.mark.parametrize("runner", ["fused", "graph"])
+@pytest.mark.parametrize("runner", NAMES[1:])
 def test_weights_that_moved_or_are_computed_are_taken_up(runner):
     class Doubled(torch.nn.Module):
         def forward(self, weight):
@@ -76,7 +82,7 @@ def test_weights_that_moved_or_are_computed_are_taken_up(runner):
     assert computed == ids_of(plain)
 
 
-@pytest.mark.parametrize("runner", list(RUNNERS))
+@pytest.mark.parametrize("runner", NAMES)
 @pytest.mark.parametrize("drafter", [None, "model"])
 def test_texts_under_way_go_on_with_the_new_weights(runner, drafter):
     model, after = build(), 6
@@ -106,7 +112,7 @@ def test_texts_under_way_go_on_with_the_new_weights(runner, drafter):
         assert told[number] == ids[5:]
 
 
-@pytest.mark.parametrize("runner", list(RUNNERS))
+@pytest.mark.parametrize("runner", NAMES)
 def test_logarithms_are_those_of_the_training_models_own_pass(runner):
     model = build(qk_norm=True).train()
     engine = Engine(model, None, runner=RUNNERS[runner](model, 4), chunk=2)
@@ -126,7 +132,7 @@ def test_logarithms_are_those_of_the_training_models_own_pass(runner):
         assert token.drawn_logprob == pytest.approx(row[token.token_id].item(), abs=5e-6)
 
 
-@pytest.mark.parametrize("runner", list(RUNNERS))
+@pytest.mark.parametrize("runner", NAMES)
 def test_continuations_of_one_prompt_compute_it_once(runner):
     model = build()
     request = Request(
@@ -158,7 +164,7 @@ def test_continuations_of_one_prompt_compute_it_once(runner):
     assert {shared.prompt} == {result.prompt for result in alone}
 
 
-@pytest.mark.parametrize("runner", list(RUNNERS))
+@pytest.mark.parametrize("runner", NAMES)
 def test_warming_up_changes_nothing(runner):
     model = build()
     cold = Engine(model, None, runner=RUNNERS[runner](model, 2)).run([asked()])
