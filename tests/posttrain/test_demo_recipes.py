@@ -30,9 +30,9 @@ def test_the_makefile_runs_them_in_this_order_and_chats_with_the_last(recipes):
     assert commands[-1] == ("chat", f"runs/{recipes['grpo'].name}")
 
 
-def test_rewards_are_for_an_exercise_that_demonstrations_show_too_few_of(recipes):
+def test_rewards_are_for_an_exercise_that_demonstrations_begin(recipes):
     shown = {table["name"]: table["num"] for table in recipes["sft"].data.settings["exercises"]}
-    assert shown[recipes["grpo"].data.name] == min(shown.values())
+    assert shown[recipes["grpo"].data.name] > 0
 
 
 def test_the_data_of_each_stage_can_be_made(recipes):
