@@ -1,5 +1,7 @@
 """Speculative decoding: guesses save passes and change nothing of what is written."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -133,6 +135,23 @@ def test_a_guess_reads_what_is_new_alone():
         ids.append(token_id)
         assert drafter.propose(ids, 2) == [token_id % 3 + 1, (token_id + 1) % 3 + 1]
     assert Counted.read < 60  # not thousands
+
+
+@pytest.mark.parametrize("draft", ["n-gram", "model"])
+def test_guesses_about_a_text_do_not_come_from_the_one_before(draft):
+    model = build()
+    engine = Engine(
+        model, None, slots=1, drafter=NgramDrafter() if draft == "n-gram" else ModelDrafter(model)
+    )
+    counts = [(0, 0)]
+    for number in (0, 1, 0):
+        engine.run(requests(2)[number : number + 1])
+        counts.append(engine.stats()[-2:])
+    first, _, again = (
+        tuple(b - a for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(counts)
+    )
+    assert first == again
+    assert first[1] > 0
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -16,10 +16,6 @@ from scratchlm.optim.adamw import AdamW
 RUNNERS = {"plain": PlainRunner, "fused": FusedRunner, "graph": GraphRunner}
 SLOW = pytest.mark.slow
 NAMES = [pytest.param("plain", marks=SLOW), "fused", pytest.param("graph", marks=SLOW)]
-    pytest.param("plain", marks=pytest.mark.slow),
-    "fused",
-    pytest.param("graph", marks=pytest.mark.slow),
-]
 
 
 def build(**settings):
