@@ -55,9 +55,10 @@ def test_an_allowed_name_is_taken(strict):
     assert strict.get("/health", Host="model.example", **KEY).status == 200
 
 
-@pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "file://", "https://localhost.evil.example"]
-)
+FOREIGN = ["http://evil.example", "null", "file://", "https://localhost.evil.example", "http://127.0.0.1:1"]
+
+
+@pytest.mark.parametrize("origin", [*FOREIGN, "", "//[", "http://[::1"])
 def test_pages_of_other_sites_may_not_ask(server, origin):
     answer = server.post("/v1/completions", {"prompt": "x"}, Origin=origin)
     assert (answer.status, answer.error["code"]) == (403, "origin_not_allowed")

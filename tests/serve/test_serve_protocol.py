@@ -66,6 +66,7 @@ def test_what_is_no_json_object_is_refused(data, message):
         (b'"logit_bias": [1]', "logit_bias", "valid dictionary"),
         (b'"stream_options": {"include_usage": true}', "stream_options", "only with stream=true"),
         (b'"stream": true, "stream_options": {"x": 1}', "stream_options.x", "unknown parameter"),
+        (b'"{name}": 1', "{name}", "unknown parameter"),
         (b'"full": "round"', "full", "'stop' or 'slide'"),
         (b'"user": 3', "user", "valid string"),
     ],
@@ -105,6 +106,16 @@ def test_a_missing_field_is_named():
 )
 def test_every_form_of_a_prompt_becomes_a_list(prompt, expected):
     assert parse(CompletionBody, b'{"prompt": ' + prompt + b"}").prompt == expected
+
+
+def test_of_a_million_mistakes_the_first_is_told():
+    """Explaining all of them took a server's only loop 20 seconds."""
+    assert "at most 2048" in refused(ChatBody, b'{"messages": [' + b"{}," * 2048 + b"{}]}")["message"]
+    assert refused(DetokenizeBody, b'{"tokens": [' + b'"a",' * 100_000 + b"3]}")["param"] == "tokens.0"
+    names = b",".join(b'"k%d": 1' % number for number in range(10_000))
+    assert refused(CompletionBody, b"{" + names + b"}")["param"] == "k0"
+    nested = b'{"prompt": "x", "stream": true, "stream_options": {' + names + b"}}"
+    assert refused(CompletionBody, nested)["param"] == "stream_options.k0"
 
 
 def test_null_means_not_given_also_for_what_is_not_supported():
@@ -153,6 +164,7 @@ def test_other_parts_of_a_message_are_refused(part):
         (b'"max_tokens": 1, "max_completion_tokens": 1', "max_tokens"),
         (b'"max_tokens": 0', "max_tokens"),
         (b'"logprobs": 1', "logprobs"),
+        (b'"answer_token_ids": [1, "a", "b"]', "answer_token_ids.1"),
         (b'"response_format": {"type": "json_object"}', "response_format"),
     ],
 )

@@ -2,7 +2,7 @@
 
     a connection    must send a request's head in head_seconds                  closed    (server.py)
     Host            must be a name of this machine, or in allowed_hosts         403
-    Origin          must be such a name: other sites' pages do not ask us       403
+    Origin          must be this server: pages of others do not ask us          403
     key             Authorization: Bearer KEY, or KEY as Basic's password       401
     body            application/json, at most max_body_bytes, in client_seconds 415, 413, 408
     an answer       must be taken in client_seconds a piece                     closed
@@ -17,7 +17,6 @@ import asyncio
 import base64
 import binascii
 import hmac
-from urllib.parse import urlsplit
 
 from pydantic import Field
 from starlette.datastructures import Headers
@@ -121,7 +120,7 @@ class Guard:
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
-        if origin is not None and not self._is_ours(_without_port(urlsplit(origin).netloc)):
+        if origin is not None and not self._is_own_page(origin, headers.get("host", "")):
             raise ApiError(403, "pages of other sites may not ask this server.", code="origin_not_allowed")
         if self.config.api_key is not None and not _has_key(headers, self.config.api_key):
             raise ApiError(
@@ -130,6 +129,12 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": 'Basic realm="scratchlm", charset="UTF-8"'},
             )
+
+    def _is_own_page(self, origin: str, host: str) -> bool:
+        """Whether a page is of this server, not of another one on this machine, or of an allowed name."""
+        place = origin.partition("://")[2].lower()
+        named = {name.lower() for name in self.config.allowed_hosts}
+        return bool(place) and (place == host.lower() or _without_port(place) in named)
 
     def _is_ours(self, name: str) -> bool:
         return "*" in self._hosts or name.lower() in self._hosts

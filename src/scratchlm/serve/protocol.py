@@ -53,7 +53,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 
 from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.registry import unknown
@@ -76,6 +76,8 @@ MOST_STOPS = 16
 """OpenAI takes 4; lm-eval's tasks have more."""
 LONGEST_STOP = 256
 """Characters of a stop text: each is searched for at every token."""
+MOST_MESSAGES = 2048
+"""Turns of a conversation, far more than fit into a context; each is looked at by itself."""
 MOST_ALTERNATIVES = 20
 """As OpenAI's top_logprobs, 0 to 20."""
 
@@ -90,7 +92,14 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_not_given(cls, value: object) -> object:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            return value
+        for name in value:  # the first one only: pydantic would explain each of a million
+            if name not in cls.model_fields:
+                told = str(name)[:100]
+                message = unknown("parameter", told, cls.model_fields)
+                raise PydanticCustomError("unknown", message, {"name": told})
+        return {k: v for k, v in value.items() if v is not None}
 
 
 class Body(Strict):
@@ -130,7 +139,7 @@ class GenerationBody(Body):
     """Token id, as text, -> what is added to its logit."""
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """The same seed gives the same text; not given: a new one each time."""
-    stop: list[str] = Field(default=[], max_length=MOST_STOPS)
+    stop: list[str] = Field(default=[], max_length=MOST_STOPS, fail_fast=True)
     """A text, or several, that end the answer and are no part of it."""
     stream: bool = False
     """Whether to send the answer piece by piece."""
@@ -197,7 +206,7 @@ class GenerationBody(Body):
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: Prompts = Field(min_length=1)
+    prompt: Prompts
     """A text, token ids, or a list of either."""
     max_tokens: int = Field(default=16, ge=0)
     """The most tokens to add; 0 with `echo` only tells of the prompt. 16 is OpenAI's default."""
@@ -206,7 +215,7 @@ class CompletionBody(GenerationBody):
     echo: bool = False
     """Whether the answer begins with the prompt."""
 
-    @field_validator("prompt", mode="before")
+    @field_validator("prompt", mode="plain")  # a million lists would be tried as each of the types
     @classmethod
     def _as_list(cls, value: object) -> object:
         if isinstance(value, str):
@@ -224,7 +233,7 @@ class CompletionBody(GenerationBody):
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
     """{"role": "system" | "user" | "assistant", "content": "..."}, in order."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The most tokens to add; not given: as many as fit into the context."""
@@ -234,7 +243,7 @@ class ChatBody(GenerationBody):
     """Whether to tell the logarithm of each token's probability."""
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
     """How many alternatives; needs logprobs=true."""
-    answer_token_ids: list[int] = []
+    answer_token_ids: list[int] = Field(default=[], fail_fast=True)
     """Tokens with which the answer begins, as far as another one is kept; what is answered follows them."""
 
     @field_validator("messages")
@@ -256,7 +265,9 @@ class TokenizeBody(Body):
 
     prompt: str | None = None
     """The text."""
-    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    messages: list[dict[str, Any]] | None = Field(
+        default=None, min_length=1, max_length=MOST_MESSAGES, fail_fast=True
+    )
     """Or the conversation."""
     add_generation_prompt: bool = True
     """End a conversation with the beginning of the assistant's turn."""
@@ -276,7 +287,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
-    tokens: list[int]
+    tokens: list[int] = Field(fail_fast=True)
     """Token ids."""
 
 
@@ -306,9 +317,10 @@ def parse(kind: type[Parsed], data: bytes) -> Parsed:
 
 def _first(kind: type[Body], detail: ErrorDetails) -> Exception:
     """One mistake as an answer."""
-    where = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("function-"))[:100]
-    if detail["type"] == "extra_forbidden":
-        return bad_request(unknown("parameter", where, kind.model_fields), param=where)
+    place = [*detail["loc"], *([detail["ctx"]["name"]] if detail["type"] == "unknown" else [])]
+    where = ".".join(str(part) for part in place)[:100]
+    if detail["type"] == "unknown":
+        return bad_request(detail["msg"], param=where)
     message = detail["msg"].removeprefix("Value error, ").removesuffix(".")
     if not where and ":" in message:
         where, message = message.split(": ", 1)

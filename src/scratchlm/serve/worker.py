@@ -27,8 +27,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from scratchlm.generate.engine import Engine, Stats
-from scratchlm.generate.request import Event, Request
+from scratchlm.generate.engine import Engine
+from scratchlm.generate.request import Event, Request, Stats
 from scratchlm.serve.errors import ApiError, busy
 from scratchlm.serve.limits import ServeConfig
 from scratchlm.tokenizer import Tokenizer
