@@ -85,6 +85,17 @@ def test_what_greedy_generation_writes_is_greedy_and_nothing_else(model):
     assert [mine.is_greedy for mine in found] == [True, False]
 
 
+def test_one_wrong_token_in_the_first_of_two_windows_is_seen(model):
+    ids = [0]
+    with torch.no_grad():
+        for place in range(1, 21):  # windows: 0 to 16 predict the first 16, 4 to 20 the last 4
+            seen = torch.tensor([ids[0 if place <= 16 else 4 :]])
+            ids.append(int(model(seen)[0, -1].argmax()))
+    other = [*ids[:2], (ids[2] + 1) % 260, *ids[3:]]
+    pairs = [Pair(some[:1], some[1:]) for some in (ids, other)]
+    assert [one.is_greedy for one in score(model, pairs, context_length=16, device=CPU)] == [True, False]
+
+
 def test_answers_behind_one_question_are_one_row(model, monkeypatch):
     rows = []
     plain = model.hidden
