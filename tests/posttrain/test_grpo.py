@@ -35,7 +35,7 @@ def test_any_micro_batches_give_the_gradient_of_all_answers(base_run, tmp_path, 
     rollout = stage.answers_of(0)[0]
     assert 0 < len(stage.answers_of(0)[1]) <= 12
     wanted_loss, wanted = plain_gradient(stage, rollout, range(12))
-    for micro_rows in (12, 4, 1):
+    for micro_rows in (12, 5):
         loss, found = gradient(stage, 0, micro_rows)
         assert loss == pytest.approx(wanted_loss, rel=1e-4, abs=1e-6)
         torch.testing.assert_close(found, wanted, **SMALL)
@@ -109,24 +109,19 @@ def final_weights(folder):
 
 
 def test_a_run_resumed_inside_a_cycle_equals_one_that_never_stopped(base_run, tmp_path):
-    config = grpo_settings(
-        base_run, "train.save_every=1", "train.keep_checkpoints=9", steps_per_rollout=2, passes=2
-    )
+    config = grpo_settings(base_run, "train.save_every=3", steps_per_rollout=2, passes=2)
     whole = tmp_path / "whole"
     summary = run("grpo", config, whole)
     wanted, rows = final_weights(whole), read_rows(whole / "metrics.jsonl")
     assert summary["posttrain"]["stage"] == "grpo"
-    for step in (1, 3):
-        folder = tmp_path / f"from-{step}"
-        shutil.copytree(whole, folder)
-        (folder / "summary.json").unlink()
-        for path in sorted((folder / "checkpoints").iterdir()):
-            if path.name > f"step-{step:07d}":
-                shutil.rmtree(path)
-        run("grpo", config, folder, resume=True)
-        found = final_weights(folder)
-        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-        assert losses(read_rows(folder / "metrics.jsonl")) == losses(rows)
+    folder = tmp_path / "again"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "step-0000004")
+    run("grpo", config, folder, resume=True)  # step 4 of 4 on one rollout, in its second pass
+    found = final_weights(folder)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert losses(read_rows(folder / "metrics.jsonl")) == losses(rows)
     loaded = load_run(whole, device="cpu")
     assert loaded.step == 4
 
@@ -162,6 +157,7 @@ def test_without_tokens_for_roles_an_answer_ends_where_the_next_role_would_begin
     torch.testing.assert_close(gradient(stage, 0, 3)[1], plain_gradient(stage, rollout, range(8))[1], **SMALL)
 
 
+@pytest.mark.slow
 def test_the_reward_rises(base_run, tmp_path):
     words = ["train.steps=12", "optimizer.lr=0.03", "optimizer.weight_decay=0", "schedule.name=constant"]
     words += ["train.save_every=100", "train.eval_every=100", "rollout.max_new_tokens=1"]
