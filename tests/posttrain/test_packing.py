@@ -188,3 +188,16 @@ def test_no_conversation_left_is_an_error(template):
     empty, _ = write_all([], template, max_tokens=50)
     with pytest.raises(ValueError, match="no conversation is left to learn from"):
         loader(empty)
+
+
+def test_statistics_say_how_many_how_long_and_what_is_learned(template):
+    turns = [("a", "b"), ("a", "b c d e f g")]
+    examples = [
+        Example(({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+        for question, answer in turns
+    ]
+    found, _ = write_all(examples, template, max_tokens=50)
+    lengths = [len(found.take(number).ids) for number in range(2)]
+    assert f"2 conversations of {sum(lengths)} tokens, " in found.describe()
+    assert f"{found.mask.sum() / sum(lengths):.0%} of them learned" in found.describe()
+    assert f"the longest {max(lengths)}" in found.describe()

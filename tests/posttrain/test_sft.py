@@ -1,5 +1,6 @@
 """Supervised fine-tuning as a whole run: it learns, any command reads it, it resumes bit for bit."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -105,8 +106,10 @@ def test_answers_are_shown_before_and_after(finished):
     assert all("Say" in event.prompt for event in samples)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(finished, base_run, data, tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "lost"), [(1, False), (2, True), (3, False)])
+def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(
+    finished, base_run, data, tmp_path, stop_at, lost
+):
     config = sft(base_run, data, "neftune_alpha=0.5")
 
     def stop(event):
@@ -114,12 +117,15 @@ def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(finished, base_run
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert run("sft", config, tmp_path / "run", on_event=stop)["steps"] == stop_at
+    if lost:  # as after a crash before the first checkpoint
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
     torch.manual_seed(12345)
     resumed = run("sft", config, tmp_path / "run", resume=True)
     whole, expected = weights(tmp_path / "run"), weights(finished[0])
     assert all(torch.equal(whole[name], tensor) for name, tensor in expected.items())
-    said = [row for row in rows_of(tmp_path / "run") if row["kind"] == "train"]
-    assert said == [row for row in rows_of(finished[0]) if row["kind"] == "train"]
+    assert {row["step"]: row for row in rows_of(tmp_path / "run")} == {
+        row["step"]: row for row in rows_of(finished[0])
+    }
     summary = json.loads(RunFolder(finished[0]).summary.read_text(encoding="utf-8"))
     assert resumed["posttrain"] == summary["posttrain"]
     assert resumed["tokens"] == summary["tokens"]
@@ -244,3 +250,18 @@ def test_plain_words_need_no_new_tokens(base_run, data, tmp_path):
     summary = run("sft", sft(base_run, data, "chat=plain", "train.steps=1", "rows=padded"), tmp_path / "run")
     assert summary["posttrain"]["valid_items"] > 0
     assert load_run(tmp_path / "run").tokenizer.vocab_size == load_run(base_run).tokenizer.vocab_size
+
+
+def test_rows_are_padded_where_positions_are_not_relative(base_run, data, tmp_path):
+    from scratchlm.posttrain.sft import Sft
+
+    config = sft(base_run, data)
+    base = open_base(config, RunFolder(tmp_path))
+    found = {}
+    for position in ("rope", "learned"):
+        settings = base.settings.model_copy(
+            update={"position": base.settings.position.model_copy(update={"name": position})}
+        )
+        stage = Sft(config, dataclasses.replace(base, settings=settings), RunFolder(tmp_path))
+        found[position] = stage.arrangement
+    assert found == {"rope": "packed", "learned": "padded"}

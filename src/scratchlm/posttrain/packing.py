@@ -9,9 +9,9 @@ r"""Conversations come in; rows of ids, targets and conversation numbers go out,
     padded   one conversation a row, shorter ones filled up
 
 A conversation's loss is the same packed or padded, alone or among others: it sees nothing of its neighbours,
-and positions matter only relatively under rotary encoding (a table of learned positions does tell the
-difference; then rows are padded). Rows are filled longest first, each conversation into the fullest row that
-still has room: never more than 11/9 of the least number of rows, plus one.
+and positions matter only relatively (RELATIVE_POSITIONS; a table of positions does tell the difference, so
+under one rows are padded whatever is asked for). Rows are filled longest first, each conversation into the
+fullest row that still has room: never more than 11/9 of the least number of rows, plus one.
 
 Source: best fit decreasing: Johnson 1974, https://doi.org/10.1137/0203025; packing with masks: Krell et al.
 2021, https://arxiv.org/abs/2107.02027.
@@ -38,6 +38,10 @@ TooLong = Literal["skip", "cut", "error"]
 
 PADDING = 2**30
 """Number of the document that padding belongs to: behind all others, so that nobody sees it."""
+
+
+RELATIVE_POSITIONS = ("rope", "alibi", "none")
+"""Position encodings under which a conversation's numbers do not depend on where in a row it stands."""
 
 
 class Rows(NamedTuple):
@@ -92,6 +96,16 @@ class ConversationSet:
         for array in (self.starts, self.ids, self.mask):
             found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
+
+    def describe(self) -> str:
+        """Its statistics in words."""
+        if not len(self):
+            return "no conversation"
+        lengths = np.diff(self.starts)
+        return (
+            f"{len(self):,} conversations of {self.num_tokens:,} tokens, {self.mask.mean():.0%} of them "
+            f"learned; half are longer than {int(np.median(lengths)):,}, the longest {int(lengths.max()):,}"
+        )
 
     def take(self, number: int) -> Written:
         """Conversation `number`."""

@@ -28,7 +28,15 @@ from scratchlm.posttrain import INSTRUCTIONS, STAGES
 from scratchlm.posttrain.config import SftConfig
 from scratchlm.posttrain.datasets import Example, Messages, both_splits
 from scratchlm.posttrain.objective import StageObjective, scored
-from scratchlm.posttrain.packing import PADDING, ConversationLoader, ConversationSet, make_rows, write_all
+from scratchlm.posttrain.packing import (
+    PADDING,
+    RELATIVE_POSITIONS,
+    Arrangement,
+    ConversationLoader,
+    ConversationSet,
+    make_rows,
+    write_all,
+)
 from scratchlm.posttrain.stage import Counted, Message, Stage
 from scratchlm.train.aim import Measured
 from scratchlm.train.events import Message as Note
@@ -129,6 +137,7 @@ class Sft(Stage):
             too_long=config.too_long,
             learn=config.learn,
         )
+        on_event(Note(f"{name}: {found.describe()}."))
         if any(dropped):
             on_event(
                 Note(
@@ -138,13 +147,19 @@ class Sft(Stage):
             )
         return found
 
+    @property
+    def arrangement(self) -> Arrangement:
+        """As the settings say; padded where positions are not relative."""
+        relative = self.base.settings.position.name in RELATIVE_POSITIONS
+        return self.config.rows if relative else "padded"
+
     def loader(self) -> Batches:
         """Conversations, each once an epoch."""
         return ConversationLoader(
             self.train_conversations,
             self.config.conversations_per_step,
             max_tokens=self.max_tokens,
-            arrangement=self.config.rows,
+            arrangement=self.arrangement,
             padding_id=self.base.tokenizer.end_of_text_id,
             seed=self.config.seed,
         )
@@ -180,7 +195,7 @@ class Sft(Stage):
         for first in range(0, len(self.valid_conversations), ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, len(self.valid_conversations))
             chosen = [self.valid_conversations.take(number) for number in range(first, last)]
-            yield make_rows(chosen, self.max_tokens, self.config.rows, self.base.tokenizer.end_of_text_id)
+            yield make_rows(chosen, self.max_tokens, self.arrangement, self.base.tokenizer.end_of_text_id)
             seen += sum(len(written.ids) for written in chosen)
             if most is not None and seen >= most:
                 return
