@@ -92,8 +92,9 @@ def test_one_wrong_token_in_the_first_of_two_windows_is_seen(model):
             seen = torch.tensor([ids[0 if place <= 16 else 4 :]])
             ids.append(int(model(seen)[0, -1].argmax()))
     other = [*ids[:2], (ids[2] + 1) % 260, *ids[3:]]
-    pairs = [Pair(some[:1], some[1:]) for some in (ids, other)]
-    assert [one.is_greedy for one in score(model, pairs, context_length=16, device=CPU)] == [True, False]
+    for some, expected in ((ids, True), (other, False)):
+        found = score(model, [Pair(some[:1], some[1:])], context_length=16, device=CPU)
+        assert found[0].is_greedy == expected
 
 
 def test_answers_behind_one_question_are_one_row(model, monkeypatch):
