@@ -258,6 +258,16 @@ def test_help_shows_the_settings_of_a_section(cli):
     assert "model.d_model" in cli("help", "model").out
 
 
+def test_help_tells_what_post_training_takes_as_it_is_written(cli):
+    found = cli("help", "grpo").out
+    assert "prompts_per_step" in found
+    assert "loss.name=grpo" in found
+    assert "grpo.name" not in found, "a file of its own, not a section"
+    assert "[[rewards]] name=think" in cli("help", "think").out
+    assert "data.name=alpaca" in cli("help", "alpaca").out
+    assert "--tasks blimp" in cli("help", "blimp").out
+
+
 def test_help_for_an_unknown_part_names_the_nearest(cli):
     assert "Did you mean 'adamw'?" in cli("help", "adamv").error
 

@@ -15,9 +15,33 @@ if TYPE_CHECKING:
     from scratchlm.registry import Family
 
 PACKAGES = tuple(
-    f"scratchlm.{name}" for name in ("tokenizer", "data", "model", "optim", "distributed", "evaluate.tasks")
+    f"scratchlm.{name}"
+    for name in (
+        "tokenizer",
+        "data",
+        "model",
+        "optim",
+        "distributed",
+        "evaluate.tasks",
+        "posttrain",
+        "posttrain.tasks",
+    )
 )
 """Where the families are defined."""
+
+
+WRITTEN = {
+    "distributed": "distributed={}",
+    "exercise": "data.name={}",
+    "instructions": "data.name={}",
+    "preferences": "data.name={}",
+    "policy loss": "loss.name={}",
+    "preference loss": "loss.name={}",
+    "reward": "[[rewards]] name={}",
+    "stage": "scratchlm {}",
+    "task": "--tasks {}",
+}
+"""How a part is chosen where it is not by FAMILY.name=PART."""
 
 
 def help_part(
@@ -45,7 +69,8 @@ def help_part(
     if part in sections:
         _print_section(part, sections[part])
     for role, name in matches:
-        _print_part(families[role], name)
+        if not (role == "stage" and name in sections):  # told already
+            _print_part(families[role], name)
 
 
 def load_families() -> "dict[str, Family[Any]]":
@@ -67,15 +92,19 @@ def load_sections() -> "dict[str, type[BaseModel]]":
     from pydantic import BaseModel
 
     from scratchlm.config import Part
+    from scratchlm.posttrain import STAGES
+    from scratchlm.posttrain.rollout import RolloutConfig
     from scratchlm.train.config import RunConfig
 
+    stages = {name: STAGES.get(name).Config for name in STAGES.names()}
     kinds = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    kinds["rollout"] = RolloutConfig
     own = {
         name: kind
         for name, kind in kinds.items()
         if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, Part)
     }
-    return {"recipe": RunConfig, **own}
+    return {"recipe": RunConfig, **stages, **own}
 
 
 def find_parts(families: "Mapping[str, Family[Any]]", word: str) -> Iterator[tuple[str, str]]:
@@ -111,6 +140,8 @@ def type_name(annotation: Any) -> str:
 
     if annotation is inspect.Parameter.empty:
         return "any"
+    if annotation is type(None):
+        return "none"
     if get_origin(annotation) is Literal:
         return " | ".join(repr(value) for value in get_args(annotation))
     if isinstance(annotation, type) and not get_args(annotation):
@@ -119,10 +150,10 @@ def type_name(annotation: Any) -> str:
             if annotation.__name__.endswith("Part")
             else annotation.__name__
         )
+    if get_origin(annotation) is tuple:
+        return f"list of {type_name(get_args(annotation)[0])}"
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(type_name(option) for option in get_args(annotation))
-    if annotation is type(None):
-        return "none"
     text = re.sub(r"Annotated\[([^,\[\]]+),.*?\]$", r"\1", str(annotation).replace("typing.", ""))
     return re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace(", ", " | "), text)
 
@@ -153,8 +184,8 @@ def _print_part(family: "Family[Any]", name: str) -> None:
 
     part = family.get(name)
     console = out()
-    key = "distributed" if family.role == "distributed" else f"{family.role}.name"  # as recipes have it
-    console.print(f"{key}={name}", style="bold cyan")
+    written = WRITTEN.get(family.role, f"{family.role}.name={{}}").format(name)
+    console.print(written, style="bold cyan", markup=False)
     console.print(f"  {first_line(part)}")
     settings, texts = family.settings(name), argument_texts(part)
     if settings:
@@ -165,32 +196,36 @@ def _print_part(family: "Family[Any]", name: str) -> None:
                 f"  {setting.name}", type_name(setting.annotation), default, texts.get(setting.name, "")
             )
         print_table(rows)
-    elif family.role == "model":
-        console.print("  settings: scratchlm help model", style="dim")
+    elif family.role in ("model", "stage"):
+        about = "model" if family.role == "model" else name
+        console.print(f"  settings: scratchlm help {about}", style="dim")
     else:
         console.print("  no settings", style="dim")
     console.print()
 
 
 def _print_section(name: str, kind: "type[BaseModel]") -> None:
-    from pydantic_core import PydanticUndefined
-
     from scratchlm.cli.console import out, print_table, table
-    from scratchlm.config import Part
 
     out().print(name, style="bold cyan")
-    prefix = "" if name == "recipe" else f"{name}."
+    prefix = "" if name == "recipe" or "base" in kind.model_fields else f"{name}."  # those of a whole file
     rows = table("  setting", "type", "default", "meaning")
     for key, field in kind.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = (
-            "needed"
-            if default is PydanticUndefined or field.is_required()
-            else default.name
-            if isinstance(default, Part)
-            else "see help " + key
-            if hasattr(default, "model_fields_set")
-            else repr(default)
-        )
+        shown = _default(field.get_default(call_default_factory=True), key, needed=field.is_required())
         rows.add_row(f"  {prefix}{key}", type_name(field.annotation), shown, field.description or "")
     print_table(rows)
+
+
+def _default(default: Any, key: str, *, needed: bool) -> str:
+    """A default as people write it."""
+    from scratchlm.config import Part
+
+    if needed:
+        return "needed"
+    if isinstance(default, Part):
+        return default.name
+    if isinstance(default, dict) and "name" in default:  # a part that is checked later
+        return str(default["name"])
+    if isinstance(default, tuple):
+        return ", ".join(_default(one, key, needed=False) for one in default) or "none"
+    return f"see help {key}" if hasattr(default, "model_fields_set") else repr(default)
