@@ -96,7 +96,10 @@ def test_texts_under_way_go_on_with_the_new_weights(runner, drafter):
     before = {number: list(ids) for number, ids in told.items()}
     assert before[numbers[0]]
     assert not before[numbers[2]]
-    change(model, AdamW(model.parameters(), lr=0.05))
+    with torch.no_grad():  # what was kept of the past is far from what it should be now
+        for block in model.layers:
+            block.attn.v_proj.weight.mul_(-4)
+            block.attn.k_proj.weight.mul_(-4)
     engine.refresh()
     while engine.is_busy:
         step()
