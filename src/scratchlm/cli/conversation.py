@@ -44,6 +44,7 @@ class Conversation:
         self.run, self.sampling = run, sampling
         self.template = ChatTemplate(run.tokenizer)
         self.engine = Engine(run.model, run.tokenizer, slots=1)
+        self.engine.warm_up()  # while the user reads how to leave, not while the first answer is awaited
         self.messages: list[dict[str, str]] = []
         self.num_forgotten = 0
         self._num_answers = 0

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -259,11 +259,6 @@ def is_held_out(example: Example | Pair, share: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def both_splits(
-    source: Source[Kind], take: Callable[[Kind], bool], *, share: float, seed: int
-) -> dict[Split, list[Kind]]:
-    """Read both splits and keep what `take` says; equal examples stay on one side."""
-    return {
-        split: [example for example in source.read(split, share=share, seed=seed) if take(example)]
-        for split in ("train", "valid")
-    }
+def both_splits(source: Source[Kind], *, share: float, seed: int) -> dict[Split, list[Kind]]:
+    """Read both splits; equal examples stay on one side."""
+    return {split: list(source.read(split, share=share, seed=seed)) for split in ("train", "valid")}

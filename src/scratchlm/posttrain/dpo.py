@@ -29,6 +29,7 @@ from scratchlm.posttrain import PREFERENCES, STAGES, reference
 from scratchlm.posttrain.config import DpoConfig
 from scratchlm.posttrain.datasets import Pair, both_splits
 from scratchlm.posttrain.objective import StageObjective
+from scratchlm.posttrain.packing import arrangement_for
 from scratchlm.posttrain.pairs import PairBatch, PairLoader, PairSet, first_epoch, write_pairs
 from scratchlm.posttrain.preference_losses import PREFERENCE_LOSSES, Pairs, Rewards
 from scratchlm.posttrain.reference import PAIRS_AT_ONCE, Reference, answer_log_probs, to_device
@@ -43,8 +44,6 @@ FILE = "reference.json"
 """Where a run keeps what the reference says."""
 SHOWN = 3
 """Held-out prompts that are answered along the way."""
-RELATIVE = ("alibi", "none", "rope")
-"""Positions under which an answer is the same wherever in a row it stands."""
 POSITIONS_AT_ONCE = 512
 """Tokens whose two distributions are compared together: with 50,000 tokens in the vocabulary 200 MB."""
 
@@ -115,7 +114,7 @@ class Dpo(Stage):
         """
         config, self.on_event = self.config, on_event
         source = PREFERENCES.build(config.data.name, **config.data.settings)
-        splits = both_splits(source, lambda pair: True, share=config.valid_share, seed=config.seed)
+        splits = both_splits(source, share=config.valid_share, seed=config.seed)
         self.train_pairs = self._written(splits["train"], "train")
         self.valid_pairs = self._written(splits["valid"], "held out")
         if not len(self.train_pairs):
@@ -207,7 +206,7 @@ class Dpo(Stage):
     def _rows(self) -> dict[str, Any]:
         """How pairs become rows: an answer's numbers must not depend on what stands before it in its row."""
         padding = self.base.tokenizer.end_of_text_id
-        arrangement = self.config.rows if self.base.settings.position.name in RELATIVE else "padded"
+        arrangement = arrangement_for(self.config.rows, self.base.settings.position.name)
         return {"room": self.max_tokens, "arrangement": arrangement, "padding_id": padding}
 
     def _reference(self) -> Module:

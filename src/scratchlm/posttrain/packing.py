@@ -35,13 +35,16 @@ from scratchlm.tokenizer.chat import ChatTemplate
 Arrangement = Literal["packed", "padded"]
 TooLong = Literal["skip", "cut", "error"]
 
-
 PADDING = 2**30
 """Number of the document that padding belongs to: behind all others, so that nobody sees it."""
 
-
 RELATIVE_POSITIONS = ("rope", "alibi", "none")
 """Position encodings under which a conversation's numbers do not depend on where in a row it stands."""
+
+
+def arrangement_for(rows: Arrangement, position: str) -> Arrangement:
+    """`rows` where the position encoding of this name allows it, else one conversation a row."""
+    return rows if position in RELATIVE_POSITIONS else "padded"
 
 
 class Rows(NamedTuple):

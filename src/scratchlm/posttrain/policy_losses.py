@@ -278,6 +278,7 @@ def compute_entropy(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*ba
 
     Example: two equal logits -> ln 2 = 0.693.
     """
+    logits = logits - logits.detach().amax(dim=-1, keepdim=True)  # the sum of large ones would lose digits
     log_p = logits - logits.logsumexp(dim=-1, keepdim=True)
     # p is 0 where log p is -inf, and 0 * -inf is no number
     return -(log_p.exp() * torch.where(log_p == -torch.inf, 0.0, log_p)).sum(dim=-1)

@@ -30,10 +30,10 @@ from scratchlm.posttrain.datasets import Example, Messages, both_splits
 from scratchlm.posttrain.objective import StageObjective, scored
 from scratchlm.posttrain.packing import (
     PADDING,
-    RELATIVE_POSITIONS,
     Arrangement,
     ConversationLoader,
     ConversationSet,
+    arrangement_for,
     make_rows,
     write_all,
 )
@@ -116,7 +116,7 @@ class Sft(Stage):
         """Read both splits and write them as ids."""
         config = self.config
         source = INSTRUCTIONS.build(config.data.name, **config.data.settings)
-        splits = both_splits(source, lambda example: True, share=config.valid_share, seed=config.seed)
+        splits = both_splits(source, share=config.valid_share, seed=config.seed)
         self.train_conversations = self._written(splits["train"], "train", on_event)
         self.valid_conversations = self._written(splits["valid"], "held out", on_event)
         self._asked = first_questions(splits["valid"] or splits["train"])
@@ -150,8 +150,7 @@ class Sft(Stage):
     @property
     def arrangement(self) -> Arrangement:
         """As the settings say; padded where positions are not relative."""
-        relative = self.base.settings.position.name in RELATIVE_POSITIONS
-        return self.config.rows if relative else "padded"
+        return arrangement_for(self.config.rows, self.base.settings.position.name)
 
     def loader(self) -> Batches:
         """Conversations, each once an epoch."""

@@ -225,7 +225,7 @@ class Stage(Aim):
         found: dict[int, list[Piece]] = {}
         with self.adapter.merged(model):
             writer = Writer(model, self.base.tokenizer, slots=max(1, len(asked)))
-            numbers = [writer.submit(self._request(messages)) for messages in asked]
+            numbers = [writer.submit(self._request(*one)) for one in enumerate(asked)]
             while writer.is_busy:
                 for event in writer.step():
                     if event.error is not None:
@@ -237,13 +237,13 @@ class Stage(Aim):
             pieces = found.get(number, [])
             yield Written(messages[-1]["content"], "".join(piece.text for piece in pieces), pieces)
 
-    def _request(self, messages: Sequence[Message]) -> Request:
-        """What the engine is asked; of a long conversation the end."""
+    def _request(self, place: int, messages: Sequence[Message]) -> Request:
+        """What the engine is asked; of a long conversation the end. Each draws random numbers of its own."""
         sampling = self.config.sampling
         stop = (*sampling.stop, *self.template.stop_texts)
         return Request(
             prompt_ids=self.template.render(messages)[-(self.base.settings.context_length // 2) :],
-            sampling=sampling.model_copy(update={"stop": stop}),
+            sampling=sampling.model_copy(update={"stop": stop, "seed": sampling.seed + place}),
             stop_ids=tuple(self.template.stop_ids),
         )
 

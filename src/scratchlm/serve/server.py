@@ -22,8 +22,6 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from scratchlm.generate.engine import Engine
-from scratchlm.generate.request import Request
-from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.serve.app import build_app
 from scratchlm.serve.limits import ServeConfig
 from scratchlm.serve.worker import Served, Worker
@@ -102,7 +100,7 @@ def address(listener: socket.socket) -> str:
 def load_models(paths: Sequence[Path], *, slots: int, device: str, checkpoint: str) -> list[Served]:
     """Read runs, each under the name of its folder.
 
-    Each writes two tokens, so that the first client does not wait for what is compiled at first use.
+    What is compiled at first use is compiled here, so that no client waits for it.
 
     Raises:
         ValueError: A folder is no run, or its model cannot be read.
@@ -112,9 +110,7 @@ def load_models(paths: Sequence[Path], *, slots: int, device: str, checkpoint: s
         run = load_run(path, device=device, checkpoint=checkpoint)
         name = _new_name(run.folder.path.resolve().name, {model.name for model in models})
         engine = Engine(run.model, run.tokenizer, slots=slots)
-        start = run.tokenizer.end_of_text_id
-        sampling = SamplingConfig(temperature=0.7, max_new_tokens=2)
-        engine.run([Request(prompt_ids=[start, start], sampling=sampling, stop_ids=())])
+        engine.warm_up()
         created = int(run.folder.config.stat().st_mtime)
         models.append(
             Served(

@@ -50,7 +50,7 @@ class FromData(Exercise):
         settings = {key: value for key, value in data.items() if key != "name"}
         self.answer = answer
         source = INSTRUCTIONS.build(data["name"], **settings)
-        found = both_splits(source, lambda example: True, share=valid_share, seed=0)
+        found = both_splits(source, share=valid_share, seed=0)
         self.examples = {split: self._problems(examples) for split, examples in found.items()}
         for split, problems in self.examples.items():
             if not problems:
