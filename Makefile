@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The shape-checking hook: every jaxtyping signature of these packages is checked while the tests run.
 CHECKED := scratchlm.model,scratchlm.loss,scratchlm.kernels,scratchlm.optim,scratchlm.generate,scratchlm.posttrain,beartype.beartype
 
-.PHONY: demo demo-assistant test test-slow test-notebooks lint format bench-train bench-distributed bench-tokenizer docs clean
+.PHONY: demo demo-assistant test test-slow test-notebooks lint format bench-train bench-generate bench-distributed bench-tokenizer docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/scratchlm demo
@@ -51,6 +51,11 @@ bench-train: $(VENV)/.development
 	$(BIN)/python benchmarks/train_table.py
 	$(BIN)/python benchmarks/bench_optimizers.py
 	$(BIN)/python benchmarks/bench_plan.py --save
+
+bench-generate: $(VENV)/.development
+	$(BIN)/python benchmarks/bench_generate.py --threads 1
+	$(BIN)/python benchmarks/bench_serve.py
+	$(BIN)/python benchmarks/generate_table.py
 
 bench-distributed: $(VENV)/.development
 	$(BIN)/python benchmarks/bench_distributed.py

@@ -136,7 +136,7 @@ def measure(shape: str, rounds: int, console: Console) -> None:
         baseline = "Hugging Face" if theirs is not None else "one by one"
         ordered = {baseline: rates[baseline], **rates}
         setup = {"shape": shape, "texts": number, "threads": torch.get_num_threads(), "bound": bound}
-        harness.report("generate", "tokens/s", ordered, **setup)
+        harness.report("generate", "tokens/s", ordered, part="texts", **setup)
 
 
 def choosing(vocab_size: int) -> dict[str, Callable[[], float]]:
@@ -191,9 +191,9 @@ def main() -> None:
         measure(shape, arguments.rounds, Console())
         model, setup = build(shape), {"shape": shape, "threads": torch.get_num_threads()}
         found = harness.alternate(choosing(model.config.vocab_size), rounds=arguments.rounds)
-        harness.report("choosing", "tokens/s", found, **setup)
+        harness.report("generate", "tokens/s", found, part="choosing", **setup)
         found = harness.alternate(of_one_prompt(model), rounds=arguments.rounds)
-        harness.report("one prompt", "tokens/s", found, **setup)
+        harness.report("generate", "tokens/s", found, part="n of one", **setup)
 
 
 if __name__ == "__main__":
