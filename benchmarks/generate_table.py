@@ -21,6 +21,8 @@ SHAPES = {
     "wide": "8 layers, d_model 512, 4 key heads of 8, vocabulary 8,192",
 }
 
+ENDS = {"answers": "answers", "wrong": "wrong", "lost": "lost"}
+
 
 def rows_of(what: str) -> list[dict[str, Any]]:
     """All rows of one kind of measurement, oldest first."""
@@ -48,14 +50,15 @@ def table() -> str:
             lines.append(f"| {title} | {texts} | {figures} |")
     last, load = next(iter(newest.values())), rows_of("serve")[-1]
     threads = "one thread" if last["setup"]["threads"] == 1 else f"{last['setup']['threads']} threads"
+    clients, seconds = load["setup"]["clients"], load["setup"]["seconds"]
+    clients, seconds = load["setup"]["clients"], load["setup"]["seconds"]
+    ends = ", ".join(f"{load[name]:,} {words}" for name, words in ENDS.items())
+    waits = " and ".join(f"{load[f'answer_seconds_p{p}']:.1f} s (p{p})" for p in (50, 99))
     lines += [
         "",
-        f"Tokens a second, {threads}, {last['rounds']} rounds, {last['date']}. The server under "
-        f"{load['setup']['clients']} clients for {load['setup']['seconds']:.0f} s, one in eight of which leaves in "
-        f"the middle: "
-        f"{load['answers']:,} answers, {load['wrong']} wrong, {load['lost']} lost, "
-        f"{load['tokens_per_second']:,.0f} tokens/s; an answer takes {load['answer_seconds_p50']:.1f} s "
-        f"(p50) to {load['answer_seconds_p99']:.1f} s (p99) behind eight slots.",
+        f"Tokens a second, {threads}, {last['rounds']} rounds, {last['date']}. Served, eight slots, to "
+        f"{clients} clients for {seconds:.0f} s, one in eight of which leaves in the middle: {ends}; "
+        f"{load['tokens_per_second']:,.0f} tokens/s, an answer after {waits}.",
     ]
     return "\n".join(lines)
 
