@@ -24,7 +24,14 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser: {', '.join
 @pytest.fixture(scope="module")
 def chromium():
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        try:
+            browser = driver.chromium.launch(
+                executable_path=BROWSER,
+                args=["--no-sandbox", "--disable-dev-shm-usage"],
+                timeout=SECONDS * 1000,
+            )
+        except playwright.Error as error:
+            pytest.skip(f"{BROWSER} does not start: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
 
