@@ -155,7 +155,7 @@ def test_every_part_of_every_family_has_a_first_line_and_typed_settings():
     for role, family in found.items():
         for name in family.names():
             where = f"{role}.{name}"
-            assert first_line(family.get(name)).endswith("."), where
+            assert first_line(family.get(name)).endswith((".", "?")), where
             for setting in family.settings(name).values():
                 assert setting.annotation is not inspect.Parameter.empty, f"{where}.{setting.name}: no type"
                 assert not isinstance(setting.annotation, str), f"{where}.{setting.name}: a type as text"
