@@ -178,7 +178,7 @@ def test_merges_end_when_no_pair_is_left():
 
 
 def growth(small, large, num_merges):
-    """How many times longer the large word takes: the least of five ratios, as others use the machine, too."""
+    """How many times longer the large word takes: the least of five ratios, as others use the machine."""
 
     def seconds(word):
         words = words_of([(word, 1)])
