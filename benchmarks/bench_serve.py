@@ -161,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--dry", action="store_true", help="save nothing")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -201,7 +202,8 @@ def main() -> None:
         console.print(f"{name:28} {value:,.3f}" if isinstance(value, float) else f"{name:28} {value}")
     console.print("still under way afterwards:", ", ".join(line.rpartition(" ")[2] for line in busy))
     setup = {"clients": arguments.clients, "seconds": arguments.seconds, "slots": SLOTS, "threads": 1}
-    console.print(f"saved to {harness.save('serve', [row], **setup)}")
+    if not arguments.dry:
+        console.print(f"saved to {harness.save('serve', [row], **setup)}")
     if found.wrong or found.lost:
         sys.exit(f"{found.wrong} wrong answers, {found.lost} lost")
 
