@@ -51,7 +51,6 @@ def table() -> str:
     last, load = next(iter(newest.values())), rows_of("serve")[-1]
     threads = "one thread" if last["setup"]["threads"] == 1 else f"{last['setup']['threads']} threads"
     clients, seconds = load["setup"]["clients"], load["setup"]["seconds"]
-    clients, seconds = load["setup"]["clients"], load["setup"]["seconds"]
     ends = ", ".join(f"{load[name]:,} {words}" for name, words in ENDS.items())
     waits = " and ".join(f"{load[f'answer_seconds_p{p}']:.1f} s (p{p})" for p in (50, 99))
     lines += [
