@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scratchlm.cli.sources import CheckpointOption, Plugin, load_plugins
+from scratchlm.cli.sources import CheckpointOption, Plugin, Temperature, TopK, TopP, load_plugins
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,13 +42,9 @@ COMMANDS = {
 def chat(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     system: Annotated[str, typer.Option(help="A first message that says who the assistant is.")] = "",
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Below 1: likelier tokens; 0: always the likeliest.")
-    ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Only the likeliest tokens that have this probability.")
-    ] = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed and words give the same conversation.")] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="Colour tokens by probability.")] = False,

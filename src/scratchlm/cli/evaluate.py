@@ -107,15 +107,11 @@ def _evaluate_text(
     rows: int | None,
     context_length: int | None,
 ) -> None:
-    from functools import partial
-
     from scratchlm import runtime
     from scratchlm.cli.console import out, print_table, table
     from scratchlm.evaluate.likelihood import evaluate_split
 
     length = context_length or run.config.model.context_length
-    where = next(run.model.parameters()).device
-    precision = runtime.choose_precision(run.config.train.precision, where)
     runtime.set_threads()
     with _dataset(run, source, split) as dataset:
         found = evaluate_split(
@@ -123,8 +119,8 @@ def _evaluate_text(
             dataset,
             context_length=length,
             rows_per_batch=rows,
-            device=where,
-            autocast=partial(runtime.autocast, where, precision.name),
+            device=run.device,
+            autocast=run.autocast,
             max_tokens=max_tokens,
             documents=run.config.train.document_mask,
         )

@@ -32,15 +32,11 @@ def evaluate_tasks(run: "LoadedRun", options: TaskOptions) -> None:
     Raises:
         ValueError: There is no such task or file; said before the first question is asked.
     """
-    from functools import partial
-
     from scratchlm import runtime
     from scratchlm.cli.progress import Bar
     from scratchlm.evaluate.run_task import run_task
 
     chosen = list(_asked(options))
-    where = next(run.model.parameters()).device
-    precision = runtime.choose_precision(run.config.train.precision, where)
     runtime.set_threads()
     results = []
     for task, asked in chosen:
@@ -50,8 +46,8 @@ def evaluate_tasks(run: "LoadedRun", options: TaskOptions) -> None:
                 run.tokenizer,
                 task,
                 asked,
-                device=where,
-                autocast=partial(runtime.autocast, where, precision.name),
+                device=run.device,
+                autocast=run.autocast,
                 chat=options.chat,
                 progress=bar.update,
             )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scratchlm.cli.sources import CheckpointOption, Plugin, load_plugins
+from scratchlm.cli.sources import CheckpointOption, Plugin, Temperature, TopK, TopP, load_plugins
 
 if TYPE_CHECKING:
     from scratchlm.generate.beam import BeamConfig
@@ -38,13 +38,9 @@ def generate(
     folder: Annotated[Path, typer.Argument(help="Run folder.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue; empty: the beginning of a document.")] = "",
     number: Annotated[int, typer.Option("-n", min=1, max=128, help="How many texts.")] = 1,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Below 1: likelier tokens; 0: always the likeliest.")
-    ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Only the likeliest tokens that have this probability.")
-    ] = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
     min_p: Annotated[
         float | None, typer.Option(help="Only tokens with this share of the likeliest one's.")
     ] = None,

@@ -1,6 +1,7 @@
 """`scratchlm sft`, `dpo`, `grpo` and `distill`: from a base model to an assistant, watched live."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,72 +37,53 @@ Recipe = Annotated[
 ]
 
 
-def sft(
-    recipe: Recipe,
-    settings: Settings = None,
-    folder: Folder = None,
-    resume: Resume = False,
-    allow_changes: AllowChanges = False,
-    restartable: Restartable = False,
-    plugin: Plugin = None,
-) -> None:
+def _command(name: str, about: str) -> Callable[..., None]:
+    """A command that trains by the stage of this name; all have the same options."""
+
+    def teach(
+        recipe: Recipe,
+        settings: Settings = None,
+        folder: Folder = None,
+        resume: Resume = False,
+        allow_changes: AllowChanges = False,
+        restartable: Restartable = False,
+        plugin: Plugin = None,
+    ) -> None:
+        options = (folder, resume, allow_changes, None, restartable, plugin or ())
+        _post_train(Request(name, [recipe], settings, *options))
+
+    teach.__name__, teach.__doc__ = name, about
+    return teach
+
+
+sft = _command(
+    "sft",
     """Teach a base model by conversations: supervised fine-tuning of all weights or of an adapter.
 
     base=RUN says which run to go on from.
-    """
-    options = (folder, resume, allow_changes, None, restartable, plugin or ())
-    _post_train(Request("sft", [recipe], settings, *options))
-
-
-def dpo(
-    recipe: Recipe,
-    settings: Settings = None,
-    folder: Folder = None,
-    resume: Resume = False,
-    allow_changes: AllowChanges = False,
-    restartable: Restartable = False,
-    plugin: Plugin = None,
-) -> None:
+    """,
+)
+dpo = _command(
+    "dpo",
     """Teach a model to prefer the better one of two answers: DPO, IPO, KTO's loss, SimPO.
 
     base=RUN says which run to go on from; it is also the reference.
-    """
-    options = (folder, resume, allow_changes, None, restartable, plugin or ())
-    _post_train(Request("dpo", [recipe], settings, *options))
-
-
-def grpo(
-    recipe: Recipe,
-    settings: Settings = None,
-    folder: Folder = None,
-    resume: Resume = False,
-    allow_changes: AllowChanges = False,
-    restartable: Restartable = False,
-    plugin: Plugin = None,
-) -> None:
+    """,
+)
+grpo = _command(
+    "grpo",
     """Teach a model by rewards that a program can check: GRPO and its relatives.
 
     base=RUN says which run to go on from.
-    """
-    options = (folder, resume, allow_changes, None, restartable, plugin or ())
-    _post_train(Request("grpo", [recipe], settings, *options))
-
-
-def distill(
-    recipe: Recipe,
-    settings: Settings = None,
-    folder: Folder = None,
-    resume: Resume = False,
-    allow_changes: AllowChanges = False,
-    restartable: Restartable = False,
-    plugin: Plugin = None,
-) -> None:
+    """,
+)
+distill = _command(
+    "distill",
     """Teach a small model to answer as a larger one does: by its probabilities, or by answers that it writes.
 
     base=RUN says which run to go on from, teacher=RUN which one to learn from.
-    """
-    options = (folder, resume, allow_changes, None, restartable, plugin or ())
-    _post_train(Request("distill", [recipe], settings, *options))
+    """,
+)
 
 
 def merge(

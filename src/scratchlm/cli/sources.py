@@ -24,6 +24,11 @@ CheckpointOption = Annotated[
 ]
 """The option of every command that reads a trained model."""
 
+Temperature = Annotated[float, typer.Option(min=0, help="Below 1: likelier tokens; 0: always the likeliest.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Only the k likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Only the likeliest tokens that have this probability.")]
+"""The options of every command that draws tokens."""
+
 TOKENIZER_HELP = (
     "A saved tokenizer, a run folder, tokenizer.json, ranks.tiktoken, or vocab.json with merges.txt."
 )

@@ -54,15 +54,10 @@ def look(
     device: str = "auto",
 ) -> "Inside":
     """Load a run and measure what its page shows."""
-    from functools import partial
-
     from scratchlm import runtime
     from scratchlm.study.visualize.page import look_inside
     from scratchlm.train.folder import load_run
 
     run = load_run(folder, device=device, checkpoint=checkpoint)
-    where = next(run.model.parameters()).device
-    precision = runtime.choose_precision(run.config.train.precision, where)
     runtime.set_threads()
-    autocast = partial(runtime.autocast, where, precision.name)
-    return look_inside(run, text, words=words, max_rows=rows, autocast=autocast)
+    return look_inside(run, text, words=words, max_rows=rows, autocast=run.autocast)

@@ -9,7 +9,6 @@ the loss is measured place by place, with the same tokens at all places: evaluat
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +42,6 @@ def measure_beyond(config: Any, folder: Path) -> None:
         config: The run's settings (RunConfig).
         folder: Its folder.
     """
-    from scratchlm import runtime
     from scratchlm.data.shards import TokenDataset
     from scratchlm.evaluate.places import BANDS, bands, place_losses
     from scratchlm.model.config import is_endless
@@ -58,16 +56,14 @@ def measure_beyond(config: Any, folder: Path) -> None:
         write_text_atomically(folder / BEYOND, json.dumps({"context_length": trained}) + "\n")
         return
     run = load_run(folder, device=config.train.device, context_length=length)
-    device = next(run.model.parameters()).device
-    precision = runtime.choose_precision(config.train.precision, device)
     dataset = TokenDataset.open(shards, tokenizer_fingerprint=run.tokenizer.fingerprint)
     losses = place_losses(
         run.model,
         dataset,
         stride=stride,
         context_length=length,
-        device=device,
-        autocast=partial(runtime.autocast, device, precision.name),
+        device=run.device,
+        autocast=run.autocast,
         documents=config.train.document_mask,
     )
     pieces = np.array_split(np.arange(length), length // stride)

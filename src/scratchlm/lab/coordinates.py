@@ -62,10 +62,9 @@ def measure_coordinates(config: Any, folder: Path) -> None:
     from scratchlm.train.folder import load_run
 
     run = load_run(folder, device=config.train.device)
-    device = next(run.model.parameters()).device
     rows = evaluation_rows(TokenDataset.open(run.folder.shards("valid")), config.model.context_length)
-    ids = torch.cat([row.inputs for row in islice(rows, ROWS)]).to(device)
-    before = _activations(build_model(config, run.tokenizer).to(device), ids)
+    ids = torch.cat([row.inputs for row in islice(rows, ROWS)]).to(run.device)
+    before = _activations(build_model(config, run.tokenizer).to(run.device), ids)
     after = _activations(run.model, ids)
     moved = {
         f"moved_{part}": float((after[part] - before[part]).double().square().mean().sqrt()) for part in PARTS

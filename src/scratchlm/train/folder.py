@@ -15,10 +15,14 @@ results.md, a table of all runs, lies beside the run folders.
 """
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from scratchlm import runtime
 from scratchlm.checkpoint import Checkpoint, CheckpointError, latest, load_checkpoint
 from scratchlm.checkpoint.manifest import folder_name, step_of
 from scratchlm.checkpoint.retention import checkpoint_folders
@@ -92,6 +96,17 @@ class LoadedRun:
     tokenizer: Tokenizer
     step: int
     summary: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Around a forward pass: matrix products in the precision that the run asks for, on this device."""
+        return runtime.autocast(
+            self.device, runtime.choose_precision(self.config.train.precision, self.device).name
+        )
 
 
 def load_run(
