@@ -9,17 +9,8 @@ from scratchlm.generate import Engine, Request, SamplingConfig
 from scratchlm.generate.runner import PlainRunner
 from scratchlm.generate.runner_fused import FusedRunner
 from scratchlm.model import MODELS, ModelConfig
-from scratchlm.tokenizer.base import END_OF_TEXT
-from scratchlm.tokenizer.bpe import BPETokenizer
 
 RUNNERS = {"plain": PlainRunner, "fused": FusedRunner}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One id per byte; 0 ends a text."""
-    vocab = {0: END_OF_TEXT.encode(), **{i + 1: bytes([i]) for i in range(256)}}
-    return BPETokenizer(vocab, [], [END_OF_TEXT])
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,6 @@ from scratchlm.generate.text import HeldText, overlap
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.model.position import POSITIONS
 from scratchlm.tokenizer.base import END_OF_TEXT
-from scratchlm.tokenizer.bpe import BPETokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One id per byte; 0 ends a text."""
-    vocab = {0: END_OF_TEXT.encode(), **{i + 1: bytes([i]) for i in range(256)}}
-    return BPETokenizer(vocab, [], [END_OF_TEXT])
 
 
 def lively(**settings):

@@ -9,16 +9,8 @@ from scratchlm.generate import Engine, Request, SamplingConfig
 from scratchlm.generate.runner_fused import FusedRunner
 from scratchlm.generate.speculate import NgramDrafter
 from scratchlm.model import MODELS, ModelConfig
-from scratchlm.tokenizer.base import END_OF_TEXT
-from scratchlm.tokenizer.bpe import BPETokenizer
 
 SLOTS = 3
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    vocab = {0: END_OF_TEXT.encode(), **{i + 1: bytes([i]) for i in range(256)}}
-    return BPETokenizer(vocab, [], [END_OF_TEXT])
 
 
 @pytest.fixture(scope="module")
