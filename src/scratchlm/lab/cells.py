@@ -19,6 +19,7 @@ from scratchlm.config import Config, parse_override
 from scratchlm.lab.experiments import EXPERIMENTS, Experiment
 from scratchlm.lab.search import Point, overrides_of
 from scratchlm.lab.spec import Budget, Study
+from scratchlm.lab.start import start_folder
 from scratchlm.study.compare import flattened
 
 State = Literal["missing", "interrupted", "finished", "diverged", "failed"]
@@ -79,9 +80,10 @@ def resolve(study: Study, points: Iterable[Point], steps: Mapping[str, int] | No
     made: list[Cell] = []
     seen: dict[str, Cell] = {}
     experiment, settled = experiment_of(study), dict(steps or {})
+    base = start_folder(study)
     for point in points:
         for seed in study.seeds:
-            cell = _cell(study, experiment, point, seed, settled.get(point.label))
+            cell = _cell(study, experiment, point, seed, settled.get(point.label), base)
             if (point.budget or study.budget) is not None and study.experiment == "train":
                 settled[point.label] = cell.config.train.steps  # type: ignore[attr-defined]
             if cell.key.rpartition("-")[2] in seen:
@@ -97,11 +99,14 @@ def resolve(study: Study, points: Iterable[Point], steps: Mapping[str, int] | No
     return made
 
 
-def _cell(study: Study, experiment: Experiment, point: Point, seed: int, steps: int | None) -> Cell:
+def _cell(
+    study: Study, experiment: Experiment, point: Point, seed: int, steps: int | None, base: Path | None
+) -> Cell:
     _check_words(study, point)
     words = [*study.settings, *point.settings, f"seed={seed}"]
+    words += [f"base='{base.as_posix()}'"] if base is not None else []
     try:
-        if experiment.settings.__name__ == "RunConfig":
+        if study.experiment != "quadratic":
             steps = _steps(point.budget or study.budget, study.recipe, experiment, words, steps)
             words = [*_often(study, steps), *words, f"train.steps={steps}"]
         config = experiment.resolve(study.recipe, words)
@@ -256,9 +261,11 @@ def read_note(path: Path) -> dict[str, Any]:
 
 
 def guessing_loss(summary: Mapping[str, Any]) -> float | None:
-    """The loss of who gives each token the same probability; of the toy, its loss at the start."""
+    """The loss of who gives each token the same probability; of the toy, its loss at the start; or None."""
     if summary.get("guessing_loss") is not None:
         return float(summary["guessing_loss"])
+    if summary.get("posttrain"):
+        return None  # its loss is of answers, pairs or problems
     vocab_size = (summary.get("tokenizer") or {}).get("vocab_size")
     return math.log(vocab_size) if vocab_size else None
 

@@ -3,6 +3,7 @@ r"""What a cell does: its settings come in, a run folder with config, metrics an
     train       a recipe's run (train/run.py)                                      the usual one
     quadratic   CS336's first optimizer on a toy: loss = mean(w^2), w = 5 * N(0, 1) of shape (10, 10),
                 w = w - lr / sqrt(t + 1) * gradient
+    sft, dpo, grpo, distill         post-training (posttraining.py)
 
 All leave the files that study/run_record.py reads, so that everything behind them is the same.
 
@@ -43,6 +44,8 @@ class Experiment(ABC):
 
     unit = "nats per token"
     """Of its loss."""
+    on_texts = True
+    """Whether its loss is one of predicting texts."""
     settings: type[Config]
     """What its config.json holds."""
 
@@ -128,6 +131,7 @@ class QuadraticExperiment(Experiment):
     """Walk down the mean of squares, CS336's first example of a learning rate."""
 
     unit = "mean square of the weights"
+    on_texts = False
     settings = QuadraticConfig
 
     def resolve(self, recipe: str, words: Sequence[str]) -> Config:

@@ -29,7 +29,7 @@ class Task(NamedTuple):
     """What a process shall do."""
 
     key: str
-    do: Literal["cell", "prepare"]
+    do: Literal["cell", "prepare", "start"]
     folder: Path
     config: Config
     shared: Path | None

@@ -130,7 +130,7 @@ def _values(
         "setup": setup_of(study, scale, results),
         "failures": [result for result in results if result.error],
         "seeds": len(study.seeds),
-        "has_texts": study.experiment == "train",
+        "has_texts": experiment_of(study).on_texts,
     }
 
 

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.config import load
+from scratchlm.config import Config, load
 from scratchlm.lab.cells import Cell, State, StudyFolder, read_note, resolve, state_of
 from scratchlm.lab.processes import Job, Task, drain, start
 from scratchlm.lab.rows import Result, result_of, write_rows
 from scratchlm.lab.search import Point, is_open, points
 from scratchlm.lab.spec import ScaleName, Study
+from scratchlm.lab.start import Chain, start_folder
 from scratchlm.lock import run_lock
 from scratchlm.runtime import num_cores, write_text_atomically
 from scratchlm.train.signals import StopSignals
@@ -48,7 +49,7 @@ class Snapshot(NamedTuple):
 
     cells: list[CellView]
     preparing: int
-    """Sets of shared data that are being made."""
+    """Sets of shared data, or a start, that are being made."""
 
 
 OnChange = Callable[[Snapshot], None]
@@ -142,6 +143,8 @@ class StudyRun:
 
     def _prepare(self) -> None:
         """Make what cells share, each set once."""
+        if self.study.start:
+            self._prepare_start()
         if self.study.experiment != "train":
             return
         from scratchlm.lab.shared import is_prepared, shared_key
@@ -164,6 +167,33 @@ class StudyRun:
                 self.tried.add(cell.key)
                 write_text_atomically(self.folder.note(cell.key, "failure"), json.dumps(failed[key]) + "\n")
 
+    def _prepare_start(self) -> None:
+        """Make what all cells go on from.
+
+        Raises:
+            ValueError: It cannot be made, so no cell could run.
+        """
+        base = start_folder(self.study)
+        assert base is not None, self.study.name
+        summary = read_note(self.folder.path / base / "summary.json")
+        done = bool(summary) and not summary.get("stopped_early")
+        if done or not any(self._wanted(cell) for cell in self.cells):
+            return
+        key, chain = base.parent.name, Chain(links=self.study.start)
+        self._run_tasks(
+            [Task(key, "start", self.folder.path / base.parent, chain, None, self.study.experiment)]
+        )
+        failure = read_note(self.folder.note(key, "failure"))
+        if failure:
+            raise ValueError(f"{self.study.name}: what its cells go on from: {failure['error']}")
+
+    def _located(self, cell: Cell) -> Config:
+        """A cell's settings with the start's folder as it lies on this machine."""
+        if not self.study.start:
+            return cell.config
+        base = (self.folder.path / cell.config.base).resolve()  # type: ignore[attr-defined]
+        return cell.config.model_copy(update={"base": base})
+
     def _work_off(self, queue: Sequence[Cell]) -> None:
         tasks = []
         for cell in queue:
@@ -175,7 +205,7 @@ class StudyRun:
                 shared = self.folder.shared(shared_key(cell.config))  # type: ignore[arg-type]
             run = self.folder.cell(cell)
             how = self.study.experiment, cell.measures
-            tasks.append(Task(cell.key, "cell", run, cell.config, shared, *how))
+            tasks.append(Task(cell.key, "cell", run, self._located(cell), shared, *how))
         self._run_tasks(tasks)
 
     def _run_tasks(self, tasks: list[Task]) -> None:
@@ -225,7 +255,7 @@ class StudyRun:
             )
             for cell in self.cells
         ]
-        self.watch(Snapshot(views, sum(job.task.do == "prepare" for job in self.running)))
+        self.watch(Snapshot(views, sum(job.task.do != "cell" for job in self.running)))
 
     @contextlib.contextmanager
     def _ending_processes(self) -> Iterator[None]:

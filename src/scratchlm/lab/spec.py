@@ -132,12 +132,25 @@ class Rows(Config):
     """Sizes for which the budget pays fewer steps are left out."""
 
 
+class Link(Config):
+    """A run that is made once, before the cells, which go on from it (start.py)."""
+
+    do: str
+    """What it does: train, or a way of post-training that goes on from the link before it."""
+    recipe: str
+    """What it starts from: a shipped recipe, or a file beside the study's."""
+    settings: tuple[str, ...] = ()
+    """key=value words over the recipe's."""
+
+
 class Scale(Config):
     """What the study is on one kind of machine."""
 
     settings: tuple[str, ...] = ()
     """key=value words over the study's settings."""
     recipe: str | None = None
+    """Instead of the study's."""
+    start: tuple[Link, ...] | None = None
     """Instead of the study's."""
     cells: tuple[Case, ...] | None = Field(default=None, min_length=1)
     """Instead of the study's, where a cell's settings depend on the size."""
@@ -173,6 +186,8 @@ class Study(Config):
     """What a cell does: train a recipe, or another experiment (lab/experiments.py)."""
     recipe: str = ""
     """The recipe that every cell starts from: a shipped one, or a file beside the study's."""
+    start: tuple[Link, ...] = ()
+    """Runs that all cells go on from, where cells are of post-training: made once, one after the other."""
     settings: tuple[str, ...] = ()
     """key=value words over the recipe's, in every cell."""
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
@@ -227,6 +242,10 @@ class Study(Config):
         for name in ("beyond_context", "coordinates"):
             if getattr(self, name) and self.experiment != "train":
                 raise ValueError(f"{self.name}: {name}=true is for models; {self.experiment} trains none.")
+        if self.budget is not None and self.experiment != "train":
+            raise ValueError(f"{self.name}: a budget is for experiment='train'; set train.steps instead.")
+        if self.start and (self.experiment in ("train", "quadratic") or "base" in self.varied()):
+            raise ValueError(f"{self.name}: start is what cells of post-training go on from, and their base.")
         return self
 
     @property
@@ -256,7 +275,7 @@ class Study(Config):
                 return self
             raise ValueError(f"{self.name}: has no scale {scale!r}; known: {', '.join(known)}.")
         changes: dict[str, Any] = {"settings": (*self.settings, *chosen.settings), "scales": Scales()}
-        for name in ("budget", "seeds", "recipe", "cells", "changes", "grid"):
+        for name in ("budget", "seeds", "recipe", "start", "cells", "changes", "grid"):
             changes |= {name: getattr(chosen, name)} if getattr(chosen, name) else {}
         return self.model_copy(update=changes)
 
@@ -321,10 +340,14 @@ def read_study(name_or_path: str, scale: ScaleName = "cpu", overrides: Iterable[
             raise ValueError(
                 f"{study.name}: {word} and the cells both set {key}; change the study's cells instead."
             )
-    beside = path.parent / study.recipe
-    if study.recipe and Path(study.recipe).suffix and beside.is_file():
-        return study.model_copy(update={"recipe": str(beside)})
-    return study
+    links = [link.model_copy(update={"recipe": _beside(path, link.recipe)}) for link in study.start]
+    return study.model_copy(update={"recipe": _beside(path, study.recipe), "start": tuple(links)})
+
+
+def _beside(study: Path, recipe: str) -> str:
+    """A recipe's file next to the study's, where there is one."""
+    found = study.parent / recipe
+    return str(found) if recipe and Path(recipe).suffix and found.is_file() else recipe
 
 
 def split(words: Iterable[str]) -> Words:

@@ -45,6 +45,10 @@ def main(request_path: Path) -> int:
             from scratchlm.lab.shared import prepare_shared
 
             prepare_shared(request["config"], Path(request["folder"]), Notes(Path(request["progress"])))
+        elif request["do"] == "start":
+            from scratchlm.lab.start import make_start
+
+            make_start(request["config"], Path(request["folder"]), Notes(Path(request["progress"])).take)
         else:
             _run_cell(request)
     except NonFiniteLossError as error:
