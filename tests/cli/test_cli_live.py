@@ -1,5 +1,7 @@
 """The live view: what is drawn from events."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -65,6 +67,25 @@ def test_the_panel_shows_phases_loss_floor_speed_and_sample(drawn):
     assert "floor        0.500   no model can beat it; 2.000 nats per token to go" in text
     assert "tokens/s" in text
     assert "after step 5 it writes:" in text
+
+
+def test_after_rewards_their_curve_leads_and_what_is_told_fits_in_the_line(drawn):
+    told = {
+        "reward_mean": 0.5,
+        "reward_std": 0.1,
+        "accuracy": 0.25,
+        "finished": 1.0,
+        "entropy": 0.75,
+        "kl": 0.01,
+    }
+    told |= {"answer_tokens": 20.0, "reward_failures": 0.0}
+    steps = [replace(step(number, 0.1), figures=told) for number in (1, 2)]
+    text = drawn([*steps, Validated(2, 0.75, None, None, True)])
+    assert "reward       0.500   \u2581\u2581" in text
+    assert "validation   0.750   not solved at step 2, the best so far" in text
+    line = next(line for line in text.splitlines() if "this step" in line)
+    assert "accuracy 0.25, KL 0.01, entropy 0.75, tokens an answer 20" in line
+    assert "\u2026" not in line
 
 
 def test_a_sample_cannot_steer_the_terminal(drawn):

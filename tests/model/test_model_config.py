@@ -54,6 +54,13 @@ def test_mistakes_are_told_in_one_line(overrides, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_former_name_of_attention_is_read_in_a_run_and_in_a_file(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"vocab_size": 9, "implementation": "sdpa"}', encoding="utf-8")
+    assert load(ModelConfig, file).attention == "sdpa"
+    assert ModelConfig(vocab_size=9, implementation="tiled").attention == "tiled"
+
+
 def test_settings_and_vocabulary_make_a_configuration():
     settings = ModelSettings(d_model=64, norm="layernorm")
     config = settings.with_vocabulary(77)

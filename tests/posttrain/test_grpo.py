@@ -114,6 +114,9 @@ def test_a_run_resumed_inside_a_cycle_equals_one_that_never_stopped(base_run, tm
     summary = run("grpo", config, whole)
     wanted, rows = final_weights(whole), read_rows(whole / "metrics.jsonl")
     assert summary["posttrain"]["stage"] == "grpo"
+    measured = [row for row in rows if row["kind"] == "valid"]
+    assert all("bits_per_byte" not in row and row["loss"] == 1 - row["accuracy"] for row in measured)
+    assert (summary["bits_per_byte"], summary["perplexity"]) == (None, None)  # no text was predicted
     folder = tmp_path / "again"
     shutil.copytree(whole, folder)
     (folder / "summary.json").unlink()
@@ -172,6 +175,8 @@ def test_the_reward_rises(base_run, tmp_path):
 def test_what_cannot_be_learnt_from_is_refused(base_run):
     with pytest.raises(ValueError, match="group_size=1 with baseline='mean'"):
         grpo_settings(base_run, group_size=1)
+    with pytest.raises(ValueError, match="eval_problems=5: along the way some of the valid_problems=4"):
+        grpo_settings(base_run, eval_problems=5)
     with pytest.raises(ValueError, match=r"unknown reward 'corect'. Did you mean 'correct'"):
         grpo_settings(base_run, rewards=["corect"])
     assert grpo_settings(base_run, "baseline=none", "normalizer=none", group_size=1).cycle_steps == 1

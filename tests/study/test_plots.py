@@ -40,8 +40,8 @@ def test_colours_are_variables_of_the_page():
 
 
 def test_ticks_are_short():
-    assert [plots._short(value) for value in (-1, 0, 0.5, 2000, 1_500_000)] == [
-        "",
+    assert [plots._short(value) for value in (-0.5, 0, 0.5, 2000, 1_500_000)] == [
+        "\N{MINUS SIGN}0.5",
         "0",
         "0.5",
         "2 k",

@@ -96,8 +96,25 @@ def test_the_first_and_the_last_answers_to_each_question_are_shown(assistant):
 
 
 def test_only_figures_that_were_recorded_are_drawn(assistant):
-    panels = posttrain_chapter(read_run(assistant)).panels
-    assert [panel.title for panel in panels] == ["reward", "KL to the base"]
+    (panels,) = posttrain_chapter(read_run(assistant)).panels
+    assert [panel.title for panel in panels] == ["reward", "KL to the base, nats per token"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "title", "keys"),
+    [
+        ("sft", "loss of answers, nats per token", ("loss", "loss")),
+        ("dpo", "preference loss of a pair", ("loss", "loss")),
+        ("grpo", "share of answers that are right", ("accuracy", "accuracy")),
+    ],
+)
+def test_the_learning_curves_say_what_they_show(run_folder, stage, title, keys):
+    folder = become(run_folder, FACTS | {"stage": stage})
+    learning = posttrain_chapter(read_run(folder)).learning
+    assert (learning.title, learning.in_training, learning.in_validation) == (title, *keys)
+    page = page_of(folder).text
+    assert title in page or stage == "grpo"  # of which these rows have no accuracy
+    assert "right next token" not in page
 
 
 def test_the_page_says_what_changed_and_interprets_nothing_that_a_model_wrote(assistant):

@@ -9,8 +9,10 @@ from scratchlm.cli.console import duration, printable
 from scratchlm.cli.run_state import (
     BLOCKS,
     PLAIN_BLOCKS,
+    TELLING,
     Phase,
     RunState,
+    bits_per_byte,
     conversation,
     distance,
     figures,
@@ -137,11 +139,11 @@ class LiveView:
         if state.step is None:
             return []
         floor = state.valid.floor_loss if state.valid else None
-        curve = sparkline(state.losses, min(40, width - LABEL - 12), floor=floor, blocks=self._blocks)
-        lines = [
-            Text(""),
-            _line(("loss", ""), (f"{state.step.loss:<8.3f}", "bold"), (curve, "cyan"), width=width),
-        ]
+        lines = [Text("")]
+        leading = state.step.figures.get(state.leading)
+        if leading is not None:
+            lines.append(self._curve(TELLING[state.leading], leading, state.followed, width))
+        lines.append(self._curve("loss", state.step.loss, state.losses, width, floor=floor))
         if state.valid is not None:
             valid = state.valid
             best = ", the best so far" if valid.best else ""
@@ -149,7 +151,7 @@ class LiveView:
                 _line(
                     ("validation", ""),
                     (f"{valid.loss:<8.3f}", "bold"),
-                    (f"{valid.bits_per_byte:.3f} bits per byte at step {valid.step:,}{best}", "dim"),
+                    (f"{bits_per_byte(valid)} at step {valid.step:,}{best}", "dim"),
                     width=width,
                 )
             )
@@ -168,8 +170,9 @@ class LiveView:
                     )
                 )
         step = state.step
-        if step.figures:
-            lines.append(_line(("this step", ""), (numbers(step.figures), ""), width=width))
+        further = {name: value for name, value in step.figures.items() if name != state.leading}
+        if further:
+            lines.append(_line(("this step", ""), (numbers(further), ""), width=width))
         used = f", MFU {step.mfu:.0%}" if step.mfu is not None else ""
         speed = (
             f"{state.speed:,.0f} tokens/s{used}, learning rate {step.lr:.2g}, gradient {step.grad_norm:.2g}"
@@ -178,6 +181,13 @@ class LiveView:
         seen = f"{step.tokens:,} tokens, {step.epochs:.2f} epochs, {step.tokens // step.step:,} a step"
         lines.append(_line(("seen", ""), (seen, "dim"), width=width))
         return lines
+
+    def _curve(
+        self, name: str, last: float, values: list[float], width: int, floor: float | None = None
+    ) -> "Text":
+        """The last value and a curve of all."""
+        curve = sparkline(values, min(40, width - LABEL - 12), floor=floor, blocks=self._blocks)
+        return _line((name, ""), (f"{last:<8.3f}", "bold"), (curve, "cyan"), width=width)
 
     def _sample(self, width: int, height_above: int) -> "list[Text]":
         from rich.text import Text
@@ -223,8 +233,7 @@ class PlainView:
                 )
             case events.Validated():
                 away = distance(event)
-                bits = f"{event.bits_per_byte:.3f} bits per byte"
-                found = f"step {event.step}: validation loss {event.loss:.3f}, {bits}"
+                found = f"step {event.step}: validation loss {event.loss:.3f}, {bits_per_byte(event)}"
                 found += f", {numbers(event.figures)}" if event.figures else ""
                 return f"{found}, {away}" if away else found
             case events.Sampled():

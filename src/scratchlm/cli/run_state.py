@@ -15,6 +15,21 @@ BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 """Eighths of a character cell, from low to full."""
 PLAIN_BLOCKS = "_.-=+*#@"
 """The same where the terminal has only ASCII."""
+TELLING = {
+    "reward_mean": "reward",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "kl": "KL",
+    "entropy": "entropy",
+    "answer_tokens": "tokens an answer",
+    "base_loss": "base loss",
+    "flat_groups": "flat groups",
+}
+"""Figures that stand first -> their names in a line."""
+LEADING = ("reward_mean", "margin")
+"""Figures that say more of a step than its loss: a curve is drawn of the first that there is."""
+LINE = 72
+"""Characters that further figures may take; metrics.jsonl has all."""
 
 
 @dataclass
@@ -38,6 +53,10 @@ class RunState:
     message: str = ""
     step: events.StepEnded | None = None
     losses: list[float] = field(default_factory=list)
+    leading: str = ""
+    """Which further figure is followed beside the loss; "" where there is none."""
+    followed: list[float] = field(default_factory=list)
+    """Its values, as the losses."""
     stride: int = 1
     """Only every stride-th step's loss is kept."""
     speed: float = 0.0
@@ -97,10 +116,14 @@ class RunState:
         self.speed = (
             event.tokens_per_second if not self.speed else 0.9 * self.speed + 0.1 * event.tokens_per_second
         )
+        self.leading = self.leading or next((name for name in LEADING if name in event.figures), "")
         if event.step % self.stride == 0:
             self.losses.append(event.loss)
+            if self.leading in event.figures:
+                self.followed.append(event.figures[self.leading])
         if len(self.losses) > MAX_POINTS:
             self.losses, self.stride = self.losses[1::2], self.stride * 2
+            self.followed = self.followed[1::2]
 
 
 def sparkline(values: list[float], width: int, *, floor: float | None = None, blocks: str = BLOCKS) -> str:
@@ -135,8 +158,15 @@ def figures(summary: dict[str, Any]) -> str:
 
 
 def numbers(found: Mapping[str, float]) -> str:
-    """Further figures, in words. Example: {"token_accuracy": 0.5} -> "token accuracy 0.5"."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items())
+    """The most telling further figures, in words. Example: {"reward_mean": 0.5} -> "reward 0.5"."""
+    names = [*(name for name in TELLING if name in found), *(name for name in found if name not in TELLING)]
+    text = ""
+    for name in names:
+        words = f"{TELLING.get(name, name.replace('_', ' '))} {found[name]:.3g}"
+        if text and len(text) + 2 + len(words) > LINE:
+            break
+        text += f", {words}" if text else words
+    return text
 
 
 def conversation(sample: events.Sampled) -> str:
@@ -144,6 +174,11 @@ def conversation(sample: events.Sampled) -> str:
     if sample.text.startswith(sample.prompt):
         return sample.text
     return f"> {sample.prompt.strip()}\n{sample.text}"
+
+
+def bits_per_byte(valid: events.Validated) -> str:
+    """Bits per byte in words; where no text was predicted, what the loss is."""
+    return "not solved" if valid.bits_per_byte is None else f"{valid.bits_per_byte:.3f} bits per byte"
 
 
 def distance(valid: events.Validated) -> str:

@@ -77,9 +77,14 @@ class ModelSettings(Config):
     @classmethod
     def _read_older_runs(cls, given: Any) -> Any:
         """Take `implementation`, the name that `attention` had in runs of version 0.1."""
-        if isinstance(given, dict) and "implementation" in given and "attention" not in given:
-            return {"attention" if key == "implementation" else key: value for key, value in given.items()}
-        return given
+        # a run's settings are laid over the defaults: attention is there, and says nothing
+        if not isinstance(given, dict) or given.get("attention", "auto") != "auto":
+            return given
+        return {
+            "attention" if key == "implementation" else key: value
+            for key, value in given.items()
+            if key != "attention" or "implementation" not in given
+        }
 
     @model_validator(mode="before")
     @classmethod

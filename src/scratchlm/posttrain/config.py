@@ -197,9 +197,9 @@ class GrpoConfig(PosttrainConfig):
     kl: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the base in the loss; it is measured in any case."""
     valid_problems: int = Field(default=256, ge=1)
-    """Held-out problems, all solved at the end."""
-    eval_problems: int = Field(default=64, ge=1)
-    """How many of them are solved along the way."""
+    """Held-out problems, all solved before the first step and after the last."""
+    eval_problems: int | None = Field(default=None, ge=1)
+    """How many of them are solved along the way; None: all."""
     rows_at_once: int = Field(default=16, ge=1)
     """Answers whose log-probabilities are computed at once, where nothing is learnt."""
 
@@ -207,6 +207,15 @@ class GrpoConfig(PosttrainConfig):
     @classmethod
     def _none_is_a_name_here(cls, value: object) -> object:
         return "none" if value is None else value  # the command line takes the word none for nothing
+
+    @model_validator(mode="after")
+    def _no_more_than_all_are_solved_on_the_way(self) -> "GrpoConfig":
+        if (self.eval_problems or 0) > self.valid_problems:
+            raise ValueError(
+                f"eval_problems={self.eval_problems}: along the way some of the valid_problems="
+                f"{self.valid_problems} are solved; take fewer, or leave it out: all."
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_group_is_more_than_one(self) -> "GrpoConfig":

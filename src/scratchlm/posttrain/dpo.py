@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchlm import runtime
-from scratchlm.evaluate.likelihood import Likelihood, likelihood
+from scratchlm.evaluate.likelihood import likelihood
 from scratchlm.generate.engine import evaluating
 from scratchlm.loss import IGNORE
 from scratchlm.posttrain import PREFERENCES, STAGES, reference
@@ -187,7 +187,6 @@ class Dpo(Stage):
         text = likelihood(
             nats, tokens, max(1, round(self.valid_set.num_bytes * number / len(self.valid_pairs)))
         )
-        found = Likelihood(float(losses.mean()), text.perplexity, text.bits_per_byte, tokens, text.num_bytes)
         figures = {
             "accuracy": float(Rewards(chosen, rejected).accuracy),
             "likelier": float(likelier.mean()),
@@ -197,7 +196,7 @@ class Dpo(Stage):
             "chosen_loss": text.loss,
             "kl": divergence / positions,
         }
-        return Measured(found, figures)
+        return Measured(float(losses.mean()), text, figures)
 
     def questions(self) -> Sequence[Sequence[Message]]:
         """The first held-out prompts."""

@@ -22,7 +22,6 @@ policy_losses.py; expert iteration: Anthony et al. 2017, https://arxiv.org/abs/1
 """
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +36,6 @@ from scratchlm.checkpoint import CheckpointReader
 from scratchlm.data.loader import Batches
 from scratchlm.data.permutation import permute
 from scratchlm.distributed.engine import Engine
-from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.generate.engine import Engine as Writer
 from scratchlm.generate.engine import evaluating
 from scratchlm.generate.sampling import SamplingConfig
@@ -203,15 +201,16 @@ class Grpo(Stage):
     def held_out(self, examiner: Examiner, *, everything: bool) -> Measured:
         """Solve held-out problems, always taking the likeliest token; `loss` is the share not solved."""
         config = self.config
-        number = config.valid_problems if everything else min(config.valid_problems, config.eval_problems)
+        few = config.eval_problems or config.valid_problems
+        number = config.valid_problems if everything else few
         problems = self.exercise.problems(VALID_SEED, "valid", 0, number)
         sampling = SamplingConfig(temperature=0.0, max_new_tokens=config.rollout.max_new_tokens)
         drawn = self._draw(examiner.model, problems, sampling, group_size=1, seeds=[0] * number)
         correct = sum(attempt.verdict.correct for attempt in drawn.attempts) / number
         formatted = sum(attempt.verdict.formatted for attempt in drawn.attempts) / number
         length = sum(attempt.num_tokens for attempt in drawn.attempts) / number
-        found = Likelihood(1 - correct, math.exp(1 - correct), 0.0, number, 1)
-        return Measured(found, {"accuracy": correct, "formatted": formatted, "answer_tokens": length})
+        figures = {"accuracy": correct, "formatted": formatted, "answer_tokens": length}
+        return Measured(1 - correct, figures=figures)
 
     def questions(self) -> Sequence[Sequence[Message]]:
         """The first held-out problems."""

@@ -184,9 +184,8 @@ class Sft(Stage):
                 number += scored(targets)
         valid = self.valid_conversations
         num_bytes = round(valid.num_bytes * number / max(1, int(valid.mask.sum())))
-        return Measured(
-            likelihood(total, max(1, number), num_bytes), {"token_accuracy": right / max(1, number)}
-        )
+        text = likelihood(total, max(1, number), num_bytes)
+        return Measured(text.loss, text, {"token_accuracy": right / max(1, number)})
 
     def _held_out_rows(self, most: int | None) -> Iterator[Any]:
         """Held-out conversations as rows, until `most` tokens are read."""

@@ -112,7 +112,7 @@ class Stage(Aim):
 
     @abstractmethod
     def held_out(self, examiner: Examiner, *, everything: bool) -> Measured:
-        """Measure held-out items; the likelihood's `loss` decides which checkpoint is the best."""
+        """Measure held-out items; their `loss` decides which checkpoint is the best."""
 
     @abstractmethod
     def questions(self) -> Sequence[Sequence[Message]]:
@@ -199,13 +199,13 @@ class Stage(Aim):
 
     def measure(self, examiner: Examiner, *, everything: bool) -> Measured:
         """Measure held-out items and the base's text."""
-        found, figures = self.held_out(examiner, everything=everything)
-        figures = dict(figures)
+        found = self.held_out(examiner, everything=everything)
+        figures = dict(found.figures)
         if self.base_text is not None:
             figures["base_loss"] = self._on_base_text(examiner).loss
         self._last = {"loss": found.loss} | figures
         self._first = self._first or self._last
-        return Measured(found, figures)
+        return found._replace(figures=figures)
 
     def _on_base_text(self, examiner: Examiner) -> Likelihood:
         assert self.base_text is not None

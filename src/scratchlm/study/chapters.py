@@ -13,18 +13,6 @@ from scratchlm.config import validate
 from scratchlm.study import units
 from scratchlm.study.run_record import Row, RunRecord, number, section
 
-LEVELS = (
-    (0.9, "over 90 %"),
-    (0.5, "50-90 %"),
-    (0.2, "20-50 %"),
-    (0.05, "5-20 %"),
-    (0.0, "under 5 %"),
-)
-"""Lower edge of each band of token probabilities and its name in the legend, from expected to surprising."""
-
-MAX_SAMPLE_TOKENS = 1000
-"""Tokens of a sample that are shown."""
-
 
 class Headline(NamedTuple):
     """One big figure of the header."""
@@ -47,26 +35,21 @@ class Progress(NamedTuple):
     """Part of the way that is done, 0 to 1."""
 
 
-class Token(NamedTuple):
-    """One token of a sample."""
-
-    text: str
-    level: int
-    """Index into LEVELS."""
-    probability: str
-
-
-class Sample(NamedTuple):
-    """One text that the model wrote."""
+class Learning(NamedTuple):
+    """What the learning curves show."""
 
     title: str
-    detail: str
-    prompt: str
-    tokens: list[Token]
-    omitted: int
-    """Tokens that are not shown."""
-    consistency: str
-    """How many statements of the text agree with each other; empty where nobody counted."""
+    """With its unit."""
+    in_training: str
+    """Its key in rows of training."""
+    in_validation: str
+    """Its key in validation rows."""
+    last: str
+    """The last validation's value."""
+    about: str
+    """What it is, in a sentence or two."""
+    note: str
+    """What to know of the picture."""
 
 
 class TokenizerFacts(NamedTuple):
@@ -101,6 +84,20 @@ def loss_of(record: RunRecord) -> float | None:
         if value is not None:
             return value
     return number(record.valid[-1], "loss") if record.valid else None
+
+
+def learning_of(record: RunRecord) -> Learning:
+    """The loss of pretraining."""
+    return Learning(
+        "loss, nats per token",
+        "loss",
+        "loss",
+        units.decimal(loss_of(record)),
+        "The loss says how surprised the model is by the right next token: 0 would be certainty, and each "
+        "0.69 less means that the right token is twice as probable.",
+        "The very first steps, which start at pure guessing, lie above the picture. The faint line is the "
+        "training loss as it was measured, one batch at a time.",
+    )
 
 
 def headlines(record: RunRecord) -> list[Headline]:
@@ -193,68 +190,6 @@ def progress_of(record: RunRecord) -> Progress | None:
     if guessing <= floor:
         return None
     return Progress(guessing, loss, floor, min(1.0, max(0.0, (guessing - loss) / (guessing - floor))))
-
-
-def sample_views(record: RunRecord) -> list[Sample]:
-    """The first, the middle and the last sample (of each prompt, up to three prompts a step)."""
-    steps = sorted({row["step"] for row in record.samples})
-    if not steps:
-        return []
-    names = {steps[len(steps) // 2]: "In the middle", steps[0]: "First sample", steps[-1]: "Last sample"}
-    if len(steps) == 1:
-        names = {steps[0]: "Sample"}
-    return [
-        _sample(row, names[step], record)
-        for step in sorted(names)
-        for row in [row for row in record.samples if row["step"] == step][:3]
-    ]
-
-
-def _sample(row: Row, title: str, record: RunRecord) -> Sample:
-    details = [f"step {row['step']:,}"]
-    batch_tokens = number(section(record.config, "train"), "batch_tokens")
-    if batch_tokens:
-        details.append(f"{units.count(row['step'] * batch_tokens)} tokens seen")
-    pieces = row.get("tokens")
-    pieces = [piece for piece in pieces if isinstance(piece, Mapping)] if isinstance(pieces, list) else []
-    prompt = str(row.get("prompt") or "")
-    tokens = [_token(piece) for piece in pieces[:MAX_SAMPLE_TOKENS]]
-    if not tokens:
-        tokens = [Token(str(row.get("text") or "").removeprefix(prompt), 0, units.MISSING)]
-    chances = [
-        chance for piece in pieces if (chance := number(piece, "probability")) is not None and chance > 0
-    ]
-    if chances:
-        mean = math.exp(sum(math.log(chance) for chance in chances) / len(chances))
-        details.append(f"{units.percent(mean)} average probability of its tokens")
-    return Sample(
-        title,
-        " \N{MIDDLE DOT} ".join(details),
-        prompt,
-        tokens,
-        max(0, len(pieces) - MAX_SAMPLE_TOKENS),
-        _consistency(row),
-    )
-
-
-def _token(piece: Mapping[str, Any]) -> Token:
-    chance = number(piece, "probability")
-    text = str(piece.get("text") or "")
-    if chance is None or math.isnan(chance):
-        return Token(text, 0, units.MISSING)
-    level = next((index for index, (edge, _) in enumerate(LEVELS) if chance >= edge), len(LEVELS) - 1)
-    return Token(text, level, units.percent(chance))
-
-
-def _consistency(row: Row) -> str:
-    score = section(row, "consistency")
-    facts, consistent = number(score, "num_facts"), number(score, "num_consistent")
-    if facts is None or consistent is None:
-        return ""
-    if facts == 0:
-        return "It makes no statement that could be checked."
-    share = units.percent(consistent / facts)
-    return f"{consistent:.0f} of its {facts:.0f} checkable statements are consistent ({share})."
 
 
 def tokenizer_facts(record: RunRecord, *, num_longest: int = 16) -> TokenizerFacts:

@@ -82,8 +82,14 @@ def smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]
     return (_average(values) + _average(values[::-1])[::-1]) / 2
 
 
-def learning_curves(train: Curve, valid: Curve, floor: float | None, shape: Shape) -> str:
-    """Draw the loss on training batches and on the validation split over tokens, and the floor."""
+def learning_curves(
+    train: Curve,
+    valid: Curve,
+    floor: float | None,
+    shape: Shape,
+    title: str = "loss, nats per token",
+) -> str:
+    """Draw what training batches and the validation split have over tokens, and the floor."""
     figure, (axes,) = new_figure(shape, rows=1, columns=1, height={"wide": 3.5, "narrow": 2.9}[shape])
     train, valid = train.finite(), valid.finite()
     smoothed = Curve(train.tokens, smooth(train.values)).thinned()
@@ -112,8 +118,11 @@ def learning_curves(train: Curve, valid: Curve, floor: float | None, shape: Shap
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     axes.set_xlabel("tokens seen in training", color=MUTED)
-    style(axes, "loss, nats per token", num_ticks=6)
-    return to_svg(figure, f"learning-{shape}", "Training and validation loss over the number of tokens seen")
+    style(axes, title, num_ticks=6)
+    # below 0 there is only room for the floor's name
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value) if value >= 0 else "")
+    words = f"On training and on validation texts, over the number of tokens seen: {title}"
+    return to_svg(figure, f"learning-{shape}", words)
 
 
 def step_curves(panels: Sequence[Panel], shape: Shape) -> str:
@@ -126,7 +135,8 @@ def step_curves(panels: Sequence[Panel], shape: Shape) -> str:
     for axes, panel in zip(all_axes, panels, strict=True):
         curve = panel.curve.finite().thinned()
         axes.plot(curve.tokens, curve.values, color=ACCENT, linewidth=1.4)
-        axes.set_ylim(bottom=0, top=_robust_top(curve.values))
+        lowest = float(curve.values.min(initial=0.0))
+        axes.set_ylim(bottom=1.08 * lowest, top=_robust_top(curve.values))
         style(axes, panel.title, num_ticks=4)
     return to_svg(
         figure, f"steps-{shape}", ", ".join(panel.title for panel in panels) + " over the tokens seen"
@@ -196,8 +206,10 @@ def _robust_top(values: Float[np.ndarray, " points"]) -> float:
     """A little above nearly all values: one spike must not flatten the rest."""
     if not len(values):
         return 1.0
-    top = min(float(values.max()), 4 * float(np.quantile(values, 0.9)))
-    return 1.08 * top if top > 0 else 1.0
+    top, usual = float(values.max()), 4 * float(np.quantile(values, 0.9))
+    if top <= 0:
+        return 0.0 if values.min() < 0 else 1.0
+    return 1.08 * (min(top, usual) if usual > 0 else top)
 
 
 def new_figure(shape: Shape, *, rows: int, columns: int, height: float) -> "tuple[Figure, list[Axes]]":
@@ -230,10 +242,8 @@ def style(axes: "Axes", title: str, *, num_ticks: int) -> None:
 
 def _short(value: int | float) -> str:
     """What stands at a tick: 2_000_000 -> "2 M", 0.5 -> "0.5"."""
-    if value < 0:
-        return ""  # nothing that is drawn here can be negative: only room below a small floor
-    if value < 1000:
-        return f"{value:g}"
+    if abs(value) < 1000:
+        return f"{value:g}".replace("-", "\N{MINUS SIGN}")
     number, _, unit = units.count(value).partition(" ")
     return f"{float(number):g} {unit}" if unit else number
 

@@ -14,24 +14,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scratchlm.study import units
-from scratchlm.study.chapters import Command, Headline, shown
+from scratchlm.study.chapters import Command, Headline, Learning, loss_of, shown
 from scratchlm.study.plots import Curve, Panel
 from scratchlm.study.run_record import Row, RunRecord, column, number, section
 
 STAGES = {
     "sft": "Supervised fine-tuning",
+    "distill": "Distillation",
     "dpo": "Learning from preferences",
     "grpo": "Reinforcement learning",
 }
+ANSWERS = ("loss of answers", "nats per token of what the assistant says in held-out conversations")
 LOSSES = {
-    "sft": ("loss of answers", "nats per token of what the assistant says in held-out conversations"),
-    "dpo": ("preference loss", "of held-out pairs; 0.693 is a coin"),
+    "sft": ANSWERS,
+    "distill": ANSWERS,
+    "dpo": ("preference loss", "mean over held-out pairs; DPO's is ln 2 = 0.693 before the first step"),
     "grpo": ("wrong answers", "1 - accuracy, on held-out problems"),
 }
 """Stage -> name and meaning of what its validation minimises."""
 
 FIGURES = {
-    "accuracy": ("accuracy", "held-out items that come out right"),
+    "accuracy": ("accuracy", "held-out problems that are solved"),
     "likelier": ("better answer is likelier", "held-out pairs; to the model itself, without its base"),
     "token_accuracy": ("right next tokens", "of held-out answers, given what stands before"),
     "formatted": ("answers in the asked form", "right or wrong"),
@@ -45,21 +48,27 @@ FIGURES = {
 }
 """Key of a figure -> its name and what it means; in the order of the table."""
 
+PAIRS = "held-out pairs whose better answer is ahead, as the loss sees it"
+"""What accuracy means where preferences are learnt."""
+
 SHARES = ("accuracy", "likelier", "token_accuracy", "formatted")
 CURVES = {
     "reward_mean": "reward",
     "accuracy": "accuracy",
-    "margin": "margin",
-    "entropy": "entropy",
-    "kl": "KL to the base",
     "answer_tokens": "tokens per answer",
+    "entropy": "entropy, nats per token",
+    "kl": "KL to the base, nats per token",
+    "margin": "margin",
+    "reward_chosen": "reward of the better answer",
+    "reward_rejected": "reward of the worse answer",
+    "divergence": "divergence from the teacher",
 }
-"""Key of a training row -> title of its plot; at most `MOST_PANELS` are drawn, in this order."""
+"""Key of a training row -> title of its plot, in the order in which they are drawn."""
 
 TIED = "all tied"
 """Before a run from preferences nothing is ahead of anything: the model is its own reference."""
 BASE_TEXT = "perplexity on the base's text"
-MOST_PANELS = 4
+PANELS_IN_A_ROW = 3
 MOST_ANSWERS = 6
 """Questions of which the answers are shown."""
 
@@ -86,12 +95,12 @@ class PosttrainChapter(NamedTuple):
 
     title: str
     lead: str
-    loss: str
-    """What the loss of this stage is."""
+    learning: Learning
     headlines: list[Headline]
     """The figures of the header that take the places of loss and bits per byte."""
     changes: list[Change]
-    panels: list[Panel]
+    panels: list[list[Panel]]
+    """Small plots, row by row."""
     first_step: int
     last_step: int
     answers: list[Answers]
@@ -108,7 +117,7 @@ def posttrain_chapter(record: RunRecord) -> PosttrainChapter | None:
     return PosttrainChapter(
         STAGES[stage],
         _lead(facts),
-        LOSSES[stage][1],
+        _learning(stage, record),
         [_headline(change) for change in _most_telling(changes)],
         changes,
         _panels(record),
@@ -116,6 +125,24 @@ def posttrain_chapter(record: RunRecord) -> PosttrainChapter | None:
         steps[-1] if steps else 0,
         _answers(record.samples),
     )
+
+
+def _learning(stage: str, record: RunRecord) -> Learning:
+    """What the learning curves show: where rewards teach, what was solved, for a policy loss says nothing."""
+    name, meaning = LOSSES[stage]
+    about = f"The {name}, {meaning}."
+    note = "The faint line is what each step's batch had, one at a time."
+    if stage == "grpo":
+        last = next((number(row, "accuracy") for row in reversed(record.valid)), None)
+        about = "How many problems are solved: the right answers that rewards taught."
+        note += " Training answers are drawn by chance, held-out ones take the likeliest token each time."
+        title, solved = "share of answers that are right", units.percent(last)
+        return Learning(title, "accuracy", "accuracy", solved, about, note)
+    last = units.decimal(loss_of(record))
+    if stage == "dpo":
+        return Learning("preference loss of a pair", "loss", "loss", last, about, note)
+    key = "data_loss" if any("data_loss" in row for row in record.train) else "loss"
+    return Learning("loss of answers, nats per token", key, "loss", last, about, note)
 
 
 def _lead(facts: Row) -> str:
@@ -127,7 +154,7 @@ def _lead(facts: Row) -> str:
     adapter = str(facts.get("adapter", "full"))
     how = "all parameters" if adapter in ("full", "none") else f"an adapter ({adapter})"
     words += f"; {how}, {units.count(trained)} numbers, were trained" if trained is not None else ""
-    return words + (f" on {units.count(items)} items." if items is not None else ".")
+    return words + (f" on {items:,.0f} items." if items is not None else ".")
 
 
 def _changes(stage: str, before: Row, after: Row) -> list[Change]:
@@ -139,7 +166,8 @@ def _changes(stage: str, before: Row, after: Row) -> list[Change]:
             shown = [_shown(key, value) for value in values]
             if stage == "dpo" and key == "accuracy" and number(before, "margin") == 0:
                 shown[0] = TIED
-            rows.append(Change(name, meaning, *shown))
+            pairs = stage == "dpo" and key == "accuracy"
+            rows.append(Change(name, PAIRS if pairs else meaning, *shown))
     values = number(before, "base_loss"), number(after, "base_loss")
     if any(value is not None for value in values):
         shown = [units.decimal(None if value is None else _perplexity(value)) for value in values]
@@ -189,10 +217,12 @@ def _forgetting(before: float | None, after: float | None) -> str:
     return f"what it could before: {'+' if change >= 0 else ''}{100 * change:.1f} %"
 
 
-def _panels(record: RunRecord) -> list[Panel]:
+def _panels(record: RunRecord) -> list[list[Panel]]:
     tokens = column(record.train, "tokens")
     panels = [Panel(title, Curve(tokens, column(record.train, key))) for key, title in CURVES.items()]
-    return [panel for panel in panels if len(panel.curve.finite().tokens) > 1][:MOST_PANELS]
+    drawn = [panel for panel in panels if len(panel.curve.finite().tokens) > 1]
+    rows = -(-len(drawn) // PANELS_IN_A_ROW)
+    return [drawn[len(drawn) * row // rows : len(drawn) * (row + 1) // rows] for row in range(rows)]
 
 
 def _answers(samples: list[Row]) -> list[Answers]:

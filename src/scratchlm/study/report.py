@@ -19,6 +19,7 @@ from scratchlm.study import chapters, pages, plots, units
 from scratchlm.study.posttrain_chapter import PosttrainChapter, posttrain_chapter, posttrain_commands
 from scratchlm.study.reference_chapter import ReferenceChapter, reference_chapter
 from scratchlm.study.run_record import Row, RunRecord, column, number, read_run, section
+from scratchlm.study.sample_chapter import LEVELS, sample_views
 
 if TYPE_CHECKING:
     from scratchlm.study.visualize.page import Chapters
@@ -65,23 +66,24 @@ def _values(record: RunRecord) -> dict[str, Any]:
     facts = chapters.tokenizer_facts(record)
     floor = number(record.summary, "floor_loss")
     reference, posttrain = reference_chapter(record), posttrain_chapter(record)
+    learning = posttrain.learning if posttrain else chapters.learning_of(record)
     return {
         "record": record,
         "lead": _lead(record, posttrain),
         "headlines": _headlines(record, posttrain),
         "progress": chapters.progress_of(record),
-        "loss": chapters.loss_of(record),
         "floor": floor,
         "perplexity": None if posttrain else number(record.summary, "perplexity"),
-        "learning_plots": _learning_plots(record, floor),
+        "learning": learning,
+        "learning_plots": _learning_plots(record, floor, learning),
         "step_plots": _step_plots(record),
         "posttrain": posttrain,
-        "posttrain_plots": _panels(posttrain.panels) if posttrain else [],
+        "posttrain_plots": [plot for row in posttrain.panels for plot in _panels(row)] if posttrain else [],
         "reference": reference,
         "reference_plots": _reference_plots(reference),
         "num_diverged": _num_not_finite(record.train) + _num_not_finite(record.valid),
-        "levels": [name for _, name in chapters.LEVELS],
-        "samples": chapters.sample_views(record),
+        "levels": [name for _, name in LEVELS],
+        "samples": sample_views(record),
         "tokenizer": section(record.summary, "tokenizer"),
         "facts": facts,
         "length_plots": _both(lambda shape: plots.length_bars(facts.lengths, shape)) if facts.lengths else [],
@@ -97,7 +99,12 @@ def _values(record: RunRecord) -> dict[str, Any]:
 def _headlines(record: RunRecord, posttrain: PosttrainChapter | None) -> list[chapters.Headline]:
     """The header's figures: what post-training changed stands before what it cost."""
     found = chapters.headlines(record)
-    return found if posttrain is None else [*posttrain.headlines, *found[2:]]
+    if posttrain is None:
+        return found
+    speed, seconds = found[2:]
+    tokens = number(record.summary, "tokens")
+    read = "" if tokens is None else f"{units.count(tokens)} tokens went through the model in training."
+    return [*posttrain.headlines, speed, seconds._replace(explanation=read)]
 
 
 def _lead(record: RunRecord, posttrain: PosttrainChapter | None) -> str:
@@ -131,11 +138,11 @@ def _curve(rows: list[Row], key: str) -> plots.Curve:
     return plots.Curve(column(rows, "tokens"), column(rows, key))
 
 
-def _learning_plots(record: RunRecord, floor: float | None) -> list[Any]:
-    train, valid = _curve(record.train, "loss"), _curve(record.valid, "loss")
+def _learning_plots(record: RunRecord, floor: float | None, learning: chapters.Learning) -> list[Any]:
+    train, valid = _curve(record.train, learning.in_training), _curve(record.valid, learning.in_validation)
     if not len(train.finite().tokens) and not len(valid.finite().tokens):
         return []
-    return _both(lambda shape: plots.learning_curves(train, valid, floor, shape))
+    return _both(lambda shape: plots.learning_curves(train, valid, floor, shape, learning.title))
 
 
 def _step_plots(record: RunRecord) -> list[Any]:

@@ -41,8 +41,10 @@ Groups = dict[str, dict[str, Tensor | Piece]]
 class Measured(NamedTuple):
     """What a validation found."""
 
-    likelihood: Likelihood
-    """Its loss decides which checkpoint is the best."""
+    loss: float
+    """Decides which checkpoint is the best: the lower, the better."""
+    likelihood: Likelihood | None = None
+    """How well held-out text was predicted; None where none was."""
     figures: dict[str, float] = {}  # noqa: RUF012 - a NamedTuple's default is never changed
     """Further numbers for the record."""
 
@@ -176,7 +178,7 @@ class Pretraining(Aim):
             documents=train.document_mask,
             processes=examiner.engine.processes,
         )
-        return Measured(found)
+        return Measured(found.loss, found)
 
     def write(self, examiner: "Examiner", model: torch.nn.Module) -> Iterator[Written]:
         """Continue the run's prompt."""

@@ -61,11 +61,12 @@ class StepEnded:
 
 @dataclass(frozen=True)
 class Validated:
-    """The validation split was measured. Losses are in nats per token."""
+    """The validation split was measured. Losses are in nats per token, or what post-training minimises."""
 
     step: int
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where no text was predicted: then `loss` is the share of problems that were not solved."""
     floor_loss: float | None
     best: bool
     figures: dict[str, float] = field(default_factory=dict)

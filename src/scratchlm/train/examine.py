@@ -21,7 +21,6 @@ from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.engine import Engine
 from scratchlm.distributed.process import Processes
-from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.optim.ema import EMA
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.train.config import RunConfig
@@ -31,7 +30,7 @@ from scratchlm.train.snapshot import Progress
 from scratchlm.train.statistics import Statistics
 
 if TYPE_CHECKING:
-    from scratchlm.train.aim import Aim
+    from scratchlm.train.aim import Aim, Measured
 
 
 class Floor(NamedTuple):
@@ -92,20 +91,21 @@ class Examiner:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def validate(self, progress: Progress, processes: Processes, *, everything: bool) -> Likelihood:
+    def validate(self, progress: Progress, processes: Processes, *, everything: bool) -> "Measured":
         """Measure the validation split, or `eval_tokens` of it, together; `progress` keeps the best loss."""
         step = progress.done_steps
         with self._averaged():
-            found, figures = self.aim.measure(self, everything=everything)
+            found = self.aim.measure(self, everything=everything)
         best = found.loss < progress.best_loss
         if best:
             progress.best_loss = found.loss
         tokens = self.aim.tokens(self.config, step).so_far
         row = {"kind": "valid", "step": step, "tokens": tokens, "loss": found.loss}
-        row |= {"bits_per_byte": found.bits_per_byte, "seconds": progress.training_seconds}
-        self.record.add(row | figures)
+        bits = found.likelihood.bits_per_byte if found.likelihood else None
+        row |= {} if bits is None else {"bits_per_byte": bits}
+        self.record.add(row | {"seconds": progress.training_seconds} | found.figures)
         floor = self.floor.loss if self.floor else None
-        self.record.tell(Validated(step, found.loss, found.bits_per_byte, floor, best, figures))
+        self.record.tell(Validated(step, found.loss, bits, floor, best, found.figures))
         return found
 
     def sample(self, step: int) -> None:

@@ -26,11 +26,10 @@ from scratchlm.checkpoint import (
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.process import Processes
-from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.optim.ema import EMA
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.train import build, snapshot
-from scratchlm.train.aim import Aim, Pretraining
+from scratchlm.train.aim import Aim, Measured, Pretraining
 from scratchlm.train.config import RunConfig
 from scratchlm.train.events import OnEvent, Saved
 from scratchlm.train.examine import Examiner, Floor
@@ -247,10 +246,10 @@ class Session:
         self._validate(everything=True)
         self._sample()
 
-    def _validate(self, *, everything: bool) -> Likelihood:
+    def _validate(self, *, everything: bool) -> Measured:
         return self.examiner.validate(self.progress, self.processes, everything=everything)
 
-    def _is_best(self, found: Likelihood) -> bool:
+    def _is_best(self, found: Measured) -> bool:
         """Whether this step's checkpoint shall be the best validated one; if so, it has to be saved."""
         train, step = self.config.train, self.progress.done_steps
         # early on nearly every validation is the best so far: such a run need not save at each

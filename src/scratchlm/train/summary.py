@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.hardware import mfu
 from scratchlm.kernels import KERNELS, choose
 from scratchlm.model import accounting
 from scratchlm.tokenizer import Tokenizer
+from scratchlm.train.aim import Measured
 
 if TYPE_CHECKING:
     from scratchlm.train.session import Session
@@ -18,10 +18,10 @@ LONGEST = 20
 """How many of the vocabulary's longest entries are shown."""
 
 
-def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> dict[str, Any]:
+def summarise(session: "Session", final: Measured, *, stopped_early: bool) -> dict[str, Any]:
     """Everything that tables and reports show of a run."""
     config, floor, progress = session.config, session.floor, session.progress
-    guard, plan = session.trainer.guard, session.plan
+    guard, plan, likelihood = session.trainer.guard, session.plan, final.likelihood
     kernels = kernels_used(config.model.attention, session.device)
     tokens = session.aim.tokens(config, progress.done_steps).so_far
     parameters = accounting.num_parameters(config.model.with_vocabulary(session.tokenizer.vocab_size))
@@ -38,8 +38,8 @@ def summarise(session: "Session", final: Likelihood, *, stopped_early: bool) -> 
         "tokens_per_parameter": tokens / parameters,
         "valid_loss": final.loss,
         "best_valid_loss": best,
-        "perplexity": final.perplexity,
-        "bits_per_byte": final.bits_per_byte,
+        "perplexity": likelihood.perplexity if likelihood else None,
+        "bits_per_byte": likelihood.bits_per_byte if likelihood else None,
         "floor_loss": floor.loss if floor else None,
         "floor_bits_per_byte": floor.bits_per_byte if floor else None,
         "seconds": progress.training_seconds,

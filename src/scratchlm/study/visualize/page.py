@@ -22,8 +22,8 @@ from torch import Tensor
 from scratchlm.data.shards import TokenDataset
 from scratchlm.runtime import write_text_atomically
 from scratchlm.study import pages, units
-from scratchlm.study.chapters import LEVELS
 from scratchlm.study.drawing import standalone
+from scratchlm.study.sample_chapter import LEVELS
 from scratchlm.study.visualize import embeddings, figures, split
 from scratchlm.study.visualize.lens import Depth, logit_lens
 from scratchlm.study.visualize.passes import TextPass, likeliest, looks_back, loss_of, pass_text, token_text
