@@ -70,3 +70,5 @@ def test_pairs_of_stories_are_preferences():
 def test_no_pairs_are_refused():
     with pytest.raises(ValueError, match="both must be at least 1"):
         PREFERENCES.build("story_pairs", num=0)
+    with pytest.raises(ValueError, match="mistakes=0: must be from 1 to 6"):
+        PREFERENCES.build("story_pairs", mistakes=0)

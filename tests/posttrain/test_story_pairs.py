@@ -58,6 +58,13 @@ def test_many_kinds_of_facts_are_contradicted(pairs):
     assert any("appears, but the children are" in pair.mistake for pair in pairs)
 
 
+def test_several_mistakes_are_as_many_contradictions_in_the_same_story(pairs):
+    for index in range(10):
+        several = story_pair(3, "train", index, mistakes=4)
+        assert several.chosen == pairs[index].chosen
+        assert len(check_consistency(several.rejected).mistakes) == 4
+
+
 def test_pairs_are_held_out_with_the_wishes(pairs):
     for split in ("train", "valid"):
         for index in range(10):

@@ -18,6 +18,9 @@ from scratchlm.posttrain.tasks.story_pairs import story_pair
 NUM_VALID = 100
 """Held-out problems of each exercise: their share of right ones is known to 5 points (one standard error)."""
 
+MOST_MISTAKES = 6
+"""Contradictions in a story: nearly every story has room for so many."""
+
 
 @INSTRUCTIONS.register("exercises")
 class ExerciseInstructions(Instructions):
@@ -64,24 +67,29 @@ class ExerciseInstructions(Instructions):
 class StoryPairs(Preferences):
     """A wish with a consistent story and the same story with a contradiction."""
 
-    def __init__(self, *, num: int = 1000, num_valid: int = NUM_VALID, data_seed: int = 1) -> None:
+    def __init__(
+        self, *, num: int = 1000, num_valid: int = NUM_VALID, data_seed: int = 1, mistakes: int = 1
+    ) -> None:
         """Choose how many.
 
         Args:
             num: Training pairs.
             num_valid: Held-out pairs.
             data_seed: Which pairs, of endlessly many.
+            mistakes: Mentions that contradict the story in the worse answer, 1 to 6: more are easier to tell.
 
         Raises:
-            ValueError: A number is below 1.
+            ValueError: A number is out of range.
         """
         if min(num, num_valid) < 1:
             raise ValueError(f"data: num={num}, num_valid={num_valid}: both must be at least 1.")
-        self.num, self.num_valid, self.data_seed = num, num_valid, data_seed
+        if not 1 <= mistakes <= MOST_MISTAKES:
+            raise ValueError(f"data: mistakes={mistakes}: must be from 1 to {MOST_MISTAKES}.")
+        self.num, self.num_valid, self.data_seed, self.mistakes = num, num_valid, data_seed, mistakes
 
     def read(self, split: Split, *, share: float, seed: int) -> Iterator[Pair]:
         """Yield the pairs in order; the held-out ones are always the same."""
         for index in range(self.num if split == "train" else self.num_valid):
-            pair = story_pair(self.data_seed, split, index)
+            pair = story_pair(self.data_seed, split, index, mistakes=self.mistakes)
             prompt = ({"role": "user", "content": pair.prompt},)
             yield Pair(prompt, pair.chosen, pair.rejected, f"story_pairs {split} {index}")

@@ -7,6 +7,7 @@ r"""A wish and two stories that follow it: one consistent, in the other a fact c
 The two differ in one mention of one thing: the same letters before, the same after. So length says nothing
 about which is better, nor do the words: only who remembers what stood before can tell. What changes is a
 name, what the hero is, or a thing of the plot, and the scorer of the stories confirms each contradiction.
+With several mistakes several mentions change, of one thing or of several: easier to tell apart.
 
 Source: our own; pairs that differ in one place: BLiMP, Warstadt et al. 2020, https://arxiv.org/abs/1912.00582.
 """
@@ -34,33 +35,38 @@ class StoryPair(NamedTuple):
     chosen: str
     rejected: str
     mistake: str
-    """The contradiction in words."""
+    """The first contradiction in words."""
 
 
-def story_pair(seed: int, split: Split, index: int) -> StoryPair:
-    """Return pair number `index` of a split; the same arguments give the same pair."""
+def story_pair(seed: int, split: Split, index: int, *, mistakes: int = 1) -> StoryPair:
+    """Return pair number `index` of a split, with so many mistakes; the same arguments give the same pair."""
     for attempt in itertools.count():
         generator = random.Random(f"story_pair:{seed}:{split}:{index}:{attempt}")
         wish, story, plot, *values = parts(thread_grammar(), generator)
         if side(f"wish:{wish.partition(' about ')[2]}") != split:
             continue
         words = dict(zip(CHILDREN + THREADS[plot], values, strict=True))
-        found = contradict(story, words, generator)
-        if found is not None:
-            return StoryPair(wish, story, *found)
+        changed: str | None = story
+        for known in range(mistakes):
+            changed = contradict(changed, words, generator, known=known)
+            if changed is None:
+                break
+        else:
+            return StoryPair(wish, story, changed, check_consistency(changed).mistakes[0])
     raise AssertionError("unreachable")
 
 
-def contradict(story: str, words: dict[str, str], generator: random.Random) -> tuple[str, str] | None:
+def contradict(story: str, words: dict[str, str], generator: random.Random, *, known: int = 0) -> str | None:
     """Change one later mention of one word into another of its kind, so that the scorer sees it.
 
     Args:
-        story: A consistent story.
+        story: A story.
         words: Variable -> its word in this story.
         generator: Where the choices come from.
+        known: Contradictions that it has already; the scorer must see more after the change.
 
     Returns:
-        The changed story and the contradiction in words; None if no change was found.
+        The changed story; None if no change was found.
     """
     for _ in range(TRIES):
         variable = generator.choice(sorted(words))
@@ -76,9 +82,8 @@ def contradict(story: str, words: dict[str, str], generator: random.Random) -> t
         start, stop = generator.choice(later)
         other = generator.choice(others).text
         changed = f"{story[:start]}{other}{story[stop:]}"
-        mistakes = check_consistency(changed).mistakes
-        if mistakes and other not in story:
-            return changed, mistakes[0]
+        if len(check_consistency(changed).mistakes) > known and other not in story:
+            return changed
     return None
 
 
