@@ -28,6 +28,14 @@ def test_thinned_curve_is_short_and_covers_all_points(num_points):
         assert thinned.tokens[0] == (min(group, num_points) - 1) / 2
 
 
+@pytest.mark.parametrize(
+    ("values", "top"),
+    [([1.0] * 99 + [1000.0], 4.32), ([-3.0, -1.0], 0.0), ([-1.0, -1.0, 0.5], 0.54), ([0.0], 1.0)],
+)
+def test_a_small_plot_ends_above_nearly_all_values(values, top):
+    assert plots._robust_top(np.array(values)) == pytest.approx(top)
+
+
 def test_colours_are_variables_of_the_page():
     curve = plots.Curve(np.arange(10.0), np.linspace(5.0, 1.0, 10))
     for shape in ("wide", "narrow"):
