@@ -274,3 +274,14 @@ class TestStoryOpenings:
     )
     def test_words_without_the_sentence_are_none(self, text):
         assert StoryOpenings().check(text, "Mia, an honest fox near the old mill.") == (False, False)
+
+
+def test_questions_about_the_children_are_short_and_only_about_them():
+    problems = StoryQuestions(about="children").problems(3, "train", 0, 30)
+    asked = [problem.prompt.splitlines()[-1] for problem in problems]
+    assert all(question.startswith(("Who is the friend of", "What is")) for question in asked)
+    others = StoryQuestions().problems(3, "train", 0, 30)
+    short, long = (sum(len(problem.prompt) for problem in some) for some in (problems, others))
+    assert short < 0.9 * long
+    with pytest.raises(ValueError, match=r"data\.about"):
+        EXERCISES.check("story_questions", {"about": "places"}, where="data")

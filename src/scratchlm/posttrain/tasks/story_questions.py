@@ -9,10 +9,11 @@ Answering", https://arxiv.org/abs/1502.05698.
 """
 
 import random
+from typing import Literal
 
 from scratchlm.posttrain.tasks import EXERCISES
 from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict
-from scratchlm.posttrain.tasks.story_rules import parts, question_grammar
+from scratchlm.posttrain.tasks.story_rules import CHILDREN_ASKED, parts, question_grammar
 
 MOST_CHARACTERS = 60
 """No answer is longer: what is longer has not the form of one."""
@@ -22,9 +23,18 @@ MOST_CHARACTERS = 60
 class StoryQuestions(Exercise):
     """Questions about the beginning of a story."""
 
+    def __init__(self, *, about: Literal["all", "children"] = "all") -> None:
+        """Choose what is asked.
+
+        Args:
+            about: all: places, things, deeds and children; children: only who they are and what they are
+                like, about a beginning of two or three sentences.
+        """
+        self.beginning = CHILDREN_ASKED if about == "children" else ""
+
     def draw(self, generator: random.Random) -> tuple[Problem, str]:
         """Return a story's beginning with a question; a story is on one side with all its questions."""
-        story, question, answer = parts(question_grammar(), generator)
+        story, question, answer = parts(question_grammar(self.beginning), generator)
         return Problem(f"{story}\n{question}", answer, answer), f"story:{story}"
 
     def check(self, response: str, answer: str) -> Verdict:

@@ -106,10 +106,15 @@ CHILDREN = ("hero", "friend", "kind", "trait")
 _PLOT = re.compile(r"(?P<weight>\d)\| (?P<body><(?P<plot>\w+)_start>.*)")
 
 
+CHILDREN_ASKED = "<open> <about> <meet>"
+"""The beginning that is only about the children; it is in QUESTIONS."""
+
+
 @functools.cache
-def question_grammar() -> Grammar:
-    """Return the grammar of "story<tab>question<tab>answer"."""
-    options = tuple(f"{story}\t{asked}" for story, found in QUESTIONS.items() for asked in found)
+def question_grammar(beginning: str = "") -> Grammar:
+    """Return the grammar of "story<tab>question<tab>answer", of all beginnings or of one."""
+    chosen = {beginning: QUESTIONS[beginning]} if beginning else QUESTIONS
+    options = tuple(f"{story}\t{asked}" for story, found in chosen.items() for asked in found)
     return Grammar(FRAME | PLOTS | {"story": options}, variables())
 
 
