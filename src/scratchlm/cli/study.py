@@ -107,7 +107,11 @@ def show(study: Name, settings: Settings = None, scale: Scale = Size.cpu, plugin
     if read.rows is not None:
         out().print(f"Batch sizes end there: {batch_sizes(read).end}")
     runs = len(found) * len(read.seeds)
-    total = sum(need.seconds or 0.0 for _, _, need in found) * len(read.seeds)
+    known = [need.seconds for _, _, need in found if need.seconds is not None]
+    if not known:
+        out().print(f"{runs} runs; how long they take is known when the first has ended.")
+        return
+    total = sum(known) * len(read.seeds)
     seeds = f"seed {read.seeds[0]}" if len(read.seeds) == 1 else f"seeds {', '.join(map(str, read.seeds))}"
     out().print(
         f"{runs} runs ({seeds}): about {duration(total)} of training one after the other, by formula; "
