@@ -100,6 +100,9 @@ class SftConfig(PosttrainConfig):
     """Share of the conversations that is held out where the data has no split of its own."""
     neftune_alpha: float = Field(default=0.0, ge=0)
     """Size of the noise on the embeddings while training (NEFTune); 5 is usual, 0 switches it off."""
+    base_documents: int = Field(default=0, ge=0)
+    """Documents of the base run's training text that are learned beside the conversations, each once an
+    epoch as they are: less is forgotten."""
 
     @property
     def items_per_step(self) -> int:

@@ -36,7 +36,7 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "posttrain"
 """The recipes that ship with the package."""
 MEANING = (
     *("base", "checkpoint", "seed", "chat", "context_length", "adapter", "data", "rows", "too_long"),
-    *("prompts_per_step", "group_size", "steps_per_rollout", "passes"),
+    *("base_documents", "prompts_per_step", "group_size", "steps_per_rollout", "passes"),
 )
 """Settings that decide what the weights are or what a step reads: a run never goes on with others."""
 

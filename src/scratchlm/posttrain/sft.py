@@ -37,6 +37,7 @@ from scratchlm.posttrain.packing import (
     make_rows,
     write_all,
 )
+from scratchlm.posttrain.replay import base_documents
 from scratchlm.posttrain.stage import Counted, Message, Stage
 from scratchlm.train.aim import Measured
 from scratchlm.train.events import Message as Note
@@ -138,6 +139,9 @@ class Sft(Stage):
             learn=config.learn,
         )
         on_event(Note(f"{name}: {found.describe()}."))
+        if name == "train" and config.base_documents:
+            found = self._with_base_text(found)
+            on_event(Note(f"with documents of the base's text: {found.describe()}."))
         if any(dropped):
             on_event(
                 Note(
@@ -146,6 +150,19 @@ class Sft(Stage):
                 )
             )
         return found
+
+    def _with_base_text(self, found: ConversationSet) -> ConversationSet:
+        """The conversations, and documents of the base behind them."""
+        config = self.config
+        documents = base_documents(
+            config.base,
+            self.folder.path,
+            number=config.base_documents,
+            max_tokens=self.max_tokens,
+            first_id=self.base.tokenizer.end_of_text_id,
+            seed=config.seed,
+        )
+        return ConversationSet([*(found.take(number) for number in range(len(found))), *documents])
 
     @property
     def arrangement(self) -> Arrangement:
