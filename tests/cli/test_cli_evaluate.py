@@ -57,9 +57,14 @@ def test_a_conversation_and_a_named_file(cli, finished_run, files):
         (["--tasks", "copa", "--data", ".", "--shots", 12], "holds no question to ask besides 12 to show"),
         (["--tasks", "blimp", "--data", ".", "--chat"], "blimp: compares texts and asks nothing"),
         (["--tasks", ","], "--tasks: names none; there are answers, arc_challenge"),
-        (["--tasks", "copa", "stories"], "a text goes not together with --tasks NAME"),
-        (["--tasks", "copa", "--max-tokens", 5], "--max-tokens goes not together with --tasks NAME"),
-        (["--limit", 5], "--limit goes only together with --tasks NAME"),
+        (["--tasks", "copa", "stories"], "a text goes together with neither --tasks nor --against"),
+        (
+            ["--tasks", "copa", "--max-tokens", 5],
+            "goes together with neither --tasks nor --against",
+        ),
+        (["--limit", 5], "--limit goes together with --tasks NAME or --against RUN"),
+        (["--judge", "x", "--tasks", "copa"], "--judge goes together with --against RUN"),
+        (["--against", "base"], "was post-trained, so nobody knows questions; name a file"),
     ],
 )
 def test_mistakes_are_one_line(cli, finished_run, files, words, message):

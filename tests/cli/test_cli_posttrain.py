@@ -32,7 +32,7 @@ def recipe(finished_run, cli):
 
 
 def test_a_base_becomes_an_assistant_that_every_command_takes(cli, recipe):
-    made = cli("sft", recipe, "conversations_per_step=4", "--folder", "talk")
+    made = cli("sft", recipe, "conversations_per_step=4", "valid_share=0.2", "--folder", "talk")
     assert made.code == 0, made.err
     assert "all " in made.out
     assert "parameters are trained" in made.out
@@ -45,10 +45,17 @@ def test_a_base_becomes_an_assistant_that_every_command_takes(cli, recipe):
         ("evaluate", "talk", "--max-tokens", "200"),
         ("export", "hf", "talk", "elsewhere"),
         ("checkpoint", "list", "talk"),
+        ("evaluate", "talk", "--against", "base", "--limit", "2", "--save", "said.json"),
+        ("report", "talk"),
     ):
         found = cli(*words)
         assert found.code == 0, (words, found.err)
-    done = cli("sft", recipe, "--folder", "talk", "--restartable")
+    (row,) = json.loads(Path("talk/win_rate.json").read_text(encoding="utf-8"))
+    assert (row["against"], row["judges"], row["questions"]) == ("base", ["both"], 2)
+    said = json.loads(Path("said.json").read_text(encoding="utf-8"))["answers"]
+    assert [one["question"][:4] for one in said] == ["Say ", "Say "]
+    assert "Against another model" in Path("talk/report.html").read_text(encoding="utf-8")
+    done = cli("sft", recipe, "valid_share=0.2", "--folder", "talk", "--restartable")
     assert (done.code, done.err) == (0, "")
 
 

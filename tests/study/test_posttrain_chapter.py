@@ -8,7 +8,7 @@ from synthetic_run import SUMMARY, write_rows
 from test_report import page_of
 
 from scratchlm.study import units
-from scratchlm.study.posttrain_chapter import posttrain_chapter
+from scratchlm.study.posttrain_chapter import DUELS, posttrain_chapter
 from scratchlm.study.run_record import read_run
 
 FACTS = {
@@ -93,6 +93,21 @@ def test_the_first_and_the_last_answers_to_each_question_are_shown(assistant):
     assert [answers.question for answers in chapter.answers] == ["What is 2 + 3?", "Where is the kite?"]
     assert chapter.answers[1].before.startswith("answer 0")
     assert chapter.answers[1].after.startswith("answer 8")
+
+
+def test_comparisons_with_others_are_shown_and_broken_ones_cost_nothing(assistant):
+    estimate = {"value": 0.625, "low": 0.5, "high": 0.75}
+    row = {"against": "base", "judges": ["both"], "questions": 1200, "wins": estimate, "controlled": estimate}
+    path = assistant / DUELS
+    path.write_text(json.dumps([row, "?", {"against": 3, "judges": 7}]), encoding="utf-8")
+    duels = posttrain_chapter(read_run(assistant)).duels
+    assert duels[0][:2] == ("what it began with", "both")
+    assert duels[0].questions == "1,200"
+    assert duels[0].controlled == f"{units.percent(0.625)} ({units.percent(0.5)} to {units.percent(0.75)})"
+    assert duels[1].against == "3"
+    assert "if both were as long" in page_of(assistant).text
+    path.write_text("{", encoding="utf-8")
+    assert posttrain_chapter(read_run(assistant)).duels == []
 
 
 def test_only_figures_that_were_recorded_are_drawn(assistant):

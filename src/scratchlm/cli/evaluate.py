@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scratchlm.train.folder import LoadedRun
 
 TASKS_PANEL = "Questions"
+AGAINST_PANEL = "Answers against another model's"
 
 
 def evaluate(
@@ -68,6 +69,28 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE.json", help="Write each single answer, too.", rich_help_panel=TASKS_PANEL),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Whose answers are better? `base`: what the run began with.",
+            rich_help_panel=AGAINST_PANEL,
+        ),
+    ] = None,
+    judge: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN", help="Judges by log-probability; else both do.", rich_help_panel=AGAINST_PANEL
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines or lines of text; else what the run's data held out.",
+            rich_help_panel=AGAINST_PANEL,
+        ),
+    ] = None,
     checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,
@@ -76,10 +99,20 @@ def evaluate(
     from scratchlm.train.folder import load_run
 
     load_plugins(plugin)
-    of_tasks = {"data": data, "limit": limit, "shots": shots, "chat": chat, "json": as_json, "save": save}
-    _check_options(tasks, {"source": source, "max-tokens": max_tokens, "rows": rows}, of_tasks)
+    given = {
+        "texts": {"source": source, "max-tokens": max_tokens, "rows": rows},
+        "tasks": {"tasks": tasks, "data": data, "shots": shots, "chat": chat},
+        "against": {"against": against, "judge": judge, "questions": questions},
+        "tasks or against": {"limit": limit, "json": as_json, "save": save},
+    }
+    _check_options("tasks" if tasks is not None else "texts" if against is None else "against", given)
     run = load_run(folder, device=device, checkpoint=checkpoint, context_length=context_length)
-    if tasks is not None:
+    if against is not None:
+        from scratchlm.cli.evaluate_against import AgainstOptions, evaluate_against
+
+        options = (against, judge or (), questions, limit, device, checkpoint, as_json, save)
+        evaluate_against(run, AgainstOptions(*options))
+    elif tasks is not None:
         from scratchlm.cli.evaluate_tasks import TaskOptions, evaluate_tasks
 
         evaluate_tasks(run, TaskOptions(tasks, data, limit, shots, seed, chat, as_json, save))
@@ -87,15 +120,19 @@ def evaluate(
         _evaluate_text(run, source, split, max_tokens=max_tokens, rows=rows, context_length=context_length)
 
 
-def _check_options(tasks: list[str] | None, of_texts: dict[str, object], of_tasks: dict[str, object]) -> None:
-    """Refuse options that would be ignored."""
-    for name, value in (of_tasks if tasks is None else of_texts).items():
-        if value not in (None, False, []):
-            what = "a text" if name == "source" else f"--{name}"
-            raise ValueError(
-                f"evaluate: {what} goes {'only together with' if tasks is None else 'not together with'} "
-                "--tasks NAME."
-            )
+def _check_options(purpose: str, given: dict[str, dict[str, object]]) -> None:
+    """Refuse options that would be ignored: those of other purposes than the one that was chosen."""
+    needed = {
+        "texts": "neither --tasks nor --against",
+        "tasks": "--tasks NAME",
+        "against": "--against RUN",
+        "tasks or against": "--tasks NAME or --against RUN",
+    }
+    for owner, options in given.items():
+        for name, value in options.items():
+            if purpose not in owner and value not in (None, False, []):
+                what = "a text" if name == "source" else f"--{name}"
+                raise ValueError(f"evaluate: {what} goes together with {needed[owner]}.")
 
 
 def _evaluate_text(

@@ -37,11 +37,11 @@ from scratchlm.tokenizer.chat import ChatTemplate
 
 RIDGE = 0.01
 """Weight of (theta^2 + phi^2) / 2: where one side wins all, theta stays finite; else it shows in the third
-digit (of 100 questions, 70 wins: 69.98 %)."""
-NEWTON_STEPS = 50
-"""It takes less than ten; the loss is convex."""
-CLOSE = 1e-12
-"""A step of theta and phi that changes nothing any more."""
+digit (70 wins of 100: 69.99 %)."""
+FARTHEST = 40.0
+"""theta and phi are looked for between its negative and this: the ridge alone keeps both far inside."""
+CLOSE = 1e-6
+"""How exactly they are found."""
 
 Question = Sequence[Mapping[str, str]]
 """A conversation that ends with the user."""
@@ -62,7 +62,7 @@ class WinRate(NamedTuple):
     wins: Estimate
     """As they are, with Wilson's interval."""
     controlled: Estimate
-    """As if both were equally long, with the interval of theta by the normal distribution."""
+    """As if both were equally long, with the interval of theta by the likelihood."""
     length_effect: float
     """phi: above 0 the judge prefers the longer answer."""
     overlap: float
@@ -139,12 +139,12 @@ def win_rate(
     wins = np.array([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(scores, other_scores, strict=True)])
     apart = np.array(lengths, dtype=np.float64) - np.array(other_lengths, dtype=np.float64)
     spread = math.sqrt(float(np.mean(apart**2)))
-    theta, phi, error = _fit(wins, np.tanh(apart / spread) if spread else apart)
+    theta, phi = _fit(wins, np.tanh(apart / spread) if spread else apart)
     rarer = min(int((apart > 0).sum()), int((apart < 0).sum()))
     same = int((apart == 0).sum())
     return WinRate(
         wins=share(float(wins.sum()), len(wins)),
-        controlled=Estimate(*(_logistic(theta + sign * Z * error) for sign in (0, -1, 1))),
+        controlled=Estimate(*map(_logistic, theta)),
         length_effect=phi,
         overlap=(2 * rarer + same) / len(wins),
         num_questions=len(wins),
@@ -153,22 +153,56 @@ def win_rate(
 
 def _fit(
     wins: Float[np.ndarray, " questions"], apart: Float[np.ndarray, " questions"]
-) -> tuple[float, float, float]:
-    """Return theta, phi and theta's standard error, by Newton's method."""
-    terms = np.stack([np.ones_like(apart), apart], axis=1)
-    values = np.zeros(2)
-    for _ in range(NEWTON_STEPS):
-        chances = 1 / (1 + np.exp(-terms @ values))
-        gradient = terms.T @ (chances - wins) + RIDGE * values
-        curvature = (terms * (chances * (1 - chances))[:, None]).T @ terms + RIDGE * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        # where all chances are near 0 or 1 a whole step would leave the range of e^x
-        step *= min(1.0, 4.0 / max(CLOSE, float(np.abs(step).max())))
-        values = values - step
-        if float(np.abs(step).max()) < CLOSE:
-            break
-    error = math.sqrt(float(np.linalg.inv(curvature)[0, 0]))
-    return float(values[0]), float(values[1]), error
+) -> tuple[Estimate, float]:
+    """Return theta with its interval, and phi.
+
+    The interval holds each theta that some phi makes about as likely as the best: the loss is at most
+    Z^2 / 2 higher. Unlike theta +- Z times its standard error it is right where one side wins nearly all.
+    """
+    theta = _least(lambda value: _given(value, wins, apart)[0], -FARTHEST, FARTHEST)
+    best, phi = _given(theta, wins, apart)
+    ends = []
+    for end in (-FARTHEST, FARTHEST):
+        inside, outside = theta, end
+        while abs(outside - inside) > CLOSE:
+            middle = (inside + outside) / 2
+            if _given(middle, wins, apart)[0] - best <= Z * Z / 2:
+                inside = middle
+            else:
+                outside = middle
+        ends.append(inside)
+    return Estimate(theta, *ends), phi
+
+
+def _given(
+    theta: float, wins: Float[np.ndarray, " questions"], apart: Float[np.ndarray, " questions"]
+) -> tuple[float, float]:
+    """Return the least loss with this theta, and the phi that has it."""
+
+    def loss(phi: float) -> float:
+        values = theta + phi * apart
+        ridge = RIDGE * (theta * theta + phi * phi) / 2
+        return float((np.logaddexp(0.0, values) - wins * values).sum()) + ridge
+
+    phi = _least(loss, -FARTHEST, FARTHEST)
+    return loss(phi), phi
+
+
+def _least(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Return where a convex function is least, by the golden section."""
+    ratio = (math.sqrt(5) - 1) / 2
+    inner = [high - ratio * (high - low), low + ratio * (high - low)]
+    values = [loss(place) for place in inner]
+    while high - low > CLOSE:
+        if values[0] <= values[1]:
+            high, inner[1], values[1] = inner[1], inner[0], values[0]
+            inner[0] = high - ratio * (high - low)
+            values[0] = loss(inner[0])
+        else:
+            low, inner[0], values[0] = inner[0], inner[1], values[1]
+            inner[1] = low + ratio * (high - low)
+            values[1] = loss(inner[1])
+    return (low + high) / 2
 
 
 def _logistic(value: float) -> float:

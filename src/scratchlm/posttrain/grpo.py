@@ -42,6 +42,7 @@ from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.posttrain import STAGES
 from scratchlm.posttrain.advantages import compute_group_normalized_rewards
 from scratchlm.posttrain.config import GrpoConfig
+from scratchlm.posttrain.held_out import VALID_SEED
 from scratchlm.posttrain.policy_losses import answer_weights
 from scratchlm.posttrain.policy_objective import PolicyBatch, PolicyObjective
 from scratchlm.posttrain.rewards import REWARDS, Judge
@@ -69,8 +70,6 @@ if TYPE_CHECKING:
 
 GROUP = "rollout"
 """Group of a checkpoint with the answers of a cycle that is not done."""
-VALID_SEED = 0
-"""Held-out problems are the same whatever the run's seed: runs are compared on them."""
 SHOWN = 3
 """Held-out problems whose answers are shown along the way."""
 

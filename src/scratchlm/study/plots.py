@@ -207,9 +207,9 @@ def _robust_top(values: Float[np.ndarray, " points"]) -> float:
     if not len(values):
         return 1.0
     top, usual = float(values.max()), 4 * float(np.quantile(values, 0.9))
-    if top <= 0:
-        return 0.0 if values.min() < 0 else 1.0
-    return 1.08 * (min(top, usual) if usual > 0 else top)
+    if values.min() < 0:
+        return 1.08 * max(0.0, top)
+    return 1.08 * (min(top, usual) if usual > 0 else top) if top > 0 else 1.0
 
 
 def new_figure(shape: Shape, *, rows: int, columns: int, height: float) -> "tuple[Figure, list[Axes]]":

@@ -3,11 +3,13 @@
     summary.json    posttrain.before, posttrain.after      the same held-out items and the base's own text
     samples.jsonl   the first and the last answers         to the same questions, side by side
     metrics.jsonl   reward, accuracy, KL, entropy, ...     over the tokens seen
+    win_rate.json   comparisons of answers                 that `scratchlm evaluate --against` made
 
 Every stage measures and answers before its first step, so the first row of each pair is the base. Runs that
 were pretrained have none of this and get no chapter.
 """
 
+import json
 import math
 import shlex
 from pathlib import Path
@@ -65,6 +67,8 @@ CURVES = {
 }
 """Key of a training row -> title of its plot, in the order in which they are drawn."""
 
+DUELS = "win_rate.json"
+"""Where a run keeps how often its answers were better than another's; one row each other."""
 TIED = "all tied"
 """Before a run from preferences nothing is ahead of anything: the model is its own reference."""
 BASE_TEXT = "perplexity on the base's text"
@@ -90,6 +94,16 @@ class Answers(NamedTuple):
     after: str
 
 
+class Duel(NamedTuple):
+    """How often this run's answers were better than another's."""
+
+    against: str
+    judges: str
+    wins: str
+    controlled: str
+    questions: str
+
+
 class PosttrainChapter(NamedTuple):
     """What the report says about post-training."""
 
@@ -99,6 +113,7 @@ class PosttrainChapter(NamedTuple):
     headlines: list[Headline]
     """The figures of the header that take the places of loss and bits per byte."""
     changes: list[Change]
+    duels: list[Duel]
     panels: list[list[Panel]]
     """Small plots, row by row."""
     first_step: int
@@ -120,6 +135,7 @@ def posttrain_chapter(record: RunRecord) -> PosttrainChapter | None:
         _learning(stage, record),
         [_headline(change) for change in _most_telling(changes)],
         changes,
+        _duels(record.folder / DUELS),
         _panels(record),
         steps[0] if steps else 0,
         steps[-1] if steps else 0,
@@ -203,6 +219,31 @@ def posttrain_commands(folder: Path) -> list[Command]:
         Command("Put what happens inside the model into this page", f"scratchlm report {place} --inside"),
         Command("Take it elsewhere", f"scratchlm export hf {place} exported"),
     ]
+
+
+def _duels(path: Path) -> list[Duel]:
+    """The comparisons that a file holds; what is no comparison is left out."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [
+        Duel(
+            "what it began with" if row.get("against") == "base" else str(row.get("against")),
+            ", ".join(map(str, row["judges"])) if isinstance(row.get("judges"), list) else "",
+            _between(section(row, "wins")),
+            _between(section(row, "controlled")),
+            f"{number(row, 'questions') or 0:,.0f}",
+        )
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict)
+    ]
+
+
+def _between(estimate: Row) -> str:
+    """A share with its interval: "63 % (53 % to 72 %)"."""
+    value, low, high = (units.percent(number(estimate, key)) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _perplexity(loss: float) -> float:

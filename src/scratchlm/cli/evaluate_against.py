@@ -1,0 +1,208 @@
+"""`scratchlm evaluate RUN --against OTHER`: whose answers to the same questions are better."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from scratchlm.evaluate.win_rate import Player, WinRate
+    from scratchlm.posttrain.datasets import Messages
+    from scratchlm.train.folder import LoadedRun
+
+BASE = "base"
+"""The name of what a post-trained run began with."""
+QUESTIONS = 100
+"""Questions by default: a true 60 % is told from 50 % by chance in two cases of three."""
+
+
+class AgainstOptions(NamedTuple):
+    """With whom, by whom, about what."""
+
+    against: str
+    """A run folder, or "base"."""
+    judges: Sequence[Path]
+    """Run folders; both players where there is none."""
+    questions: Path | None
+    limit: int | None
+    device: str
+    checkpoint: str
+    as_json: bool
+    save: Path | None
+
+
+class Duel(NamedTuple):
+    """What both said, and what the judges say of it."""
+
+    questions: "list[Messages]"
+    answers: list[list[str]]
+    scores: list[list[float]]
+    found: "WinRate"
+
+
+def evaluate_against(run: "LoadedRun", options: AgainstOptions) -> None:
+    """Let two models answer, judge the answers and print who wins; or print JSON.
+
+    Raises:
+        ValueError: There is no such run, or nobody knows questions.
+    """
+    from scratchlm import runtime
+
+    questions = _questions(run, options)
+    players = [_player_of(run), _opponent(run, options)]
+    judges = [_player(path, options.device) for path in options.judges] or players
+    runtime.set_threads()
+    duel = _duel(players, judges, questions, max_new_tokens=run.config.sampling.max_new_tokens)
+    row = _row(run, options, duel)
+    if options.save is not None:
+        runtime.write_text_atomically(options.save, _json(row | {"answers": _answers(duel)}))
+    if options.as_json:
+        print(_json(row), end="")
+    else:
+        _print(row)
+    _keep(run.folder.path, row)
+
+
+def _questions(run: "LoadedRun", options: AgainstOptions) -> "list[Messages]":
+    from scratchlm.posttrain.held_out import held_out_questions, is_post_trained, read_questions
+
+    most = options.limit or QUESTIONS
+    if options.questions is not None:
+        return read_questions(options.questions, most)
+    for path in (run.folder.path, Path(options.against)):
+        if is_post_trained(path):
+            return held_out_questions(path, most)
+    raise ValueError(
+        f"--against: neither {run.folder.path} nor {options.against} was post-trained, so nobody knows "
+        "questions; name a file: --questions FILE.jsonl."
+    )
+
+
+def _opponent(run: "LoadedRun", options: AgainstOptions) -> "Player":
+    """The other run, or what this one began with."""
+    from scratchlm.evaluate.win_rate import Player
+    from scratchlm.posttrain.held_out import base_of, is_post_trained
+
+    if options.against != BASE or Path(BASE, "config.json").is_file():
+        return _player(Path(options.against), options.device)
+    if not is_post_trained(run.folder.path):
+        raise ValueError(f"--against base: {run.folder.path} was not post-trained and has none; name a run.")
+    base = base_of(run.folder.path)
+    return Player(base.reference(run.device), base.tokenizer, run.device, run.autocast)
+
+
+def _player(path: Path, device: str) -> "Player":
+    from scratchlm.train.folder import load_run
+
+    return _player_of(load_run(path, device=device))
+
+
+def _player_of(run: "LoadedRun") -> "Player":
+    from scratchlm.evaluate.win_rate import Player
+
+    return Player(run.model, run.tokenizer, run.device, run.autocast)
+
+
+def _duel(
+    players: "Sequence[Player]",
+    judges: "Sequence[Player]",
+    questions: "list[Messages]",
+    *,
+    max_new_tokens: int,
+) -> Duel:
+    from scratchlm.cli.progress import Bar
+    from scratchlm.evaluate.win_rate import answer_all, judge, win_rate
+
+    answers = []
+    for number, player in enumerate(players):
+        with Bar("answering") as bar:
+            offset = number * len(questions)
+            answers.append(
+                answer_all(
+                    player,
+                    questions,
+                    max_new_tokens=max_new_tokens,
+                    progress=lambda done, offset=offset: bar.update(offset + done, 2 * len(questions)),
+                )
+            )
+    scores = []
+    for said in answers:
+        by_judge = [judge(one, questions, said) for one in judges]
+        scores.append([sum(column) / len(column) for column in zip(*by_judge, strict=True)])
+    lengths = [[len(answer.strip()) for answer in said] for said in answers]
+    return Duel(questions, answers, scores, win_rate(*scores, *lengths))
+
+
+def _row(run: "LoadedRun", options: AgainstOptions, duel: Duel) -> dict[str, Any]:
+    found = duel.found
+    characters = [sum(len(answer.strip()) for answer in said) / len(said) for said in duel.answers]
+    return {
+        "run": str(run.folder.path),
+        "step": run.step,
+        "against": options.against,
+        "judges": [str(path) for path in options.judges] or ["both"],
+        "questions": found.num_questions,
+        "wins": found.wins._asdict(),
+        "controlled": found.controlled._asdict(),
+        "length_effect": found.length_effect,
+        "overlap": found.overlap,
+        "characters": characters,
+    }
+
+
+def _answers(duel: Duel) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": messages[-1]["content"],
+            "answer": duel.answers[0][place],
+            "other": duel.answers[1][place],
+            # JSON has no infinity: an empty answer has no score
+            "scores": [None if side[place] == -float("inf") else side[place] for side in duel.scores],
+        }
+        for place, messages in enumerate(duel.questions)
+    ]
+
+
+def _json(row: dict[str, Any]) -> str:
+    return json.dumps(row, indent=1, ensure_ascii=False) + "\n"
+
+
+def _keep(folder: Path, row: dict[str, Any]) -> None:
+    """Put the row in the place of an earlier one against the same."""
+    from scratchlm.cli.console import err
+    from scratchlm.runtime import write_text_atomically
+    from scratchlm.study.posttrain_chapter import DUELS
+
+    path = folder / DUELS
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        kept = [one for one in rows if one.get("against") != row["against"]]
+        write_text_atomically(path, json.dumps([*kept, row], indent=1) + "\n")
+    except (OSError, json.JSONDecodeError) as error:
+        err().print(f"warning: {path} was not written, so the report does not show it: {error}")
+
+
+def _print(row: dict[str, Any]) -> None:
+    from scratchlm.cli.console import err, out, print_table, table
+
+    judges = "both judge" if row["judges"] == ["both"] else f"judged by {', '.join(row['judges'])}"
+    out().print(
+        f"{row['run']} at step {row['step']:,} against {row['against']}: {row['questions']:,} questions, "
+        f"{judges}",
+        style="bold",
+    )
+    shown = table("", "value", "low", "high", numbers=("value", "low", "high"))
+    for name, key in (("  its answer is likelier", "wins"), ("  ... if both were as long", "controlled")):
+        shown.add_row(name, *(f"{100 * row[key][part]:.1f} %" for part in ("value", "low", "high")))
+    print_table(shown)
+    mine, other = row["characters"]
+    out().print(
+        f"  low to high: the true value, with 95 % confidence; {mine:,.0f} characters an answer against "
+        f"{other:,.0f}",
+        style="dim",
+    )
+    if row["overlap"] == 0:
+        err().print(
+            "warning: all answers of one side are longer: what is due to length cannot be told from what is "
+            "not."
+        )

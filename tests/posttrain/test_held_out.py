@@ -1,0 +1,65 @@
+"""Questions that a run was not trained on: from each stage's data, or from a file."""
+
+import json
+
+import pytest
+from preference_files import pairs
+from small_bases import sayings, settings, write_lines
+from small_policies import grpo_settings
+
+from scratchlm.posttrain.config import DpoConfig, SftConfig
+from scratchlm.posttrain.datasets import both_splits
+from scratchlm.posttrain.held_out import held_out_questions, read_questions
+from scratchlm.posttrain.instructions import Alpaca
+from scratchlm.posttrain.stage import stage_file
+
+
+def kept(folder, stage, config):
+    """A folder with the settings of a run."""
+    folder.mkdir()
+    tree = {"stage": stage} | config.model_dump(mode="json")
+    stage_file(folder).write_text(json.dumps(tree), encoding="utf-8")
+    return folder
+
+
+def test_they_are_those_of_the_held_out_split_each_once(tmp_path):
+    file = write_lines(tmp_path / "said.jsonl", [*sayings(), *sayings()])
+    config = settings(SftConfig, "base", data={"name": "alpaca", "paths": [str(file)]}, valid_share=0.3)
+    found = held_out_questions(kept(tmp_path / "sft", "sft", config), 100)
+    splits = both_splits(Alpaca(paths=(file,)), share=0.3, seed=config.seed)
+    wanted = dict.fromkeys(repr(example.messages[:-1]) for example in splits["valid"])
+    assert [repr(messages) for messages in found] == list(wanted)
+    assert len(splits["train"]) > len(splits["valid"]) > len(found) > 3
+    assert held_out_questions(tmp_path / "sft", 3) == found[:3]
+
+
+def test_preferences_and_rewards_have_them_too(tmp_path):
+    file = write_lines(tmp_path / "pairs.jsonl", pairs(20))
+    config = settings(DpoConfig, "base", data={"name": "prompt_pairs", "paths": [str(file)]}, valid_share=0.5)
+    assert held_out_questions(kept(tmp_path / "dpo", "dpo", config), 2)[0][0]["role"] == "user"
+    found = held_out_questions(kept(tmp_path / "grpo", "grpo", grpo_settings("base")), 3)
+    assert len(found) == 3
+
+
+def test_a_file_may_hold_lines_or_json(tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("What is it?\n\n  Why? \nWho?\n", encoding="utf-8")
+    assert [one[0]["content"] for one in read_questions(lines, 2)] == ["What is it?", "Why?"]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"question": "q"}, {"instruction": "i", "input": "x"}, {"messages": messages}, "{"]
+    file = write_lines(tmp_path / "rows.jsonl", rows)
+    found = read_questions(file, 3)
+    assert [one[-1]["content"] for one in found] == ["q", "i\n\nx", "a"]
+    with pytest.raises(ValueError, match=r"rows.jsonl:4: no JSON"):
+        read_questions(file, 4)
+
+
+def test_where_nobody_knows_questions_that_is_said(tmp_path):
+    with pytest.raises(ValueError, match="is no post-trained run"):
+        held_out_questions(tmp_path, 3)
+    with pytest.raises(ValueError, match="no such file"):
+        read_questions(tmp_path / "gone.txt", 3)
+    file = write_lines(tmp_path / "said.jsonl", sayings(3))
+    config = settings(SftConfig, "base", data={"name": "alpaca", "paths": [str(file)]}, valid_share=0)
+    with pytest.raises(ValueError, match="nothing of its data was held out"):
+        held_out_questions(kept(tmp_path / "sft", "sft", config), 3)
