@@ -44,3 +44,9 @@ def test_the_data_of_each_stage_can_be_made(recipes):
     exercise = EXERCISES.build(grpo.name, **grpo.settings)
     problem = exercise.problem(0, "train", 0)
     assert exercise.check(problem.response, problem.answer).correct
+
+
+def test_a_checkpoint_is_named_by_its_step_on_the_command_line():
+    assert run.read("sft", "demo-sft", ["checkpoint=200"]).checkpoint == "200"
+    words = ["checkpoint=best", "teacher=runs/large", "teacher_checkpoint=40"]
+    assert run.read("distill", "demo-sft", words).teacher_checkpoint == "40"

@@ -77,6 +77,11 @@ class PosttrainConfig(Config):
     base_tokens: int = Field(default=16_384, ge=0)
     """Tokens of the base run's validation text on which forgetting is measured each time."""
 
+    @field_validator("checkpoint", "teacher_checkpoint", mode="before", check_fields=False)
+    @classmethod
+    def _a_step_is_a_number(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) else value  # the command line takes digits for a number
+
     @property
     def items_per_step(self) -> int:
         """Conversations, pairs or answers of one optimizer step."""
