@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scratchlm.generate.choosing import Chooser, choose, describe, keep_top_p_of_few
+from scratchlm.generate.choosing import Chooser, choose, describe, keep_top_p_by_value
 from scratchlm.generate.sampling import SamplingConfig, bias, keep_top_p, sample
 
 SETTINGS = [
@@ -58,13 +58,13 @@ def test_a_row_does_not_see_its_neighbours(vocab_size):
 
 
 @pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.99, 1.0])
-def test_top_p_without_a_sort_is_top_p(p):
+def test_top_p_by_value_is_top_p(p):
     logits = torch.randn(8, 2000) * torch.tensor([[0.1], [1.0], [2.0], [4.0], [6.0], [8.0], [9.0], [20.0]])
     logits[6:] = logits[6:].round()  # many equal tokens, at the border, too
     probabilities = torch.softmax(logits, dim=-1)
-    assert torch.equal(keep_top_p_of_few(probabilities, p), keep_top_p(probabilities, p))
+    assert torch.equal(keep_top_p_by_value(probabilities, p), keep_top_p(probabilities, p))
     few = torch.softmax(logits[:, :300], dim=-1)
-    assert torch.equal(keep_top_p_of_few(few, p), keep_top_p(few, p))
+    assert torch.equal(keep_top_p_by_value(few, p), keep_top_p(few, p))
 
 
 def test_penalties_and_biases_are_those_of_the_twin():

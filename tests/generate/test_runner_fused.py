@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scratchlm.generate.engine import Engine
+from scratchlm.generate.layers_compiled import obstacle as obstacle_to_compiled_layers
 from scratchlm.generate.runner import PlainRunner
 from scratchlm.generate.runner_fused import FusedRunner, fastest_runner, obstacle
 from scratchlm.kernels.attention_decode import DecodeSettings, attend_slots_reference
@@ -17,6 +18,7 @@ PARTS = [
     {"position": "sinusoidal", "placement": "none", "mup_width": 16, "feedforward": "relu2"},
     {"position": "none", "mup_width": 16, "qk_norm": True, "num_kv_heads": 1},
     {"norm": {"name": "rmsnorm", "gain": False}, "mup_width": 16, "feedforward": "silu", "bias": True},
+    {"feedforward": "relu2", "tied": True, "num_heads": 2, "qk_norm": True},
 ]
 
 
@@ -38,6 +40,40 @@ def test_logits_are_those_of_the_model(parts):
     rows = [runner.logits(runner.prefill(1, ids[:7])), runner.logits(runner.prefill(1, ids[7:11]))]
     rows += [runner.decode([1], [token_id]) for token_id in ids[11:]]
     torch.testing.assert_close(torch.cat(rows), model(torch.tensor([ids]))[0].detach(), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({}, None),
+        ({"feedforward": "relu2", "bias": True, "position": "alibi"}, None),
+        ({"norm": "layernorm"}, "a norm is no RMSNorm"),
+        ({"placement": "post"}, "placement post"),
+        ({"feedforward": "gelu"}, "feed-forward GELUFeedForward"),
+    ],
+)
+def test_common_models_run_compiled_as_a_whole_and_the_others_tell_why_not(parts, reason):
+    runner = FusedRunner(build(**parts), 1)
+    assert obstacle_to_compiled_layers(runner.layers, runner._ln_final) == reason
+    assert (runner.whole is None) == (reason is not None)
+
+
+def test_with_many_threads_a_large_model_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr("scratchlm.generate.layers_compiled.LARGE", 1000)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    assert FusedRunner(build(), 1).whole is None
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    assert FusedRunner(build(), 1).whole is not None
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2, 7], ids=["rope", "qk_norm-window", "alibi-softcap", "relu2"])
+def test_a_short_chunk_has_the_bits_of_one_token_at_a_time(parts):
+    runner = FusedRunner(build(**PARTS[parts]), 3)
+    ids = torch.randint(97, (25,)).tolist()
+    runner.prefill(0, ids[:9])
+    chunk = runner.logits(runner.prefill(0, ids[9:]))
+    runner.prefill(2, ids[:9])
+    assert torch.equal(chunk, torch.cat([runner.decode([2], [token_id]) for token_id in ids[9:]]))
 
 
 def test_a_row_has_the_same_bits_in_every_slot_and_beside_any_neighbour():

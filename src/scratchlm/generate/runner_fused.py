@@ -1,11 +1,15 @@
-r"""Tokens of all slots in, logits of their next tokens out: a transformer on a CPU, all slots in one pass.
+r"""Tokens of some slots in, logits of their next tokens out: a transformer on a CPU, all slots in one pass.
 
-    decode      x of shape (slots, d_model), always all slots; attention by slot in one compiled call a layer
-                (kernels/attention_decode_numba.py), which reads each slot's own past and no more
+    whole       most models of today: one compiled call for all layers (layers_compiled.py), for the rows that
+                are wanted and no others; also for a chunk of one text, if it is short
+    otherwise   tensor operations on x of shape (slots, d_model), always all slots; attention by slot in one
+                compiled call a layer, which reads each slot's own past and no more
 
-The rest is in runner_transformer.py. The compiled call is made on first use and kept on disk: about seven
+The rest is in runner_transformer.py. The compiled call is made on first use and kept on disk: some ten
 seconds, once for an installation; `warm_up` does it at a time of one's own choosing.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,11 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
-from scratchlm.generate.layers import Layer
+from scratchlm.generate.layers_compiled import CompiledAttention, CompiledLayers
+from scratchlm.generate.layers_compiled import obstacle as obstacle_to_compiled_layers
 from scratchlm.generate.runner import PlainRunner, Runner
 from scratchlm.generate.runner_transformer import TransformerRunner, unusual
-from scratchlm.kernels.attention_decode import DecodeSettings
 from scratchlm.model.transformer import TransformerLM
+
+SHORT = 32
+"""Tokens up to which a chunk of one text goes row by row through the compiled layers."""
 
 
 def fastest_runner(model: Module, num_slots: int) -> Runner:
@@ -55,6 +62,39 @@ class FusedRunner(TransformerRunner):
         """Take up the model's weights as they are now."""
         super().bind()
         self.compiled = [CompiledAttention(layer) for layer in self.layers]
+        left = obstacle_to_compiled_layers(self.layers, self._ln_final)
+        self.whole = None if left else CompiledLayers(self.layers, self._ln_final, self.model)
+
+    @torch.no_grad()
+    def prefill(self, slot: int, ids: Sequence[int]) -> Float[Tensor, "time d_model"]:
+        """Compute the slot's next tokens; return their vectors."""
+        if self.whole is None or len(ids) > SHORT:
+            return super().prefill(slot, ids)
+        return self._rows([slot] * len(ids), ids)
+
+    @torch.no_grad()
+    def logits(self, hidden: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows vocab"]:
+        """Return logits in float32 on the CPU."""
+        return super().logits(hidden) if self.whole is None else self.whole.logits(hidden)
+
+    def decode(self, slots: Sequence[int], ids: Sequence[int]) -> Float[Tensor, "rows vocab"]:
+        """Compute one further token of each slot; where layers are compiled, nothing for the other slots."""
+        if self.whole is None:
+            return super().decode(slots, ids)
+        return self.whole.logits(self._rows(slots, ids))
+
+    @torch.no_grad()
+    def _rows(self, slots: Sequence[int], ids: Sequence[int]) -> Float[Tensor, "rows d_model"]:
+        """Compute the next token of each slot in turn, a slot several times for several of its tokens."""
+        positions = []
+        for slot in slots:
+            positions.append(self._lengths[slot])
+            self._lengths[slot] += 1
+        assert max(positions) < self.context_length, positions
+        x = self._table[torch.tensor(ids)]
+        if self._positions is not None:
+            x = x + self._positions[torch.tensor(positions)]
+        return self.whole.hidden(x, slots, positions)
 
     @torch.no_grad()
     def decode_all(self, ids: list[int], positions: list[int]) -> Float[Tensor, "slots vocab"]:
@@ -69,50 +109,7 @@ class FusedRunner(TransformerRunner):
 
     def warm_up(self) -> None:
         """Compile what is compiled, or read it from the disk; no slot changes."""
-        self.decode_all([0] * self.num_slots, [-1] * self.num_slots)
-
-
-class CompiledAttention:
-    """Attention of one new token a slot, over a layer's keys and values, by the compiled function."""
-
-    def __init__(self, layer: Layer) -> None:
-        num_slots, _, capacity, d_head = layer.keys.shape
-        self._keys, self._values = layer.keys.numpy(), layer.values.numpy()
-        self._out = torch.empty(num_slots, layer.num_heads, d_head)
-        self._scores, self._turned = np.empty(capacity, np.float32), np.empty(d_head, np.float32)
-        self._numbers = _numbers(layer.settings)
-
-    def __call__(
-        self,
-        q_SHK: Float[Tensor, "slots heads d_head"],
-        k_SGK: Float[Tensor, "slots kv_heads d_head"],
-        v_SGK: Float[Tensor, "slots kv_heads d_head"],
-        positions: np.ndarray,
-    ) -> Float[Tensor, "slots heads d_head"]:
-        """Return what each slot's queries gather; the result is overwritten by the next call."""
-        from scratchlm.kernels.attention_decode_numba import attend_slots
-
-        q, k, v, out = q_SHK.numpy(), k_SGK.numpy(), v_SGK.numpy(), self._out.numpy()
-        attend_slots(
-            q, k, v, self._keys, self._values, positions, out, self._scores, self._turned, *self._numbers
-        )
-        return self._out
-
-
-def _numbers(settings: DecodeSettings) -> tuple:
-    """The settings as the compiled function takes them: what is absent is empty or 0."""
-
-    def array(tensor: Tensor | None, *empty: int) -> np.ndarray:
-        return np.empty(empty, np.float32) if tensor is None else tensor.numpy()
-
-    return (
-        np.float32(settings.scale),
-        settings.window or 0,
-        np.float32(settings.softcap or 0.0),
-        array(settings.slopes, 0),
-        array(settings.cos, 1, 0),
-        array(settings.sin, 1, 0),
-        array(settings.q_gain, 0),
-        array(settings.k_gain, 0),
-        np.float32(settings.eps),
-    )
+        if self.whole is None:
+            self.decode_all([0] * self.num_slots, [-1] * self.num_slots)
+        else:
+            self.whole.logits(self.whole.hidden(self._table[:1].clone(), [0], [-1]))

@@ -24,6 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from scratchlm.kernels.numba_lists import compiled
+from scratchlm.kernels.rows_numba import columns, mix
 
 _FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 """Sums in the order that fills the processor's vectors; infinities and NaN stay what they are."""
@@ -45,7 +46,7 @@ def _float_of_bits(typing_context, bits):
 
 
 @compiled(fastmath=_FAST_MATH)
-def _exp(x):
+def exp_negative(x):  # noqa: ANN201 - a number
     """e^x for x <= 0."""
     y = max(x * _LOG2E, _LOWEST)
     n = np.int32(y - np.float32(0.5))  # truncation towards 0 of a negative number: the nearest whole one
@@ -80,63 +81,67 @@ def _prepare(x, out, gain, eps, cos, sin):
 
 
 @compiled(fastmath=_FAST_MATH)
-def _attend(q, keys, values, first, last, scores, out, scale, softcap, slope):
-    """One query head over the keys first ... last of one key head."""
-    width = q.shape[0]
-    for s in range(first, last + 1):
-        total = np.float32(0.0)
-        for i in range(width):
-            total += q[i] * keys[s, i]
-        scores[s] = total * scale
+def _to_weights(scores, scale, softcap, slope):
+    """Turn products of a query with its keys into e^(score - largest), in place; return their sum."""
+    last = scores.shape[0] - 1
+    for s in range(scores.shape[0]):
+        scores[s] *= scale
     if softcap > 0:
-        for s in range(first, last + 1):
+        for s in range(scores.shape[0]):
             scores[s] = softcap * np.tanh(scores[s] / softcap)
     if slope != 0:
-        for s in range(first, last + 1):
+        for s in range(scores.shape[0]):
             scores[s] -= slope * np.float32(last - s)
-    largest = scores[first]
-    for s in range(first, last + 1):
+    largest = scores[0]
+    for s in range(scores.shape[0]):
         largest = max(largest, scores[s])
+    for s in range(scores.shape[0]):
+        scores[s] = exp_negative(scores[s] - largest)
     sum_ = np.float32(0.0)
-    for s in range(first, last + 1):
-        p = _exp(scores[s] - largest)
-        scores[s] = p
-        sum_ += p
-    out[:] = 0
-    for s in range(first, last + 1):
-        p = scores[s]
-        for i in range(width):
-            out[i] += p * values[s, i]
-    for i in range(width):
-        out[i] /= sum_
+    for s in range(scores.shape[0]):
+        sum_ += scores[s]
+    return sum_
+
+
+@compiled(fastmath=_FAST_MATH)
+def _attend(queries, keys, values, first, last, scores, out, scale, softcap, slopes):
+    """The query heads of one key head over the keys first ... last."""
+    columns(queries, keys, scores, first, last + 1)
+    for h in range(queries.shape[0]):
+        slope = slopes[h] if slopes.shape[0] else np.float32(0.0)
+        sum_ = _to_weights(scores[h, first : last + 1], scale, softcap, slope)
+        mix(scores[h], values, out[h], first, last + 1)
+        for i in range(out.shape[1]):
+            out[h, i] /= sum_
 
 
 @compiled(fastmath=_FAST_MATH)
 def attend_slots(
-    q, k, v, keys, values, positions, out, scores, turned, scale, window, softcap, slopes, cos, sin, q_gain,
-    k_gain, eps,
+    q, k, v, keys, values, slots, positions, out, scores, turned, scale, window, softcap, slopes, cos, sin,
+    q_gain, k_gain, eps,
 ) -> None:  # fmt: skip
     """Do what attend_slots_reference does, on arrays, into `out`; absent settings are empty or 0.
 
-    `scores` has room for the capacity and `turned` for a head.
+    Row r of q, k and v belongs to slot slots[r]; rows of one slot, in order, see each other's keys.
+    `scores` (repeats, capacity) and `turned` (repeats, d_head) are room for the heads of one key head.
     """
     num_heads, num_groups = q.shape[1], k.shape[1]
     repeats = num_heads // num_groups
-    for slot in range(positions.shape[0]):
-        last = positions[slot]
+    for row in range(positions.shape[0]):
+        slot, last = slots[row], positions[row]
         if last < 0:
-            out[slot] = 0
+            out[row] = 0
             continue
         first = 0 if window == 0 else max(0, last + 1 - window)
-        row = last if cos.shape[0] else 0
-        cos_row, sin_row = cos[row : row + 1].ravel(), sin[row : row + 1].ravel()
+        angle = last if cos.shape[0] else 0
+        cos_row, sin_row = cos[angle : angle + 1].ravel(), sin[angle : angle + 1].ravel()
         for g in range(num_groups):
-            _prepare(k[slot, g], keys[slot, g, last], k_gain, eps, cos_row, sin_row)
-            values[slot, g, last] = v[slot, g]
-            for h in range(g * repeats, (g + 1) * repeats):
-                _prepare(q[slot, h], turned, q_gain, eps, cos_row, sin_row)
-                slope = slopes[h] if slopes.shape[0] else np.float32(0.0)
-                _attend(
-                    turned, keys[slot, g], values[slot, g], first, last, scores, out[slot, h], scale,
-                    softcap, slope,
-                )  # fmt: skip
+            _prepare(k[row, g], keys[slot, g, last], k_gain, eps, cos_row, sin_row)
+            values[slot, g, last] = v[row, g]
+            heads = slice(g * repeats, (g + 1) * repeats)
+            for h in range(repeats):
+                _prepare(q[row, g * repeats + h], turned[h], q_gain, eps, cos_row, sin_row)
+            _attend(
+                turned, keys[slot, g], values[slot, g], first, last, scores, out[row, heads], scale, softcap,
+                slopes[heads],
+            )  # fmt: skip
