@@ -48,6 +48,11 @@ def table() -> str:
             ours, theirs = (newest[shape, texts, name] for name in ("engine", "Hugging Face"))
             figures = f"{theirs['median']:,.0f} | {ours['median']:,.0f} | {ours['ratio']:.2f}x"
             lines.append(f"| {title} | {texts} | {figures} |")
+    chances = [
+        newest[shape, texts, "drawn"]["median"] / newest[shape, texts, "Hugging Face, drawn"]["median"]
+        for shape in SHAPES
+        for texts in (1, 8)
+    ]
     last, load = next(iter(newest.values())), rows_of("serve")[-1]
     threads = "one thread" if last["setup"]["threads"] == 1 else f"{last['setup']['threads']} threads"
     clients, seconds = load["setup"]["clients"], load["setup"]["seconds"]
@@ -55,7 +60,8 @@ def table() -> str:
     waits = " and ".join(f"{load[f'answer_seconds_p{p}']:.1f} s (p{p})" for p in (50, 99))
     lines += [
         "",
-        f"Tokens a second, {threads}, {last['rounds']} rounds, {last['date']}. Served, eight slots, to "
+        f"Tokens a second, {threads}, {last['rounds']} rounds, {last['date']}. Drawn by chance with top_p, in "
+        f"the order of the table: {', '.join(f'{ratio:.2f}x' for ratio in chances)}. Served, eight slots, to "
         f"{clients} clients for {seconds:.0f} s, one in eight of which leaves in the middle: {ends}; "
         f"{load['tokens_per_second']:,.0f} tokens/s, an answer after {waits}.",
     ]
