@@ -60,8 +60,8 @@ def table() -> str:
     waits = " and ".join(f"{load[f'answer_seconds_p{p}']:.1f} s (p{p})" for p in (50, 99))
     lines += [
         "",
-        f"Tokens a second, {threads}, {last['rounds']} rounds, {last['date']}. Drawn by chance with top_p, in "
-        f"the order of the table: {', '.join(f'{ratio:.2f}x' for ratio in chances)}. Served, eight slots, to "
+        f"Tokens a second, {threads}, {last['rounds']} rounds, {last['date']}. Drawn by chance with top_p, "
+        f"in the order of the table: {', '.join(f'{ratio:.2f}x' for ratio in chances)}. Served, eight slots, to "
         f"{clients} clients for {seconds:.0f} s, one in eight of which leaves in the middle: {ends}; "
         f"{load['tokens_per_second']:,.0f} tokens/s, an answer after {waits}.",
     ]
