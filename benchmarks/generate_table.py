@@ -61,7 +61,7 @@ def table() -> str:
     lines += [
         "",
         f"Tokens a second, {threads}, {last['rounds']} rounds, {last['date']}. Drawn by chance with top_p, "
-        f"in the order of the table: {', '.join(f'{ratio:.2f}x' for ratio in chances)}. Served, eight slots, to "
+        f"in the table's order: {', '.join(f'{ratio:.2f}x' for ratio in chances)}. Served, eight slots, to "
         f"{clients} clients for {seconds:.0f} s, one in eight of which leaves in the middle: {ends}; "
         f"{load['tokens_per_second']:,.0f} tokens/s, an answer after {waits}.",
     ]
