@@ -1,7 +1,7 @@
 r"""Requests in, tokens and text out: continuous batching over a fixed number of slots.
 
     one step:   waiting requests take free slots
-                at most one chunk of one prompt goes through the model       prefill
+                prompts go through the model, at most a chunk's tokens       prefill
                 all slots whose prompts are known get one further token      decode
                 each slot's token is chosen with its own settings and random numbers
 
@@ -196,17 +196,30 @@ class Engine:
                 break
 
     def _prefill(self) -> None:
-        """Compute one chunk of the first text, by age, that has more than one token waiting."""
-        for sequence in self._slots:
-            if sequence is not None and sequence.is_fresh and sequence.shared.logits is not None:
-                self._borrow(sequence)
-        behind = [s for s in self._slots if s is not None and (s.waiting > 1 or s.wants_scores)]
-        if not behind:
-            return
-        sequence = min(behind, key=lambda s: (s.request_id, s.index))
+        """Compute chunks of texts that have more than one token waiting, the oldest first.
+
+        Several short prompts go through in one step, as many as have a chunk's tokens together. Where a
+        prompt is cut never depends on the others.
+        """
+        spent = 0
+        while True:
+            for sequence in self._slots:
+                if sequence is not None and sequence.is_fresh and sequence.shared.logits is not None:
+                    self._borrow(sequence)
+            behind = [s for s in self._slots if s is not None and (s.waiting > 1 or s.wants_scores)]
+            if not behind:
+                return
+            sequence = min(behind, key=lambda s: (s.request_id, s.index))
+            ids = sequence.window[sequence.known : sequence.known + self.chunk]
+            if spent and spent + len(ids) > self.chunk:
+                return
+            spent += len(ids)
+            self._prefill_chunk(sequence, ids)
+
+    def _prefill_chunk(self, sequence: Sequence, ids: list[int]) -> None:
+        """Compute a text's next tokens; after the prompt's last one its first new token is chosen."""
         if sequence.known == 0:
             self.runner.clear(sequence.slot)
-        ids = sequence.window[sequence.known : sequence.known + self.chunk]
         hidden = self.runner.prefill(sequence.slot, ids)
         self._prompt_tokens += len(ids)
         if sequence.wants_scores:
