@@ -74,4 +74,5 @@ def test_mistakes_are_one_line_each_and_leave_no_folder(cli, recipe):
 
 
 def test_a_run_of_another_command_is_no_recipe(cli, recipe, finished_run):
-    assert "unknown recipe" in cli("sft", str(finished_run)).error
+    assert "is a run to go on from, and no recipe" in cli("sft", str(finished_run)).error
+    assert "demo-dpo: is a recipe for scratchlm dpo, not for sft" in cli("sft", "demo-dpo").error

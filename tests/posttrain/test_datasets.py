@@ -93,7 +93,7 @@ def changed(number, **values):
             INSTRUCTIONS,
             "messages",
             changed(0, role="tool"),
-            r"messages\[0\].role: must be one of system, user",
+            r"messages\[0\].role: must be one of system, user, assistant, not 'tool'",
         ),
         (INSTRUCTIONS, "messages", changed(1, content=""), r"messages\[1\].content is empty"),
         (INSTRUCTIONS, "messages", {"messages": GOOD["messages"][:1]}, "the last message is the user's"),

@@ -42,15 +42,15 @@ def test_any_micro_batches_give_the_gradient_of_all_answers(base_run, tmp_path, 
 
 
 def test_answers_without_advantage_do_not_go_through_the_model(base_run, tmp_path):
-    stage = stage_of(base_run, tmp_path, "prompts_per_step=6")
+    stage = stage_of(base_run, tmp_path, "prompts_per_step=16")
     rollout, chosen, _ = stage.answers_of(0)
-    flat = [row for row in range(24) if rollout.advantages[row] == 0]
+    flat = [row for row in range(64) if rollout.advantages[row] == 0]
     assert flat, "the example needs a group whose rewards are equal"
-    assert sorted(chosen) == [row for row in range(24) if row not in flat]
-    batches = [stage.loader().rows(0, first, 4) for first in range(0, 24, 4)]
+    assert sorted(chosen) == [row for row in range(64) if row not in flat]
+    batches = [stage.loader().rows(0, first, 4) for first in range(0, 64, 4)]
     assert sum(len(batch.inputs) for batch in batches) == len(chosen)
-    _, with_kl, _ = stage_of(base_run, tmp_path / "kl", "prompts_per_step=6", "kl=0.1").answers_of(0)
-    assert len(with_kl) == 24
+    _, with_kl, _ = stage_of(base_run, tmp_path / "kl", "prompts_per_step=16", "kl=0.1").answers_of(0)
+    assert len(with_kl) == 64
 
 
 def test_a_step_whose_rewards_are_all_equal_has_a_gradient_of_zero(base_run, tmp_path):
@@ -145,10 +145,29 @@ def test_a_session_may_break_a_rollout_off_and_ends_the_processes_of_rewards(bas
     stage.attach(SimpleNamespace(signals=SimpleNamespace(requested=lambda: next(asked, True))))
     with pytest.raises(StepAbandonedError):
         stage.answers_of(0)
+    model = stage.objective.model
+    assert stage.held_out(SimpleNamespace(model=model), everything=False).loss == 1.0  # not a step: it ends
     process = stage.judge.parts["program"].process._process
     assert process.poll() is None
     stage.close()
     assert process.poll() is not None
+
+
+def test_where_no_answer_can_be_judged_any_more_the_steps_before_are_kept(base_run, tmp_path, caplog):
+    path = tmp_path / "own.py"
+    lines = ["count = 0", "def reward(prompt, response, answer):", "    global count", "    count += 1"]
+    path.write_text("\n".join([*lines, "    return 1 if count <= 16 else 'much'\n"]), encoding="utf-8")
+    config = grpo_settings(
+        base_run,
+        "train.save_every=100",
+        "train.eval_every=100",
+        rewards=[{"name": "program", "file": str(path)}],
+    )
+    with pytest.raises(ValueError, match="no answer of this step could be judged; .* 'much'"):
+        run("grpo", config, tmp_path / "run")
+    assert latest(tmp_path / "run" / "checkpoints").name == "step-0000002"
+    assert caplog.text.count("all answers to a problem earned the same, so nothing is learnt") == 1
+    assert run("grpo", config, tmp_path / "run", resume=True)["steps"] == 4
 
 
 @pytest.mark.parametrize("chat", ["plain", "special"])

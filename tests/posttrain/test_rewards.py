@@ -199,7 +199,7 @@ def test_a_program_that_cannot_be_used_is_refused_before_the_run(tmp_path):
     with pytest.raises(ValueError, match="cannot be used: ModuleNotFoundError"):
         REWARDS.build("program", file=path)
     path.write_text("x = 1\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot be used: AttributeError"):
+    with pytest.raises(ValueError, match="cannot be used: NameError: there is no function 'reward' in it"):
         REWARDS.build("program", file=path)
 
 

@@ -146,6 +146,7 @@ def _follow(config: "PosttrainConfig", folder: Path, request: Request) -> None:
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint is there.
     """
+    from scratchlm.cli.console import err
     from scratchlm.cli.errors import Interrupted, naming
     from scratchlm.cli.live import watch
     from scratchlm.cli.run import remove_untrained
@@ -168,6 +169,8 @@ def _follow(config: "PosttrainConfig", folder: Path, request: Request) -> None:
     except ValueError:
         if fresh and not (folder / "checkpoints").exists():
             remove_untrained(folder, lonely=lonely)
+        elif any((folder / "checkpoints").glob("step-*")):
+            err().print(f"What was learnt is kept; go on with: {request.again(folder)}")
         raise
     if summary.get("stopped_early"):
         text = f"stopped after step {summary['steps']:,}; go on with: {request.again(folder)}"

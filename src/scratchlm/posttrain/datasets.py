@@ -138,6 +138,7 @@ class FileSource(Source[Kind]):
 
     def _refuse(self, where: str, reason: str) -> None:
         if self.on_bad == "error":
+            reason = reason.removesuffix(".")
             raise ValueError(f"{where}: {reason}; mend it, or leave such entries out with data.on_bad=skip.")
         if len(self.skipped) < SHOWN and where not in self.skipped:
             log.warning("%s: %s; left out.", where, reason)
@@ -184,7 +185,9 @@ def entries(path: Path) -> Iterator[tuple[int, Any]]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        return Broken(f"no JSON ({error.msg} at character {error.pos + 1})")
+    except RecursionError as error:
         return Broken(f"no JSON ({error})")
 
 

@@ -60,6 +60,7 @@ from scratchlm.posttrain.rollout import (
 from scratchlm.posttrain.stage import Counted, Message, Stage
 from scratchlm.posttrain.tasks import EXERCISES
 from scratchlm.posttrain.tasks.exercise import Problem
+from scratchlm.runtime import log
 from scratchlm.train.aim import Groups, Measured
 from scratchlm.train.events import OnEvent
 from scratchlm.train.examine import Examiner
@@ -131,6 +132,7 @@ class Grpo(Stage):
         self.drawer: Drawer | None = None
         self.reference: Module | None = None
         self.session: Session | None = None
+        self._told_flat = False
         held_out = self.exercise.problems(VALID_SEED, "valid", 0, config.valid_problems)
         self.train_set = self._counted(self.problems(0), config.train.steps * config.items_per_step)
         self.valid_set = self._counted(held_out, len(held_out))
@@ -204,7 +206,8 @@ class Grpo(Stage):
         number = config.valid_problems if everything else few
         problems = self.exercise.problems(VALID_SEED, "valid", 0, number)
         sampling = SamplingConfig(temperature=0.0, max_new_tokens=config.rollout.max_new_tokens)
-        drawn = self._draw(examiner.model, problems, sampling, group_size=1, seeds=[0] * number)
+        how = {"group_size": 1, "seeds": [0] * number, "to_the_end": True}
+        drawn = self._draw(examiner.model, problems, sampling, **how)
         correct = sum(attempt.verdict.correct for attempt in drawn.attempts) / number
         formatted = sum(attempt.verdict.formatted for attempt in drawn.attempts) / number
         length = sum(attempt.num_tokens for attempt in drawn.attempts) / number
@@ -258,6 +261,13 @@ class Grpo(Stage):
         )
         figures = found.figures | judged.figures | figures_of(drawn, len(problems))
         rollout = self._with_log_probs(Rollout(cycle, drawn.answers, found.values, figures))
+        if not rollout.advantages.any() and not self._told_flat:
+            self._told_flat = True
+            log.warning(
+                "step %d: all answers to a problem earned the same, so nothing is learnt from them. Take "
+                "problems that are solved now and then, more answers to each (group_size) or another reward.",
+                cycle * config.cycle_steps + 1,
+            )
         figures["rollout_seconds"] = time.perf_counter() - started
         return rollout
 

@@ -22,6 +22,8 @@ from scratchlm.train.folder import RunFolder
 
 VALID_SEED = 0
 """Held-out problems are the same whatever the run's seed: runs are compared on them."""
+ASK = "name a file of questions: --questions FILE"
+"""What to do where a run has none."""
 
 
 def is_post_trained(path: Path) -> bool:
@@ -63,7 +65,7 @@ def held_out_questions(path: Path, most: int) -> list[Messages]:
         if len(found) == most:
             break
     if not found:
-        raise ValueError(f"{path}: nothing of its data was held out (valid_share); name a file: --questions FILE.")
+        raise ValueError(f"{path}: nothing of its data was held out (valid_share); {ASK}.")
     return list(found.values())
 
 
@@ -121,4 +123,4 @@ def _questions(config: PosttrainConfig, most: int) -> list[Messages]:
             examples = both_splits(source, share=config.valid_share, seed=config.seed)["valid"]
             return [example.messages[:-1] for example in examples if len(example.messages) > 1]
         case _:
-            raise ValueError(f"{type(config).__name__}: nobody knows its questions; name a file: --questions FILE.")
+            raise ValueError(f"{type(config).__name__}: nobody knows its questions; {ASK}.")

@@ -146,7 +146,10 @@ def write_all(
     """
     kept, skipped, num_cut = [], 0, 0
     for example in examples:
-        ids, mask = template.encode(example.messages)
+        try:
+            ids, mask = template.encode(example.messages)
+        except ValueError as error:
+            raise ValueError(f"{example.where or 'a conversation'}: {error}") from None
         if len(ids) > max_tokens + 1:
             if too_long == "error":
                 raise ValueError(

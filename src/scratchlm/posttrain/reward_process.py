@@ -37,7 +37,9 @@ try:
     spec = importlib.util.spec_from_file_location("reward_program", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    function = getattr(module, name)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise NameError(f"there is no function {name!r} in it")
 except Exception as error:
     tell({"error": f"{type(error).__name__}: {error}"[:1000]})
     sys.exit(1)

@@ -125,9 +125,22 @@ class Drawer:
         self.max_tokens, self.abandon = max_tokens, abandon
 
     def draw(
-        self, problems: Sequence[Problem], sampling: SamplingConfig, *, group_size: int, seeds: Sequence[int]
+        self,
+        problems: Sequence[Problem],
+        sampling: SamplingConfig,
+        *,
+        group_size: int,
+        seeds: Sequence[int],
+        to_the_end: bool = False,
     ) -> Drawn:
         """Return `group_size` answers to each problem; number i of a group is drawn with its seed + i.
+
+        Args:
+            problems: What is asked.
+            sampling: How answers are drawn.
+            group_size: Answers to each problem.
+            seeds: One for each problem.
+            to_the_end: Do not ask `abandon`: a validation is no step that could be given up.
 
         Raises:
             StepAbandonedError: `abandon` said so.
@@ -148,7 +161,8 @@ class Drawer:
                 f"no prompt of these {len(problems)} problems leaves room for an answer in {self.max_tokens} "
                 "tokens; take shorter problems or a base with a longer context."
             )
-        results = self._run([request for _, request in asked])
+        abandon = never if to_the_end else self.abandon
+        results = self._run([request for _, request in asked], abandon)
         answers, attempts = [], []
         for (problem, request), result in zip(asked, results, strict=True):
             for choice in result.choices:
@@ -167,12 +181,12 @@ class Drawer:
                 attempts.append(Attempt(problem, choice.text, len(tokens), finished, verdict))
         return Drawn(answers, attempts, len(problems) - len(asked))
 
-    def _run(self, requests: list[Request]) -> list[Result]:
+    def _run(self, requests: list[Request], abandon: Callable[[], bool]) -> list[Result]:
         """Run the engine to the end, or cancel all."""
         ids = [self.engine.submit(request) for request in requests]
         events = {(i, k): [] for i, r in zip(ids, requests, strict=True) for k in range(r.n)}
         while self.engine.is_busy:
-            if self.abandon():
+            if abandon():
                 for i in ids:
                     self.engine.cancel(i)
                 while self.engine.is_busy:

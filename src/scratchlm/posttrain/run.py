@@ -7,6 +7,7 @@ run take this one. An adapter that was trained lies alone in RUN/adapter, too. E
 kept: an interrupted run goes on from its last checkpoint.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -58,16 +59,37 @@ def read(stage: str, name_or_path: str, overrides: Iterable[str] = ()) -> Posttr
         ValueError: There is no such recipe, or a setting is wrong.
     """
     kind, path = STAGES.get(stage).Config, Path(name_or_path)
-    if name_or_path in recipe_names():
-        return load(kind, RECIPES / f"{name_or_path}.toml", overrides)
-    if path.suffix in (".toml", ".json"):
-        return load(kind, path, overrides)
+    overrides = list(overrides)
+    file = RECIPES / f"{name_or_path}.toml" if name_or_path in recipe_names() else path
+    if file.suffix in (".toml", ".json"):
+        try:
+            return load(kind, file, overrides)
+        except ValueError:
+            if (other := _made_for(file)) not in ("", stage):
+                text = f"{name_or_path}: is a recipe for scratchlm {other}, not for {stage}."
+                raise ValueError(text) from None
+            raise
     if stage_file(path).is_file():
         found = read_tree(stage_file(path))
         if found.pop("stage", stage) != stage:
             raise ValueError(f"{path}: was not made by scratchlm {stage}; see stage in {stage_file(path)}.")
         return load(kind, None, overrides, base=found)
+    if RunFolder(path).config.is_file():
+        raise ValueError(
+            f"{name_or_path}: is a run to go on from, and no recipe; name both: scratchlm {stage} RECIPE "
+            f"base={name_or_path}"
+        )
     raise UnknownNameError(unknown("recipe", name_or_path, recipe_names()))
+
+
+def _made_for(file: Path) -> str:
+    """The stage that takes all settings of a file; empty where none does, or several do."""
+    found = []
+    for stage in STAGES.names():
+        with contextlib.suppress(ValueError):
+            load(STAGES.get(stage).Config, file)
+            found.append(stage)
+    return found[0] if len(found) == 1 else ""
 
 
 def run(

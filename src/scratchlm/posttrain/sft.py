@@ -139,6 +139,9 @@ class Sft(Stage):
             learn=config.learn,
         )
         on_event(Note(f"{name}: {found.describe()}."))
+        if name == "train" and not len(found):
+            why = f", all {len(examples):,} are longer than {self.max_tokens:,} tokens" if examples else ""
+            raise ValueError(f"data: no conversation is left to learn from{why}; see what was left out.")
         if name == "train" and config.base_documents:
             found = self._with_base_text(found)
             on_event(Note(f"with documents of the base's text: {found.describe()}."))

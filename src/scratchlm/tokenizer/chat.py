@@ -155,7 +155,8 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str,
             raise ValueError(f'messages[{number}]: must be {{"role": ..., "content": ...}}.')
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise ValueError(f"messages[{number}].role: must be one of {', '.join(ROLES)}.")
+            text = f"messages[{number}].role: must be one of {', '.join(ROLES)}, not {str(role)[:40]!r}."
+            raise ValueError(text)
         if not isinstance(content, str):
             raise ValueError(f"messages[{number}].content: must be a text.")
         unknown = sorted(str(key) for key in message if key not in ("role", "content"))

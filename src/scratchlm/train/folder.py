@@ -145,13 +145,18 @@ def read_config(folder: RunFolder) -> RunConfig:
     """The settings a run was started with.
 
     Raises:
-        ValueError: `folder` is no run folder.
+        ValueError: `folder` is no run folder, or its settings are not those of this version.
     """
     if not folder.config.is_file():
         raise ValueError(
             f"{folder.path}: no run folder (config.json is missing); give the folder of a finished run."
         )
-    return load(RunConfig, folder.config)
+    try:
+        return load(RunConfig, folder.config)
+    except ValueError as error:
+        place = str(folder.config)
+        lines = [line if line.startswith(place) else f"{place}: {line}" for line in str(error).splitlines()]
+        raise ValueError("\n".join(lines)) from None
 
 
 def read_checkpoint(folder: RunFolder, which: str = "newest") -> Checkpoint:

@@ -160,6 +160,10 @@ class Session:
         except StepAbandonedError:
             self.record.say(f"{self.signals.name}: step {step + 1} was given up; continue with --resume.")
             return False
+        except ValueError:
+            if step and self.processes.world_size == 1:  # the step left no trace; those before it are kept
+                self._save(wait=True)
+            raise
         self.aim.after_step(result)
         self.progress.training_seconds += result.seconds
         if result.judgement.action == "rollback" and self._roll_back(result):
