@@ -63,6 +63,8 @@ def test_mistakes_are_one_line_each_and_leave_no_folder(cli, recipe):
     assert "unknown recipe 'demo-sfd'. Did you mean 'demo-sft'?" in cli("sft", "demo-sfd").error
     assert "base=nowhere: no run folder" in cli("sft", recipe, "base=nowhere").error
     assert "unknown key 'basis'. Did you mean 'base'?" in cli("sft", recipe, "basis=x").error
+    assert "nproc: post-training runs in one process" in cli("sft", recipe, "nproc=2").error
+    assert "distributed: post-training runs in" in cli("sft", recipe, "distributed=ddp", "nproc=1").error
     assert "no such file" in cli("sft", recipe, 'data.paths=["missing.jsonl"]').error
     assert "no conversation is left to learn from" in cli("sft", recipe, "context_length=8").error
     Path("said.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction":', encoding="utf-8")

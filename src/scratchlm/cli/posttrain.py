@@ -1,5 +1,6 @@
 """`scratchlm sft`, `dpo`, `grpo` and `distill`: from a base model to an assistant, watched live."""
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -111,8 +112,11 @@ def _post_train(request: Request) -> None:
     """Do the whole run, report it, and say what to try next."""
     from scratchlm.cli.console import out
     from scratchlm.posttrain import run as posttrain
+    from scratchlm.posttrain.config import ONE_PROCESS
     from scratchlm.study.report import write_report
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
+        raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: {ONE_PROCESS}")
     load_plugins(list(request.plugins))
     recipe = request.words[0]
     config = posttrain.read(request.name, recipe, request.settings or ())

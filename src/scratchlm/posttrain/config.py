@@ -5,8 +5,9 @@ many tokens that is differs from step to step; `train.batch_tokens`, the most th
 Model, tokenizer and corpus are those of the base run.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +22,12 @@ from scratchlm.posttrain.rewards import REWARDS, OnFailure
 from scratchlm.posttrain.rollout import RolloutConfig
 from scratchlm.posttrain.tasks import EXERCISES
 from scratchlm.train.config import TrainConfig
+
+ONE_PROCESS = (
+    "post-training runs in one process, which uses all cores or one GPU; leave it out. Runs from other seeds "
+    "or on other data may go on beside it."
+)
+"""What is said to whom asks for several."""
 
 
 class StepsConfig(TrainConfig):
@@ -81,6 +88,17 @@ class PosttrainConfig(Config):
     @classmethod
     def _a_step_is_a_number(cls, value: object) -> object:
         return str(value) if isinstance(value, int) else value  # the command line takes digits for a number
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_process(cls, given: Any) -> Any:
+        """Say what pretraining's settings of several processes mean here: one may be asked for."""
+        if not isinstance(given, Mapping):
+            return given
+        several = [name for name in ("nproc", "distributed") if name in given and given[name] != 1]
+        if several:
+            raise ValueError(f"{several[0]}: {ONE_PROCESS}")
+        return {name: value for name, value in given.items() if name != "nproc"}
 
     @property
     def items_per_step(self) -> int:
