@@ -85,6 +85,17 @@ class KVCache:
                 self.append(layer, *(tensor[:, :, :length] for tensor in block))
         self.length = length
 
+    def repeated(self, rows: int, capacity: int) -> "KVCache":
+        """Return a cache of `rows` copies of this one's only text, with room for `capacity` tokens each."""
+        made = KVCache(len(self._blocks), capacity)
+        for layer, block in enumerate(self._blocks):
+            if block is not None:
+                made.append(
+                    layer, *(tensor[:, :, : self.length].expand(rows, -1, -1, -1) for tensor in block)
+                )
+        made.length = self.length
+        return made
+
     def clear(self) -> None:
         """Forget all tokens; the memory stays."""
         self.length = 0
