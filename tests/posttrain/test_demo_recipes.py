@@ -50,3 +50,10 @@ def test_a_checkpoint_is_named_by_its_step_on_the_command_line():
     assert run.read("sft", "demo-sft", ["checkpoint=200"]).checkpoint == "200"
     words = ["checkpoint=best", "teacher=runs/large", "teacher_checkpoint=40"]
     assert run.read("distill", "demo-sft", words).teacher_checkpoint == "40"
+
+
+def test_first_sentences_are_shown_by_one_recipe_and_rewarded_by_the_next():
+    shown, tried = run.read("sft", "openings-sft"), run.read("grpo", "openings-grpo")
+    assert str(tried.base) == f"runs/{shown.name}"
+    assert [table["name"] for table in shown.data.settings["exercises"]] == [tried.data.name]
+    assert tried.rollout.max_new_tokens >= 40  # the longest has 28 tokens: a cut answer is a wrong one
