@@ -64,6 +64,7 @@ def test_a_conversation_and_a_named_file(cli, finished_run, files):
         ),
         (["--limit", 5], "--limit goes together with --tasks NAME or --against RUN"),
         (["--judge", "x", "--tasks", "copa"], "--judge goes together with --against RUN"),
+        (["--tasks", "copa", "--against", "base"], "--tasks and --against are two measurements"),
         (["--against", "base"], "was post-trained, so nobody knows questions; name a file"),
     ],
 )

@@ -99,6 +99,8 @@ def evaluate(
     from scratchlm.train.folder import load_run
 
     load_plugins(plugin)
+    if tasks is not None and against is not None:
+        raise ValueError("evaluate: --tasks and --against are two measurements; ask for one after the other.")
     given = {
         "texts": {"source": source, "max-tokens": max_tokens, "rows": rows},
         "tasks": {"tasks": tasks, "data": data, "shots": shots, "chat": chat},
