@@ -5,8 +5,9 @@ r"""Rows of token ids come in; groups of rows that begin alike go out, with how 
     shots question2 A                                     question2 A     behind copies of its keys and values
 
 A group of n rows that share p tokens saves (n - 1) p of them. Sorted rows have their longest common
-beginnings side by side, so the groups that save most are found by splitting where neighbours share least, as
-long as the parts save more than the whole. Places whose predictions are scored are never shared.
+beginnings side by side, so groups are found by splitting where neighbours share least, as long as the parts
+save more than the whole; parts are never put together again, so there may be groups that save more. Places
+whose predictions are scored are never shared.
 
 Source: one level of the sharing of Zheng et al. 2024 (SGLang), https://arxiv.org/abs/2312.07104, section 3.
 """
@@ -53,7 +54,7 @@ def group_rows(rows: Mapping[Row, int], *, least: int) -> list[Group]:
 
 
 def _split(shares: Sequence[int], first: int, last: int) -> list[tuple[int, int, int]]:
-    """Return (first, last, shared) of the groups of rows first to last - 1 that save most together."""
+    """Return (first, last, shared) of rows first to last - 1: as one group, or in parts that save more."""
     if last - first < 2:
         return [(first, last, 0)]
     least = min(shares[first : last - 1])
