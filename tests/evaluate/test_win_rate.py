@@ -92,5 +92,8 @@ def test_the_judge_says_the_mean_log_probability_of_an_answers_tokens(special):
         wanted = [log_p[len(context) - 1 + i, token].item() for i, token in enumerate(said)]
         assert found[place] == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
     written = answer_all(player, QUESTIONS, max_new_tokens=4)
-    assert written == answer_all(player, QUESTIONS, max_new_tokens=4)
-    assert len(written) == 3
+    for question, text in zip(QUESTIONS, written, strict=True):
+        context, said = template.render(question), []
+        while len(said) < 4 and (not said or said[-1] not in template.stop_ids):
+            said.append(int(player.model(torch.tensor([context + said]))[0, -1].argmax()))
+        assert text == tokenizer.decode([token for token in said if token not in template.stop_ids])

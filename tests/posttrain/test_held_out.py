@@ -7,11 +7,13 @@ from preference_files import pairs
 from small_bases import sayings, settings, write_lines
 from small_policies import grpo_settings
 
+from scratchlm.posttrain import PREFERENCES
 from scratchlm.posttrain.config import DpoConfig, SftConfig
 from scratchlm.posttrain.datasets import both_splits
-from scratchlm.posttrain.held_out import held_out_questions, read_questions
+from scratchlm.posttrain.held_out import VALID_SEED, held_out_questions, read_questions
 from scratchlm.posttrain.instructions import Alpaca
 from scratchlm.posttrain.stage import stage_file
+from scratchlm.posttrain.tasks import EXERCISES
 
 
 def kept(folder, stage, config):
@@ -36,9 +38,14 @@ def test_they_are_those_of_the_held_out_split_each_once(tmp_path):
 def test_preferences_and_rewards_have_them_too(tmp_path):
     file = write_lines(tmp_path / "pairs.jsonl", pairs(20))
     config = settings(DpoConfig, "base", data={"name": "prompt_pairs", "paths": [str(file)]}, valid_share=0.5)
-    assert held_out_questions(kept(tmp_path / "dpo", "dpo", config), 2)[0][0]["role"] == "user"
-    found = held_out_questions(kept(tmp_path / "grpo", "grpo", grpo_settings("base")), 3)
-    assert len(found) == 3
+    source = PREFERENCES.build("prompt_pairs", paths=[str(file)])
+    valid = both_splits(source, share=0.5, seed=config.seed)["valid"]
+    found = held_out_questions(kept(tmp_path / "dpo", "dpo", config), 2)
+    assert found == [pair.prompt for pair in valid[:2]]
+    config = grpo_settings("base")
+    problems = EXERCISES.build(config.data.name, **config.data.settings).problems(VALID_SEED, "valid", 0, 3)
+    found = held_out_questions(kept(tmp_path / "grpo", "grpo", config), 3)
+    assert [one[0]["content"] for one in found] == [problem.prompt for problem in problems]
 
 
 def test_a_file_may_hold_lines_or_json(tmp_path):
