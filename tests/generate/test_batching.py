@@ -106,7 +106,7 @@ def test_a_hundred_cancelled_requests_leave_all_slots(engine):
     assert not used.cancel(12345)
 
 
-def test_prompts_are_computed_in_chunks_one_a_step(engine, model):
+def test_a_long_prompt_is_computed_in_chunks_one_a_step(engine, model):
     used = engine(slots=2, chunk=3)
     first, second = used.submit(plain([0, 5, 6, 7, 8])), used.submit(plain([0, 9, 10]))
     seen = []
@@ -115,6 +115,17 @@ def test_prompts_are_computed_in_chunks_one_a_step(engine, model):
         events = used.step()
         seen.append((used.stats().prompt_tokens - before, sorted({event.request_id for event in events})))
     assert seen == [(3, []), (2, [first]), (3, [first, second]), (0, [first, second])]
+
+
+def test_short_prompts_go_through_together_up_to_a_chunks_tokens(engine):
+    used = engine(slots=3, chunk=6)
+    for length in (2, 3, 4):
+        used.submit(plain([0, *range(5, 4 + length)]))
+    totals = []
+    for _ in range(3):
+        used.step()
+        totals.append(used.stats().prompt_tokens)
+    assert totals == [5, 9, 9]
 
 
 def test_each_continuation_has_its_own_seed(engine):

@@ -67,7 +67,8 @@ class CompiledLayers:
             *_shared(first.settings),
         )
         self._ln_final = ln_final
-        self._head = (model.token_embeddings if model.lm_head is None else model.lm_head).weight.detach()
+        head = model.token_embeddings if model.lm_head is None else model.lm_head
+        self._head = head.weight.detach().contiguous()
         self._divisor, self._cap = model.logit_divisor, model.config.logit_softcap
 
     def hidden(

@@ -1,8 +1,8 @@
 r"""What runs a transformer's slots in one pass, whatever the device: prefill, copies, weights that change.
 
     prefill     one slot's chunk against its own block of keys and values, with the attention of training
-    decode      always all slots in one fixed shape: every matrix is read once for all of them, and a row's
-                bits do not depend on how many others are wanted. How, is the device's business:
+    decode      every matrix is read once for all slots, and a row's bits do not depend on how many others are
+                wanted: all slots in one fixed shape, or rows that never meet. How, is the device's business:
                 runner_fused.py on a CPU, runner_graph.py on a GPU
     refresh     weights that an optimizer changed in place are seen anyway; weights that moved, or that are
                 computed from others (adapters), are taken up anew
