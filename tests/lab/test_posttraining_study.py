@@ -53,6 +53,11 @@ def test_a_cell_without_a_start_goes_on_from_the_recipes_base():
     assert str(cell.config.base) == "runs/mine"
 
 
+def test_a_base_beside_a_start_is_refused():
+    with pytest.raises(ValueError, match=r"base='runs/mine': cells go on from the study's start"):
+        cells_of(study_of(settings=("base='runs/mine'",)))
+
+
 def test_cells_are_measured_as_often_as_the_study_says():
     cell = cells_of(study_of(validations=4, settings=("train.steps=40",)))[0]
     assert (cell.config.train.eval_every, cell.config.train.keep_checkpoints) == (10, 1)
@@ -62,13 +67,14 @@ def test_cells_are_measured_as_often_as_the_study_says():
     ("changes", "words"),
     [
         ({"budget": {"tokens": 1000}}, "a budget is for experiment='train'; set train.steps"),
+        ({"cells": ({"label": "few", "budget": {"flops": 1e9}},)}, "a budget is for experiment='train'"),
         ({"experiment": "train", "recipe": "demo"}, "start is what cells of post-training go on from"),
         ({"grid": {"base": ["a", "b"]}, "cells": None}, "start is what cells of post-training go on from"),
     ],
 )
 def test_what_contradicts_a_start_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        study_of(**changes)
+        cells_of(study_of(**changes))
 
 
 @pytest.mark.parametrize(

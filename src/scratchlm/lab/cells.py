@@ -122,7 +122,9 @@ def measures_of(study: Study) -> tuple[str, ...]:
 
 
 def _check_words(study: Study, point: Point) -> None:
-    """Refuse words that contradict each other or the study."""
+    """Refuse words that contradict each other or the study, and a budget where steps have no known cost."""
+    if (point.budget or study.budget) is not None and study.experiment != "train":
+        raise ValueError(f"{study.name}: a budget is for experiment='train'; set train.steps instead.")
     for where, words in (
         (study.name, study.settings),
         (f"{study.name}, cell {point.label!r}", point.settings),
@@ -136,6 +138,8 @@ def _check_words(study: Study, point: Point) -> None:
                 raise ValueError(f"{where}: {key}={values[key]} and {word} contradict each other; keep one.")
             if "seed" in inside:
                 raise ValueError(f"{where}: {word}: seeds are given once, by seeds=[...].")
+            if "base" in inside and study.start:
+                raise ValueError(f"{where}: {word}: cells go on from the study's start; drop one of the two.")
             if "train.steps" in inside and (point.budget or study.budget) is not None:
                 raise ValueError(
                     f"{where}: {word} contradicts the budget, which decides the steps; drop one."

@@ -3,7 +3,7 @@ r"""What a cell does: its settings come in, a run folder with config, metrics an
     train       a recipe's run (train/run.py)                                      the usual one
     quadratic   CS336's first optimizer on a toy: loss = mean(w^2), w = 5 * N(0, 1) of shape (10, 10),
                 w = w - lr / sqrt(t + 1) * gradient
-    sft, dpo, grpo, distill         post-training (posttraining.py)
+    sft, dpo, grpo                  post-training (posttraining.py)
 
 All leave the files that study/run_record.py reads, so that everything behind them is the same.
 

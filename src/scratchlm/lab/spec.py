@@ -242,8 +242,6 @@ class Study(Config):
         for name in ("beyond_context", "coordinates"):
             if getattr(self, name) and self.experiment != "train":
                 raise ValueError(f"{self.name}: {name}=true is for models; {self.experiment} trains none.")
-        if self.budget is not None and self.experiment != "train":
-            raise ValueError(f"{self.name}: a budget is for experiment='train'; set train.steps instead.")
         if self.start and (self.experiment in ("train", "quadratic") or "base" in self.varied()):
             raise ValueError(f"{self.name}: start is what cells of post-training go on from, and their base.")
         return self
