@@ -30,7 +30,7 @@ def test_they_are_those_of_the_held_out_split_each_once(tmp_path):
     found = held_out_questions(kept(tmp_path / "sft", "sft", config), 100)
     splits = both_splits(Alpaca(paths=(file,)), share=0.3, seed=config.seed)
     wanted = dict.fromkeys(repr(example.messages[:-1]) for example in splits["valid"])
-    assert [repr(messages) for messages in found] == list(wanted)
+    assert sorted(repr(messages) for messages in found) == sorted(wanted)
     assert len(splits["train"]) > len(splits["valid"]) > len(found) > 3
     assert held_out_questions(tmp_path / "sft", 3) == found[:3]
 
@@ -40,12 +40,23 @@ def test_preferences_and_rewards_have_them_too(tmp_path):
     config = settings(DpoConfig, "base", data={"name": "prompt_pairs", "paths": [str(file)]}, valid_share=0.5)
     source = PREFERENCES.build("prompt_pairs", paths=[str(file)])
     valid = both_splits(source, share=0.5, seed=config.seed)["valid"]
-    found = held_out_questions(kept(tmp_path / "dpo", "dpo", config), 2)
-    assert found == [pair.prompt for pair in valid[:2]]
+    found = held_out_questions(kept(tmp_path / "dpo", "dpo", config), 100)
+    assert sorted(map(repr, found)) == sorted({repr(pair.prompt) for pair in valid})
     config = grpo_settings("base")
     problems = EXERCISES.build(config.data.name, **config.data.settings).problems(VALID_SEED, "valid", 0, 3)
     found = held_out_questions(kept(tmp_path / "grpo", "grpo", config), 3)
-    assert [one[0]["content"] for one in found] == [problem.prompt for problem in problems]
+    assert sorted(one[0]["content"] for one in found) == sorted(problem.prompt for problem in problems)
+
+
+def test_some_are_drawn_from_all_so_that_each_exercise_is_asked(tmp_path):
+    names = ("arithmetic", "story_openings", "story_questions")
+    tables = ", ".join(f"{{ name = '{name}', num = 1 }}" for name in names)
+    data = f"data={{ name = 'exercises', num_valid = 30, exercises = [{tables}] }}"
+    folder = kept(tmp_path / "sft", "sft", settings(SftConfig, "base", data))
+    asked = [one[-1]["content"] for one in held_out_questions(folder, 30)]
+    openings = sum(text.startswith("Begin a story") for text in asked)
+    questions = sum("\n" in text for text in asked)
+    assert min(openings, questions, 30 - openings - questions) >= 5
 
 
 def test_a_file_may_hold_lines_or_json(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.config import read_tree, validate
+from scratchlm.data.permutation import permute
 from scratchlm.posttrain import INSTRUCTIONS, PREFERENCES, STAGES
 from scratchlm.posttrain.base import Base, open_base
 from scratchlm.posttrain.config import DpoConfig, GrpoConfig, PosttrainConfig, SftConfig
@@ -53,20 +54,19 @@ def base_of(path: Path) -> Base:
 
 
 def held_out_questions(path: Path, most: int) -> list[Messages]:
-    """The first questions that a run was not trained on; fewer than `most` where there are not as many.
+    """Questions that a run was not trained on, each once; fewer than `most` where there are not as many.
+
+    They are drawn from all, for data stands in an order: one exercise after the other, or a sorted file. A
+    smaller number asks a part of what a larger one asks.
 
     Raises:
         ValueError: It is no post-trained run, its data is gone, or nothing of it was held out.
     """
     config = settings_of(path)
-    found: dict[str, Messages] = {}
-    for messages in _questions(config, most):
-        found.setdefault(repr(messages), messages)
-        if len(found) == most:
-            break
+    found = list({repr(messages): messages for messages in _questions(config, most)}.values())
     if not found:
         raise ValueError(f"{path}: nothing of its data was held out (valid_share); {ASK}.")
-    return list(found.values())
+    return [found[permute(place, len(found), VALID_SEED)] for place in range(min(most, len(found)))]
 
 
 def read_questions(path: Path, most: int) -> list[Messages]:
