@@ -50,8 +50,8 @@ def base_documents(
                 "pretrained run as the base, or base_documents=0."
             )
         text = TokenDataset.open(shards)
-        places = [permute(place, text.num_documents, seed, 0) for place in range(text.num_documents)]
-        found = [text.document(place).tolist() for place in places[:number]]
+        places = range(min(number, text.num_documents))
+        found = [text.document(permute(place, text.num_documents, seed, 0)).tolist() for place in places]
         runtime.write_text_atomically(file, json.dumps(found) + "\n")
     try:
         documents = json.loads(file.read_text(encoding="utf-8"))
