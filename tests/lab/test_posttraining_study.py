@@ -5,6 +5,7 @@ import json
 import pytest
 
 from scratchlm.lab.cells import resolve
+from scratchlm.lab.export import command_of
 from scratchlm.lab.rows import read_rows
 from scratchlm.lab.runner import run_study
 from scratchlm.lab.search import points
@@ -96,6 +97,12 @@ def test_a_recipe_beside_the_study_is_found_for_a_link_too(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(tree), encoding="utf-8")
     found = read_study(str(tmp_path / "study.json"))
     assert [link.recipe for link in found.start] == [str(tmp_path / "own.toml"), "demo-sft"]
+
+
+def test_the_command_of_a_shipped_study_is_told_though_its_recipes_lie_elsewhere():
+    study = read_study("grpo-variants")
+    assert command_of(study, "cpu") == "scratchlm study run grpo-variants --scale cpu"
+    assert command_of(study.model_copy(update={"start": study.start[:1]}), "cpu") == ""
 
 
 @pytest.mark.slow

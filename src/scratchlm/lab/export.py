@@ -88,15 +88,20 @@ def command_of(study: Study, scale: str) -> str:
         words.append(f"seeds=[{','.join(map(str, study.seeds))}]")
     if study.budget != shipped.budget and study.budget is not None:
         words += [f"budget.{name}={value:g}" for name, value in study.budget if value is not None]
-    said = {"settings", "seeds", "budget", "recipe", "scales"}
+    said = {"settings", "seeds", "budget", "recipe", "start", "scales"}
     changed = [
         name
         for name in Study.model_fields
         if name not in said and getattr(study, name) != getattr(shipped, name)
     ]
-    if changed:
+    if changed or _links(study) != _links(shipped):
         return ""
     return shlex.join(["scratchlm", "study", "run", study.name, *words, "--scale", scale])
+
+
+def _links(study: Study) -> list[tuple[str, str, tuple[str, ...]]]:
+    """What a study starts with, wherever its files lie."""
+    return [(link.do, Path(link.recipe).name, link.settings) for link in study.start]
 
 
 def _decision(readme: Path) -> str | None:

@@ -39,9 +39,12 @@ def read_samples(folder: Path, results: Sequence[Result], metric: str) -> list[W
         run = folder / "cells" / result.cell
         if result.label in found or result.state != "finished" or not (run / "samples.jsonl").is_file():
             continue
-        samples = read_run(run).samples
-        if samples:
-            found[result.label] = _written(result, metric, samples[-1])
+        record = read_run(run)
+        if record.samples:
+            between = (
+                "\n\n" if record.summary.get("posttrain") else ""
+            )  # an answer does not go on with the question
+            found[result.label] = _written(result, metric, record.samples[-1], between)
     return list(found.values())
 
 
@@ -57,7 +60,7 @@ def samples_markdown(samples: Sequence[Written], unit: str) -> str:
     return "\n\n".join(parts)
 
 
-def _written(result: Result, metric: str, sample: dict) -> Written:
+def _written(result: Result, metric: str, sample: dict, between: str) -> Written:
     prompt, text = str(sample.get("prompt") or ""), str(sample.get("text") or "")
     rest = text.removeprefix(prompt)
     shown = rest if len(rest) <= MOST_CHARACTERS else f"{rest[:MOST_CHARACTERS].rstrip()} ..."
@@ -65,7 +68,7 @@ def _written(result: Result, metric: str, sample: dict) -> Written:
     words = ""
     if facts.get("num_facts"):
         words = f"{facts['num_consistent']} of {facts['num_facts']} facts agree"
-    return Written(result.label, "" if value is None else f"{value:.3f}", prompt, shown, words)
+    return Written(result.label, "" if value is None else f"{value:.3f}", prompt + between, shown, words)
 
 
 def _escaped(text: str) -> str:
