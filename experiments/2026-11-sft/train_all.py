@@ -27,14 +27,19 @@ LOW_RANK = [
     *("adapter.rank=7", "adapter.alpha=14", "adapter.parts=['attention', 'feedforward', 'head']"),
     *("optimizer.name=adamw", "optimizer.lr=1e-2"),
 ]
+STORIES = ["data.exercises=[{ name = 'story_instructions', num = 4800 }]", "train.steps=200"]
 ARMS = {
     "full": [],
     "lora": ["adapter.name=lora", *LOW_RANK],
-    "dora": ["adapter.name=dora", *LOW_RANK],
+    "full-stories": STORIES,
+    "lora-stories": ["adapter.name=lora", *LOW_RANK, *STORIES],
+    "dora-stories": ["adapter.name=dora", *LOW_RANK, *STORIES],
 }
 """Name -> what differs from the recipe."""
-SEEDS_OF = {"full": SEEDS, "lora": SEEDS, "dora": SEEDS[:1]}
-COLORS = {"full": "#0072b2", "lora": "#d55e00", "dora": "#009e73"}
+SEEDS_OF = {
+    "full": SEEDS, "lora": SEEDS[:1], "full-stories": SEEDS, "lora-stories": SEEDS, "dora-stories": SEEDS[:1],
+}  # fmt: skip
+COLORS = dict(zip(ARMS, ("#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#009e73"), strict=True))
 
 
 def train(folder: Path, base: str, arm: str, seed: int) -> dict[str, object]:
