@@ -12,6 +12,7 @@ from small_policies import SUMS, gradient, grpo_settings, plain_gradient, stage_
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.posttrain.grpo import rows_of_step
 from scratchlm.posttrain.run import run
+from scratchlm.train.examine import Examiner
 from scratchlm.train.folder import load_run
 from scratchlm.train.trainer import StepAbandonedError
 
@@ -145,8 +146,9 @@ def test_a_session_may_break_a_rollout_off_and_ends_the_processes_of_rewards(bas
     stage.attach(SimpleNamespace(signals=SimpleNamespace(requested=lambda: next(asked, True))))
     with pytest.raises(StepAbandonedError):
         stage.answers_of(0)
-    model = stage.objective.model
-    assert stage.held_out(SimpleNamespace(model=model), everything=False).loss == 1.0  # not a step: it ends
+    examiner = Examiner.__new__(Examiner)  # of which a validation asks for the model alone
+    examiner.model = stage.objective.model
+    assert stage.held_out(examiner, everything=False).loss == 1.0  # not a step: it ends
     process = stage.judge.parts["program"].process._process
     assert process.poll() is None
     stage.close()

@@ -39,6 +39,8 @@ def obstacle(layers: Sequence[Layer], ln_final: object) -> str | None:
             return f"placement {layer.placement}"
         if type(layer.ffn) not in ACTIVATION_OF:
             return f"feed-forward {type(layer.ffn).__name__}"
+        if not all(product.weight.t().is_contiguous() for product in _products(layer).values()):
+            return "a weight lies in memory with gaps"  # a copy would not see what an optimizer changes
     norms = [ln_final, *(norm for layer in layers for norm in (layer.norm1, layer.norm2))]
     if not all(type(norm) is FastRMSNorm for norm in norms):
         return "a norm is no RMSNorm"
@@ -143,7 +145,7 @@ def _products(layer: Layer) -> dict[str, Product]:
 def _fields(layer: Layer) -> dict[str, Tensor | None]:
     settings, fields = layer.settings, {"w3": None, "w3_bias": None}
     for name, product in _products(layer).items():
-        fields[name], fields[f"{name}_bias"] = product.weight.t().contiguous(), product.bias
+        fields[name], fields[f"{name}_bias"] = product.weight.t(), product.bias
     fields |= {"norm1": layer.norm1.weight, "norm2": layer.norm2.weight}
     fields |= {"q_gain": settings.q_gain, "k_gain": settings.k_gain}
     return fields | {"keys": layer.keys, "values": layer.values}

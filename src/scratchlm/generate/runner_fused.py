@@ -86,11 +86,12 @@ class FusedRunner(TransformerRunner):
     @torch.no_grad()
     def _rows(self, slots: Sequence[int], ids: Sequence[int]) -> Float[Tensor, "rows d_model"]:
         """Compute the next token of each slot in turn, a slot several times for several of its tokens."""
-        positions = []
+        lengths, positions = self._lengths.copy(), []
         for slot in slots:
-            positions.append(self._lengths[slot])
-            self._lengths[slot] += 1
-        assert max(positions) < self.context_length, positions
+            positions.append(lengths[slot])
+            lengths[slot] += 1
+        assert max(lengths) <= self.context_length, lengths
+        self._lengths = lengths
         x = self._table[torch.tensor(ids)]
         if self._positions is not None:
             x = x + self._positions[torch.tensor(positions)]

@@ -15,6 +15,9 @@ nearest cache: 16 sums and 10 loads a step. The order in which an element is sum
 alone, never on the other rows, nor on the tile. One thread: a core that is used does as much as several that
 wait for each other.
 
+Other files inline these functions, and Numba's cache does not notice a change here: whoever makes one empties
+the caches (`find src -name "*.nb?" -delete`).
+
 Source: Goto and van de Geijn 2008, Anatomy of High-Performance Matrix Multiplication,
 https://doi.org/10.1145/1356052.1356053, section 4: what is reused lies in registers and the nearest cache.
 """
