@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from scratchlm.kernels.numba_lists import compiled
 from scratchlm.kernels.rows_numba import columns, mix
 
-_FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 """Sums in the order that fills the processor's vectors; infinities and NaN stay what they are."""
 
 _LOG2E = np.float32(math.log2(math.e))
@@ -45,7 +45,7 @@ def _float_of_bits(typing_context, bits):
     return types.float32(types.int32), code
 
 
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def exp_negative(x):  # noqa: ANN201 - a number
     """e^x for x <= 0."""
     y = max(x * _LOG2E, _LOWEST)
@@ -62,7 +62,7 @@ def exp_negative(x):  # noqa: ANN201 - a number
     return power * _float_of_bits((n + np.int32(127)) << np.int32(23))
 
 
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def _prepare(x, out, gain, eps, cos, sin):
     """Normalise (if there is a gain) and turn (if there are angles) one head's vector."""
     width = x.shape[0]
@@ -80,7 +80,7 @@ def _prepare(x, out, gain, eps, cos, sin):
         out[2 * pair + 1] = a * sin[pair] + b * cos[pair]
 
 
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def _to_weights(scores, scale, softcap, slope):
     """Turn products of a query with its keys into e^(score - largest), in place; return their sum."""
     last = scores.shape[0] - 1
@@ -103,7 +103,7 @@ def _to_weights(scores, scale, softcap, slope):
     return sum_
 
 
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def _attend(queries, keys, values, first, last, scores, out, scale, softcap, slopes):
     """The query heads of one key head over the keys first ... last."""
     columns(queries, keys, scores, first, last + 1)
@@ -115,7 +115,7 @@ def _attend(queries, keys, values, first, last, scores, out, scale, softcap, slo
             out[h, i] /= sum_
 
 
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def attend_slots(
     q, k, v, keys, values, slots, positions, out, scores, turned, scale, window, softcap, slopes, cos, sin,
     q_gain, k_gain, eps,

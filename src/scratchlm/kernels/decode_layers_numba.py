@@ -23,7 +23,7 @@ Source: model/block.py, model/feedforward.py, whose formulas these are.
 import numba
 import numpy as np
 
-from scratchlm.kernels.attention_decode_numba import attend_slots, exp_negative
+from scratchlm.kernels.attention_decode_numba import FAST_MATH, attend_slots, exp_negative
 from scratchlm.kernels.numba_lists import compiled, floats_at
 from scratchlm.kernels.rows_numba import multiply
 
@@ -46,11 +46,8 @@ ACTIVATIONS = ("silu", "relu2")
 _NORM1_EPS, _NORM2_EPS, _QK_EPS, _SCALE = range(len(NUMBERS))
 _SILU = ACTIVATIONS.index("silu")
 
-_FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
-"""As in attention_decode_numba.py."""
 
-
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def normalize(x, gain, eps, out) -> None:
     """Write each row of x with root mean square 1, times the gain at an address, into `out`."""
     width = x.shape[1]
@@ -85,7 +82,7 @@ def _add(x, branch):
             x[row, i] += branch[row, i]
 
 
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def _activate(activation, gate):
     """Apply the activation in place."""
     for row in range(gate.shape[0]):
@@ -99,7 +96,7 @@ def _activate(activation, gate):
                 gate[row, i] = z * z
 
 
-@compiled(fastmath=_FAST_MATH)
+@compiled(fastmath=FAST_MATH)
 def _scale_by(x, values):
     for row in range(x.shape[0]):
         for i in range(x.shape[1]):

@@ -36,6 +36,8 @@ from scratchlm.kernels.numba_lists import compiled
 LANES = 16
 """Numbers in an accumulator: 512 bits; a processor of narrower vectors takes several for one."""
 
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+
 BLOCK = 32
 """Rows of W that all rows of x meet before the next ones: 32 KB with d_in 256, within reach of all tiles."""
 
@@ -75,12 +77,8 @@ def _row(builder, array, first, number):
     return builder.gep(array.data, [builder.mul(row, width)])
 
 
-def _vector(lanes):
-    return ir.VectorType(ir.FloatType(), lanes)
-
-
 def _load(builder, start, k):
-    place = builder.bitcast(builder.gep(start, [k]), _vector(LANES).as_pointer())
+    place = builder.bitcast(builder.gep(start, [k]), _VECTOR.as_pointer())
     return builder.load(place, align=4)
 
 
@@ -99,11 +97,8 @@ def _store(builder, vector, place):
 
 def _accumulate(builder, x_rows, w_rows, depth):
     """Sum products over whole vectors; the accumulators, row by row."""
-    kind, size = _vector(LANES), depth.type
-    zero = ir.Constant(kind, [0.0] * LANES)
-    places = [cgutils.alloca_once(builder, kind) for _ in range(len(x_rows) * len(w_rows))]
-    for place in places:
-        builder.store(zero, place)
+    size = depth.type
+    places = _zeros(builder, len(x_rows) * len(w_rows))
     step = ir.Constant(size, LANES)
     whole = builder.sub(depth, builder.urem(depth, step))
     ahead, far = builder.mul(depth, ir.Constant(size, AHEAD)), ir.Constant(size, FAR)
@@ -119,18 +114,24 @@ def _accumulate(builder, x_rows, w_rows, depth):
     return [builder.load(place) for place in places]
 
 
+def _zeros(builder, number):
+    """Places of accumulators, all zero; the compiler keeps them in registers."""
+    places = [cgutils.alloca_once(builder, _VECTOR) for _ in range(number)]
+    for place in places:
+        builder.store(ir.Constant(_VECTOR, [0.0] * LANES), place)
+    return places
+
+
 def _add_product(builder, a, b, place):
     """Add a b to the vector at a place, rounded once."""
-    kind = _vector(LANES)
-    fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.v{LANES}f32"
-    )
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
     builder.store(builder.call(fma, [a, b, builder.load(place)]), place)
 
 
 def _repeated(builder, number):
     """A vector of one number."""
-    none = ir.Constant(_vector(LANES), ir.Undefined)
+    none = ir.Constant(_VECTOR, ir.Undefined)
     one = builder.insert_element(none, number, ir.IntType(32)(0))
     return _lanes(builder, one, one, [0] * LANES)
 
@@ -211,9 +212,7 @@ def _mixture(columns: int) -> Callable[..., Any]:
                 make_array(signature.args[n])(context, builder, arguments[n]) for n in range(3)
             )
             first, last, j = arguments[3:]
-            places = [cgutils.alloca_once(builder, _vector(LANES)) for _ in range(columns)]
-            for place in places:
-                builder.store(ir.Constant(_vector(LANES), [0.0] * LANES), place)
+            places = _zeros(builder, columns)
             one = ir.Constant(first.type, 1)
             with cgutils.for_range_slice(builder, first, last, one, intp=first.type) as (s, _):
                 weight = _repeated(builder, builder.load(builder.gep(p_row.data, [s])))
