@@ -52,8 +52,18 @@ def test_a_checkpoint_is_named_by_its_step_on_the_command_line():
     assert run.read("distill", "demo-sft", words).teacher_checkpoint == "40"
 
 
-def test_first_sentences_are_shown_by_one_recipe_and_rewarded_by_the_next():
-    shown, tried = run.read("sft", "openings-sft"), run.read("grpo", "openings-grpo")
+@pytest.mark.parametrize(("name", "longest"), [("openings", 28), ("sums", 51)])
+def test_what_one_recipe_shows_the_next_rewards_and_never_cuts(name, longest):
+    shown, tried = run.read("sft", f"{name}-sft"), run.read("grpo", f"{name}-grpo")
     assert str(tried.base) == f"runs/{shown.name}"
     assert [table["name"] for table in shown.data.settings["exercises"]] == [tried.data.name]
-    assert tried.rollout.max_new_tokens >= 40  # the longest has 28 tokens: a cut answer is a wrong one
+    assert (
+        tried.rollout.max_new_tokens > longest
+    )  # a cut answer is a wrong one; tokens of the demo's tokenizer
+
+
+def test_some_sums_are_shown_with_their_thought_and_most_without():
+    shown = run.read("sft", "sums-sft").data
+    examples = list(INSTRUCTIONS.build(shown.name, **shown.settings).read("valid", share=0.0, seed=0))
+    thinks = sum("<think>" in example.messages[-1]["content"] for example in examples)
+    assert 0 < thinks < len(examples) / 2

@@ -12,15 +12,18 @@ from scratchlm.posttrain.tasks.arithmetic import Arithmetic, thought
 from scratchlm.posttrain.tasks.exercise import HELD_OUT, Exercise, read_tagged, side
 from scratchlm.posttrain.tasks.story_instructions import StoryInstructions
 from scratchlm.posttrain.tasks.story_openings import StoryOpenings
-from scratchlm.posttrain.tasks.story_questions import StoryQuestions
+from scratchlm.posttrain.tasks.story_questions import StoryQuestions, sentence_about
 from scratchlm.posttrain.tasks.story_rules import DEEDS, QUESTIONS, THREADS
 
 NAMES = ("arithmetic", "story_instructions", "story_openings", "story_questions")
+TAGS = {"form": "tags", "thoughts": 0.5}
+CHOSEN = [*((name, {}) for name in NAMES), ("arithmetic", TAGS), ("story_questions", TAGS)]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=CHOSEN, ids=lambda chosen: "-".join([chosen[0], *chosen[1]]))
 def exercise(request) -> Exercise:
-    return EXERCISES.build(request.param)
+    name, settings = request.param
+    return EXERCISES.build(name, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +175,65 @@ class TestTags:
         assert read_tagged(text) is None
 
 
+@pytest.mark.parametrize("name", ["arithmetic", "story_questions"])
+class TestThoughts:
+    def test_a_share_of_the_demonstrations_thinks_first(self, name):
+        problems = EXERCISES.build(name, **TAGS).problems(1, "train", 0, 400)
+        thinks = ["<think>" in problem.response for problem in problems]
+        assert 0.42 < sum(thinks) / len(thinks) < 0.58
+
+    def test_the_share_changes_no_question_and_no_answer(self, name):
+        made = [
+            EXERCISES.build(name, form="tags", thoughts=share).problems(1, "train", 0, 50)
+            for share in (0.0, 0.5, 1.0)
+        ]
+        for never, sometimes, always in zip(*made, strict=True):
+            assert never[::2] == sometimes[::2] == always[::2]
+            assert never.response == f"<answer>{never.answer}</answer>"
+            assert always.response.startswith("<think>")
+            assert always.response.endswith(never.response)
+            assert sometimes.response in (never.response, always.response)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+    def test_other_shares_are_refused(self, name, share):
+        with pytest.raises(ValueError, match=r"thoughts=.*choose 0 to 1"):
+            EXERCISES.build(name, form="tags", thoughts=share)
+
+    def test_what_a_thought_says_does_not_matter(self, name):
+        exercise = EXERCISES.build(name, form="tags")
+        problem = exercise.problem(1, "train", 0)
+        said = f"<answer>{problem.answer}</answer>"
+        assert exercise.check(f"<think>nonsense</think>{said}", problem.answer).correct
+        assert not exercise.check(
+            f"<think>{problem.answer}</think><answer>x</answer>", problem.answer
+        ).correct
+        assert not exercise.check(problem.answer, problem.answer).formatted
+
+
 class TestStoryQuestions:
+    def test_a_thought_is_the_sentence_in_which_the_answer_stands(self):
+        for problem in StoryQuestions(form="tags").problems(3, "train", 0, 200):
+            story, _ = problem.prompt.split("\n")
+            thought = re.search("<think>(.*)</think>", problem.response)[1]
+            assert thought in story, problem
+            assert len(thought) < len(story), problem
+            assert set(problem.answer.split()[-1:]) <= set(re.findall(r"\w+", thought)), problem
+
+    @pytest.mark.parametrize(
+        ("question", "answer", "sentence"),
+        [
+            ("What did Sam break?", "the jar", "One day, Mrs. Bell's jar fell, because Sam ran."),
+            ("Who is like the fox?", "Sam", "Sam was a fox."),
+            ("Where are the pieces?", "under the bed", '"Oh!" he said, and hid the pieces under the bed.'),
+        ],
+    )
+    def test_sentences_end_behind_no_title_and_articles_are_no_answer(self, question, answer, sentence):
+        story = (
+            "Sam was a fox. One day, Mrs. Bell's jar fell, because Sam ran. "
+            '"Oh!" he said, and hid the pieces under the bed.'
+        )
+        assert sentence_about(story, question, answer) == sentence
+
     def test_the_answer_stands_in_the_story(self):
         for problem in StoryQuestions().problems(3, "train", 0, 200):
             story, _ = problem.prompt.split("\n")

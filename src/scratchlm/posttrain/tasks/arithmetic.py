@@ -1,11 +1,14 @@
 r"""Sums and differences of whole numbers ("What is 27 + 48?"), with the thought written out.
 
     tags     <think>7 + 8 = 15, 1 + 2 + 4 = 7</think><answer>75</answer>     column by column, from the right
+             <answer>75</answer>                                             at a glance: right, too, if it is
     number   75
 
 A thought is the schoolbook's: one column a step, the carry (or what was borrowed) first. Small models cannot
-add in one glance but can add a column, so the thought is where they win. The answer must be the number in its
-usual digits: no sign that is not needed, no zero in front, nothing beside it.
+add in one glance but can add a column, so the thought is where they win. `thoughts` says how many of the
+demonstrations write it out: where some do and some do not, a program that looks at the number alone can
+still teach a model to think first. The answer must be the number in its usual digits: no sign that is not
+needed, no zero in front, nothing beside it.
 
 Source: our own; writing steps out: Nye et al. 2021, "Show Your Work", https://arxiv.org/abs/2112.00114.
 """
@@ -14,7 +17,7 @@ import random
 from typing import Literal
 
 from scratchlm.posttrain.tasks import EXERCISES
-from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict, read_tagged
+from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict, read_tagged, tagged
 
 _QUESTIONS = ("What is {}?", "{} = ?", "Calculate {}.", "How much is {}?")
 
@@ -24,7 +27,12 @@ class Arithmetic(Exercise):
     """Sums and differences of whole numbers."""
 
     def __init__(
-        self, *, digits: int = 2, operations: str = "+-", form: Literal["tags", "number"] = "tags"
+        self,
+        *,
+        digits: int = 2,
+        operations: str = "+-",
+        form: Literal["tags", "number"] = "tags",
+        thoughts: float = 1.0,
     ) -> None:
         """Choose the size of the numbers.
 
@@ -32,6 +40,7 @@ class Arithmetic(Exercise):
             digits: The most digits of each of the two numbers, 1 to 9.
             operations: Which of + and - are asked, as one word: "+", "-" or "+-".
             form: How a response is written: "tags" with a thought, or the bare "number".
+            thoughts: Share of the worked responses in tags that write the thought out, 0 to 1.
 
         Raises:
             ValueError: A value that is not allowed.
@@ -40,7 +49,9 @@ class Arithmetic(Exercise):
             raise ValueError(f"exercise.digits={digits}: choose 1 to 9.")
         if not operations or set(operations) - set("+-"):
             raise ValueError(f'exercise.operations={operations!r}: choose "+", "-" or "+-".')
-        self.digits, self.operations, self.form = digits, operations, form
+        if not 0 <= thoughts <= 1:
+            raise ValueError(f"exercise.thoughts={thoughts}: choose 0 to 1.")
+        self.digits, self.operations, self.form, self.thoughts = digits, operations, form, thoughts
 
     def draw(self, generator: random.Random) -> tuple[Problem, str]:
         """Return a sum or a difference that is not negative; a + b and b + a ask the same."""
@@ -50,7 +61,7 @@ class Arithmetic(Exercise):
             a, b = max(a, b), min(a, b)
         answer = str(a + b if sign == "+" else a - b)
         prompt = generator.choice(_QUESTIONS).format(f"{a} {sign} {b}")
-        response = f"<think>{thought(a, b, sign)}</think><answer>{answer}</answer>"
+        response = tagged(answer, thought(a, b, sign) if generator.random() < self.thoughts else None)
         return (
             Problem(prompt, response if self.form == "tags" else answer, answer),
             f"arithmetic:{sign}:{max(a, b)}:{min(a, b)}",

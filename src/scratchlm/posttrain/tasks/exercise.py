@@ -78,6 +78,12 @@ def side(key: str) -> Split:
     return "valid" if number % HELD_OUT == 0 else "train"
 
 
+def tagged(answer: str, thought: str | None = None) -> str:
+    """Return a response in tags: `<think>...</think><answer>75</answer>`, or the answer's part alone."""
+    told = f"<answer>{answer}</answer>"
+    return told if thought is None else f"<think>{thought}</think>{told}"
+
+
 def read_tagged(response: str) -> str | None:
     """Return what stands in the one <answer> of a response, or None if the form is not kept.
 
