@@ -75,3 +75,15 @@ def test_pairs_are_held_out_with_the_wishes(pairs):
 def test_a_story_that_names_nothing_twice_cannot_be_contradicted():
     words = dict.fromkeys(CHILDREN, "Mia")
     assert contradict("Mia slept.", words, random.Random(0)) is None
+
+
+def test_each_change_is_one_mistake_more_not_none_and_not_several():
+    early = "Mia was a girl. Mia met Tom. Tom laughed, and Mia sang to Tom."
+    for seed in range(40):  # the second "Mia", changed, would make a stranger of Tom three times
+        changed = contradict(early, {"hero": "Mia", "friend": "Tom"}, random.Random(seed))
+        assert len(check_consistency(changed).mistakes) == 1
+        again = contradict(changed, {"hero": "Mia", "friend": "Tom"}, random.Random(seed))
+        assert again is None or len(check_consistency(again).mistakes) == 2
+    strangers = "Mia met Tom. Ben ran, and Ben sang."
+    for seed in range(5):  # another stranger in Ben's place is no further mistake
+        assert contradict(strangers, {"hero": "Ben", "friend": "Tom"}, random.Random(seed)) is None

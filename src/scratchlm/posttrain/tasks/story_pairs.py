@@ -6,8 +6,9 @@ r"""A wish and two stories that follow it: one consistent, in the other a fact c
 
 The two differ in one mention of one thing: the same letters before, the same after. So length says nothing
 about which is better, nor do the words: only who remembers what stood before can tell. What changes is a
-name, what the hero is, or a thing of the plot, and the scorer of the stories confirms each contradiction.
-With several mistakes several mentions change, of one thing or of several: easier to tell apart.
+name, what the hero is, or a thing of the plot, and the scorer of the stories confirms each contradiction: a
+rejected story has exactly as many as were asked for. With several mistakes several mentions change, of one
+thing or of several: easier to tell apart.
 
 Source: our own; pairs that differ in one place: BLiMP, Warstadt et al. 2020, https://arxiv.org/abs/1912.00582.
 """
@@ -39,7 +40,14 @@ class StoryPair(NamedTuple):
 
 
 def story_pair(seed: int, split: Split, index: int, *, mistakes: int = 1) -> StoryPair:
-    """Return pair number `index` of a split, with so many mistakes; the same arguments give the same pair."""
+    """Return pair number `index` of a split; the same arguments give the same pair.
+
+    Args:
+        seed: Which pairs, of endlessly many.
+        split: Which side.
+        index: From 0 on.
+        mistakes: Contradictions in the rejected story, as the scorer counts them; at least 1.
+    """
     for attempt in itertools.count():
         generator = random.Random(f"story_pair:{seed}:{split}:{index}:{attempt}")
         wish, story, plot, *values = parts(thread_grammar(), generator)
@@ -47,8 +55,8 @@ def story_pair(seed: int, split: Split, index: int, *, mistakes: int = 1) -> Sto
             continue
         words = dict(zip(CHILDREN + THREADS[plot], values, strict=True))
         changed: str | None = story
-        for known in range(mistakes):
-            changed = contradict(changed, words, generator, known=known)
+        for _ in range(mistakes):
+            changed = contradict(changed, words, generator)
             if changed is None:
                 break
         else:
@@ -56,18 +64,21 @@ def story_pair(seed: int, split: Split, index: int, *, mistakes: int = 1) -> Sto
     raise AssertionError("unreachable")
 
 
-def contradict(story: str, words: dict[str, str], generator: random.Random, *, known: int = 0) -> str | None:
-    """Change one later mention of one word into another of its kind, so that the scorer sees it.
+def contradict(story: str, words: dict[str, str], generator: random.Random) -> str | None:
+    """Change one later mention of one word into another of its kind, so that there is one mistake more.
+
+    Not none more, nor several: the hero's name, changed before the friend appears, would make a mistake of
+    each mention of the friend.
 
     Args:
-        story: A story.
+        story: A story, perhaps with mistakes.
         words: Variable -> its word in this story.
         generator: Where the choices come from.
-        known: Contradictions that it has already; the scorer must see more after the change.
 
     Returns:
         The changed story; None if no change was found.
     """
+    wanted = len(check_consistency(story).mistakes) + 1
     for _ in range(TRIES):
         variable = generator.choice(sorted(words))
         word = words[variable]
@@ -82,7 +93,7 @@ def contradict(story: str, words: dict[str, str], generator: random.Random, *, k
         start, stop = generator.choice(later)
         other = generator.choice(others).text
         changed = f"{story[:start]}{other}{story[stop:]}"
-        if len(check_consistency(changed).mistakes) > known and other not in story:
+        if len(check_consistency(changed).mistakes) == wanted and other not in story:
             return changed
     return None
 
