@@ -119,10 +119,8 @@ def measure(shape: str, rounds: int, console: Console) -> None:
         console.print(
             "transformers is not installed: its column is left out (pip install 'scratchlm[interop]')"
         )
-    memory = (
-        torch.ones(COPIED // 4),
-        torch.ones(COPIED // 4),
-    )  # written once: the system gives pages on demand
+    # written once: the system gives pages on demand
+    memory = (torch.ones(COPIED // 4), torch.ones(COPIED // 4))
     for number in (1, 8):
         expected = ours(model, number)
         sides = {"engine": rate(lambda number=number: ours(model, number))}
