@@ -29,7 +29,8 @@ def assistant(run_folder):
     return become(run_folder, FACTS)
 
 
-def become(folder, facts):
+def become(folder, facts, **figures):
+    """Make a run folder that of a post-trained run; its training rows have `figures`, too."""
     (folder / "summary.json").write_text(json.dumps(SUMMARY | {"posttrain": facts}), encoding="utf-8")
     write_rows(
         folder / "metrics.jsonl",
@@ -41,6 +42,7 @@ def become(folder, facts):
                 "loss": 0.1,
                 "reward_mean": step / 10,
                 "kl": 0.01,
+                **figures,
             }
             for step in range(1, 8)
         ],
@@ -124,12 +126,17 @@ def test_only_figures_that_were_recorded_are_drawn(assistant):
     ],
 )
 def test_the_learning_curves_say_what_they_show(run_folder, stage, title, keys):
-    folder = become(run_folder, FACTS | {"stage": stage})
+    folder = become(run_folder, FACTS | {"stage": stage}, accuracy=0.5)
     learning = posttrain_chapter(read_run(folder)).learning
     assert (learning.title, learning.in_training, learning.in_validation) == (title, *keys)
     page = page_of(folder).text
-    assert title in page or stage == "grpo"  # of which these rows have no accuracy
+    assert title in page
     assert "right next token" not in page
+
+
+def test_a_learning_curve_without_rows_is_left_out(run_folder):
+    folder = become(run_folder, FACTS | {"stage": "grpo"})  # its rows have no accuracy
+    assert "share of answers that are right" not in page_of(folder).text
 
 
 def test_the_page_says_what_changed_and_interprets_nothing_that_a_model_wrote(assistant):
