@@ -29,6 +29,38 @@ def test_long_questions_are_groups_of_their_own():
     assert [(g.shared, len(g.rows)) for g in group_rows(free(rows), least=1)] == [(64, 4), (64, 4)]
 
 
+def test_rows_that_no_smaller_group_has_use_for_share_what_all_share():
+    long = [(*SHOTS, *[1] * 320, answer) for answer in range(4)]
+    single = [(*SHOTS, *[question] * 40, 0) for question in (2, 3, 4)]
+    groups = group_rows(free([*long, *single]), least=90)
+    assert [(g.shared, g.rows) for g in groups] == [(368, long), (48, single)]
+    assert saved(group_rows(free([*long, *single]), least=97)) == 3 * 368  # 2 * 48 are too few
+    pairs = [(*SHOTS, *[question] * 16, answer) for question in (2, 3, 4) for answer in range(2)]
+    groups = group_rows(free([*long, *pairs]), least=90)  # a pair saves 64, six rows 240
+    assert [(g.shared, g.rows) for g in groups] == [(368, long), (48, pairs)]
+
+
+def saved(groups):
+    return sum(shared * (len(rows) - 1) for shared, rows in groups)
+
+
+def test_nothing_saves_less_than_one_group_of_all_and_no_group_less_than_it_has_to():
+    random = torch.Generator().manual_seed(11)
+    for _ in range(40):
+        starts = [
+            torch.randint(0, 2, (16 * int(n),), generator=random).tolist()
+            for n in torch.randint(1, 5, (4,), generator=random)
+        ]
+        rows = {
+            (*SHOTS[:16], *starts[number % 4][: 16 * (number % 5)], *starts[(number * 7) % 4], number)
+            for number in range(12)
+        }
+        groups = group_rows(free(rows), least=20)
+        assert sorted(itertools.chain(*(group.rows for group in groups))) == sorted(rows)
+        assert all(saved([group]) >= 20 or not group.shared for group in groups)
+        assert saved(groups) >= 16 * 11
+
+
 def test_what_saves_too_little_or_is_scored_is_not_shared():
     rows = [(*SHOTS, answer) for answer in range(3)]
     assert [g.shared for g in group_rows(free(rows), least=97)] == [0]

@@ -6,8 +6,9 @@ r"""Rows of token ids come in; groups of rows that begin alike go out, with how 
 
 A group of n rows that share p tokens saves (n - 1) p of them. Sorted rows have their longest common
 beginnings side by side, so groups are found by splitting where neighbours share least, as long as the parts
-save more than the whole; parts are never put together again, so there may be groups that save more. Places
-whose predictions are scored are never shared.
+save more than the whole. Rows that no part has use for share at least what the whole does, so they are a
+group among themselves. What was grouped is never taken apart for others, so there may be groups that save
+more. Places whose predictions are scored are never shared.
 
 Source: one level of the sharing of Zheng et al. 2024 (SGLang), https://arxiv.org/abs/2312.07104, section 3.
 """
@@ -42,27 +43,38 @@ def group_rows(rows: Mapping[Row, int], *, least: int) -> list[Group]:
         _shared(one, two, min(rows[one], rows[two])) // STEP * STEP
         for one, two in itertools.pairwise(ordered)
     ]
-    alone: list[Row] = []
-    found = []
-    for first, last, shared in _split(shares, 0, len(ordered)):
-        members = ordered[first:last]
-        if shared * (len(members) - 1) >= max(1, least):
-            found.append(Group(shared, members))
-        else:
-            alone += members
+    found, alone = _grouped(ordered, shares, max(1, least))
     return [*found, Group(0, alone)] if alone else found
 
 
-def _split(shares: Sequence[int], first: int, last: int) -> list[tuple[int, int, int]]:
-    """Return (first, last, shared) of rows first to last - 1: as one group, or in parts that save more."""
-    if last - first < 2:
-        return [(first, last, 0)]
-    least = min(shares[first : last - 1])
-    ends = [place + 1 for place in range(first, last - 1) if shares[place] == least]
-    starts = [first, *ends]
-    parts = [part for pair in zip(starts, [*ends, last], strict=True) for part in _split(shares, *pair)]
-    saved = sum((end - start - 1) * shared for start, end, shared in parts)
-    return parts if saved > (last - first - 1) * least else [(first, last, least)]
+def _grouped(ordered: Sequence[Row], shares: Sequence[int], least: int) -> tuple[list[Group], list[Row]]:
+    """Return groups that save at least `least` tokens each, and the rows that are in none of them.
+
+    Args:
+        ordered: Rows in order.
+        shares: What each but the last shares with the next.
+        least: Tokens.
+    """
+    if len(ordered) < 2:
+        return [], list(ordered)
+    shared = min(shares)
+    borders = [0, *(place + 1 for place, share in enumerate(shares) if share == shared), len(ordered)]
+    groups: list[Group] = []
+    alone: list[Row] = []
+    for first, last in itertools.pairwise(borders):
+        parts, rest = _grouped(ordered[first:last], shares[first : last - 1], least)
+        groups += parts
+        alone += rest
+    if _saved(left := Group(shared, alone)) >= least:
+        groups, alone = [*groups, left], []
+    if _saved(whole := Group(shared, list(ordered))) >= max(least, sum(map(_saved, groups))):
+        return [whole], []
+    return groups, alone
+
+
+def _saved(group: Group) -> int:
+    """How many tokens a group saves."""
+    return group.shared * (len(group.rows) - 1)
 
 
 def _shared(one: Row, two: Row, most: int) -> int:
