@@ -10,6 +10,7 @@ import torch
 from small_policies import SUMS, gradient, grpo_settings, plain_gradient, stage_of
 
 from scratchlm.checkpoint import latest, load_checkpoint
+from scratchlm.optim.adamw import AdamW
 from scratchlm.posttrain.grpo import rows_of_step
 from scratchlm.posttrain.run import run
 from scratchlm.train.examine import Examiner
@@ -170,6 +171,22 @@ def test_where_no_answer_can_be_judged_any_more_the_steps_before_are_kept(base_r
     assert latest(tmp_path / "run" / "checkpoints").name == "step-0000002"
     assert caplog.text.count("all answers to a problem earned the same, so nothing is learnt") == 1
     assert run("grpo", config, tmp_path / "run", resume=True)["steps"] == 4
+
+
+def test_an_error_of_the_program_in_the_middle_of_a_step_saves_nothing(base_run, tmp_path, monkeypatch):
+    config = grpo_settings(base_run, "train.save_every=100", "train.eval_every=100")
+    plain, steps = AdamW.step, []
+
+    def step(self):
+        steps.append(plain(self))
+        if len(steps) == 2:
+            raise ValueError("half of the update is made")
+
+    monkeypatch.setattr(AdamW, "step", step)
+    with pytest.raises(ValueError, match="half of the update is made"):
+        run("grpo", config, tmp_path / "run")
+    assert len(steps) == 2
+    assert latest(tmp_path / "run" / "checkpoints") is None
 
 
 @pytest.mark.parametrize("chat", ["plain", "special"])

@@ -29,6 +29,7 @@ from scratchlm.posttrain.reward_process import RewardProcess
 from scratchlm.posttrain.tasks.exercise import Problem, Verdict, read_tagged
 from scratchlm.registry import Family
 from scratchlm.runtime import log
+from scratchlm.train.trainer import StepImpossibleError
 
 OnFailure = Literal["skip", "zero", "stop"]
 
@@ -48,7 +49,7 @@ MOST_WARNINGS = 20
 """Kinds of failures that are told: a message with a number in it is another one each time."""
 
 
-class RewardError(ValueError):
+class RewardError(StepImpossibleError):
     """A reward could not be computed."""
 
 

@@ -28,7 +28,7 @@ from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.posttrain.rewards import Attempt
 from scratchlm.posttrain.tasks.exercise import Exercise, Problem
 from scratchlm.tokenizer.chat import ChatTemplate
-from scratchlm.train.trainer import StepAbandonedError
+from scratchlm.train.trainer import StepAbandonedError, StepImpossibleError
 
 SEED_BITS = 62
 """Seeds of answers: the engine adds an answer's number, and torch takes 63 bits."""
@@ -144,7 +144,7 @@ class Drawer:
 
         Raises:
             StepAbandonedError: `abandon` said so.
-            ValueError: No prompt leaves room for an answer, or the model's logits are no numbers.
+            StepImpossibleError: No prompt leaves room for an answer, or the model's logits are no numbers.
         """
         asked: list[tuple[Problem, Request]] = []
         for problem, seed in zip(problems, seeds, strict=True):
@@ -157,7 +157,7 @@ class Drawer:
             )
             asked.append((problem, ask(ids, self.template, settings, n=group_size)))
         if not asked:
-            raise ValueError(
+            raise StepImpossibleError(
                 f"no prompt of these {len(problems)} problems leaves room for an answer in {self.max_tokens} "
                 "tokens; take shorter problems or a base with a longer context."
             )
@@ -167,7 +167,7 @@ class Drawer:
         for (problem, request), result in zip(asked, results, strict=True):
             for choice in result.choices:
                 if choice.error is not None:
-                    raise ValueError(f"rollout: {choice.error}")
+                    raise StepImpossibleError(f"rollout: {choice.error}")
                 tokens = choice.tokens
                 answers.append(
                     Answer(

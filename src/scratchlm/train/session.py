@@ -40,7 +40,7 @@ from scratchlm.train.settled import choose_plan, remember
 from scratchlm.train.signals import StopSignals
 from scratchlm.train.snapshot import Progress
 from scratchlm.train.summary import summarise
-from scratchlm.train.trainer import StepAbandonedError, StepResult, never
+from scratchlm.train.trainer import StepAbandonedError, StepImpossibleError, StepResult, never
 
 
 class NonFiniteLossError(ValueError):
@@ -127,6 +127,7 @@ class Session:
 
         Raises:
             NonFiniteLossError: Too many steps in a row were not usable.
+            StepImpossibleError: A step has no batch; those before it are saved.
             OSError: A checkpoint could not be written.
         """
         steps = self.config.train.steps
@@ -160,8 +161,8 @@ class Session:
         except StepAbandonedError:
             self.record.say(f"{self.signals.name}: step {step + 1} was given up; continue with --resume.")
             return False
-        except ValueError:
-            if step and self.processes.world_size == 1:  # the step left no trace; those before it are kept
+        except StepImpossibleError:
+            if step and self.processes.world_size == 1:  # of several, the others wait in the step
                 self._save(wait=True)
             raise
         self.aim.after_step(result)

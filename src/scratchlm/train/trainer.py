@@ -66,6 +66,10 @@ class StepAbandonedError(Exception):
     """Somebody asked to stop in the middle of a step; the step left no trace."""
 
 
+class StepImpossibleError(ValueError):
+    """A step's batch cannot be made, before anything was computed with it; the step left no trace."""
+
+
 def never() -> bool:
     """Go on."""
     return False
@@ -124,6 +128,7 @@ class Trainer:
 
         Raises:
             StepAbandonedError: `abandon` said so; nothing was changed.
+            StepImpossibleError: There is no batch for it; nothing was changed.
         """
         started = time.perf_counter()
         self.model.train()
