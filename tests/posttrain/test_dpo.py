@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import chain
 
 import pytest
 import torch
@@ -10,14 +11,16 @@ from small_bases import make_base, tokenizer_of
 
 from scratchlm.model.config import ModelConfig
 from scratchlm.model.transformer import TransformerLM
+from scratchlm.posttrain import STAGES
 from scratchlm.posttrain import run as posttrain
+from scratchlm.posttrain.base import open_base
 from scratchlm.posttrain.config import DpoConfig
 from scratchlm.posttrain.dpo import DpoObjective
 from scratchlm.posttrain.pairs import write_pairs
 from scratchlm.posttrain.preference_losses import DPO, Pairs
 from scratchlm.posttrain.reference import answer_log_probs
 from scratchlm.tokenizer.chat import ChatTemplate
-from scratchlm.train.folder import load_run
+from scratchlm.train.folder import RunFolder, load_run
 from scratchlm.train.trainer import Execution
 
 CPU = torch.device("cpu")
@@ -152,6 +155,20 @@ def test_the_reference_is_computed_before_the_first_step_and_kept(polite):
     kept = json.loads((path / "reference.json").read_text(encoding="utf-8"))
     assert [len(kept[name]) for name in ("train", "valid")] == [40, 10]
     assert None not in kept["train"]
+
+
+def test_a_part_of_the_held_out_is_drawn_from_all_of_it(base_run, tmp_path):
+    config = settings(tmp_path, base_run)
+    stage = STAGES.get("dpo")(config, open_base(config, RunFolder(tmp_path / "run")), RunFolder(tmp_path))
+    stage.prepare(lambda event: None)
+    assert len(stage.valid_pairs) == 10
+    stage.make_objective(stage.base.model(), PLAIN)
+    everything, some = ([*chain(*stage._some(most))] for most in (None, 10))
+    assert sorted(everything) == list(range(10))
+    assert some == everything[:8]
+    assert some != list(range(8))
+    prompts = stage.valid_pairs.prompts
+    assert stage.questions() == [prompts[number] for number in everything[:3]]
 
 
 def test_the_folder_is_a_run_like_any_other(polite):

@@ -26,10 +26,9 @@ def exercise(tmp_path):
 
 
 def test_a_question_has_its_number_as_answer_and_the_whole_text_as_response(exercise):
-    problem = exercise.problem(0, "valid", 2)
-    assert (problem.prompt, problem.answer) == ("What is 2 + 1?", "3")
+    (problem,) = (one for one in exercise.problems(0, "valid", 0, 4) if one.prompt == "What is 2 + 1?")
+    assert problem.answer == "3"
     assert problem.response == "2 + 1 = 3\n#### 3"
-    assert exercise.problem(5, "valid", 6) == problem  # the held-out ones in their order, again and again
 
 
 def test_each_epoch_reads_every_question_once_in_an_order_of_its_own(exercise):
@@ -37,6 +36,17 @@ def test_each_epoch_reads_every_question_once_in_an_order_of_its_own(exercise):
     assert first != second
     assert sorted(first) == sorted(second) == sorted(exercise.examples["train"])
     assert exercise.problems(2, "train", 0, 20) != first
+
+
+def test_a_part_of_the_held_out_questions_is_drawn_from_all_of_them(tmp_path):
+    train, valid = (write_lines(tmp_path / name, entries(100)) for name in ("a.jsonl", "b.jsonl"))
+    data = {"name": "gsm8k", "paths": [str(train)], "valid_paths": [str(valid)]}
+    exercise = EXERCISES.build("from_data", data=data)
+    some = [int(problem.answer) for problem in exercise.problems(0, "valid", 0, 20)]
+    assert len(set(some)) == 20
+    assert min(some) <= 25
+    assert max(some) > 75
+    assert exercise.problems(0, "valid", 0, 10) == exercise.problems(0, "valid", 0, 20)[:10]
 
 
 @pytest.mark.parametrize(

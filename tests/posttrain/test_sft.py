@@ -14,6 +14,7 @@ from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.data.shards import TokenDataset
 from scratchlm.evaluate.likelihood import evaluate_split
 from scratchlm.loss import IGNORE, token_losses
+from scratchlm.posttrain import STAGES
 from scratchlm.posttrain.base import open_base
 from scratchlm.posttrain.config import SftConfig
 from scratchlm.posttrain.run import read, run
@@ -168,6 +169,31 @@ def test_a_post_trained_run_is_a_base_like_any_other(finished, data, tmp_path):
         first["posttrain"]["after"]["loss"], abs=1e-5
     )
     assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()
+
+
+def test_a_part_of_the_held_out_is_drawn_from_all_of_it(base_run, data, tmp_path, monkeypatch):
+    kinds = [{"instruction": f"{kind} {i}", "output": "It is."} for kind in ("Say", "Sing") for i in range(20)]
+    file = write_lines(tmp_path / "kinds.jsonl", kinds)
+    paths = {"name": "alpaca", "paths": [str(data)], "valid_paths": [str(file)]}
+    config = settings(SftConfig, base_run, "train.eval_tokens=100", data=paths, conversations_per_step=8)
+    stage = STAGES.get("sft")(config, open_base(config, RunFolder(tmp_path / "run")), RunFolder(tmp_path))
+    stage.prepare(lambda event: None)
+    read, plain = [], stage.valid_conversations.take
+    monkeypatch.setattr(
+        stage.valid_conversations, "take", lambda number: read.append(number) or plain(number)
+    )
+    orders = []
+    for most in (100, 100, None):
+        read.clear()
+        list(stage._held_out_rows(most))
+        orders.append(list(read))
+    some, again, everything = orders
+    assert some == again == everything[: len(some)]
+    assert sorted(everything) == list(range(40))
+    assert len(some) < 20
+    assert 2 <= sum(number < 20 for number in some) <= len(some) - 2
+    asked = [messages[-1]["content"] for messages in stage.questions()]
+    assert asked == [kinds[number]["instruction"] for number in everything[:3]]
 
 
 def objective_on(base_run, tmp_path, config):

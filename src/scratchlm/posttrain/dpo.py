@@ -28,6 +28,7 @@ from scratchlm.loss import IGNORE
 from scratchlm.posttrain import PREFERENCES, STAGES, reference
 from scratchlm.posttrain.config import DpoConfig
 from scratchlm.posttrain.datasets import Pair, both_splits
+from scratchlm.posttrain.held_out import held_out_order
 from scratchlm.posttrain.objective import StageObjective
 from scratchlm.posttrain.packing import arrangement_for
 from scratchlm.posttrain.pairs import PairBatch, PairLoader, PairSet, first_epoch, write_pairs
@@ -157,7 +158,10 @@ class Dpo(Stage):
         objective = DpoObjective(model, how, self.config)
         self._device, self._precision = how.device, how.precision
         train, valid = self.train_pairs, self.valid_pairs
-        orders = {"train": first_epoch(len(train), self.config.seed), "valid": list(range(len(valid)))}
+        orders = {
+            "train": first_epoch(len(train), self.config.seed),
+            "valid": held_out_order(0, len(valid), len(valid)),
+        }
         for (name, order), pairs in zip(orders.items(), (train, valid), strict=True):
             about = {"device": how.device, "precision": how.precision, "how": self._rows(), "order": order}
             self._references[name] = Reference(pairs, self._reference, **about)
@@ -199,8 +203,9 @@ class Dpo(Stage):
         return Measured(float(losses.mean()), text, figures)
 
     def questions(self) -> Sequence[Sequence[Message]]:
-        """The first held-out prompts."""
-        return self.valid_pairs.prompts[:SHOWN]
+        """Some held-out prompts."""
+        numbers = held_out_order(0, SHOWN, len(self.valid_pairs))
+        return [self.valid_pairs.prompts[number] for number in numbers]
 
     def _rows(self) -> dict[str, Any]:
         """How pairs become rows: an answer's numbers must not depend on what stands before it in its row."""
@@ -236,10 +241,10 @@ class Dpo(Stage):
         self.on_event(PhaseEnded("reference", seconds, {"computed pairs": computed}))
 
     def _some(self, most: int | None) -> Iterator[list[int]]:
-        """Numbers of held-out pairs, several at once, until `most` tokens are read."""
-        seen = 0
-        for first in range(0, len(self.valid_pairs), PAIRS_AT_ONCE):
-            numbers = list(range(first, min(first + PAIRS_AT_ONCE, len(self.valid_pairs))))
+        """Numbers of held-out pairs, shuffled, several at once, until `most` tokens are read."""
+        seen, order = 0, self._references["valid"].order
+        for first in range(0, len(order), PAIRS_AT_ONCE):
+            numbers = order[first : first + PAIRS_AT_ONCE]  # as the reference reads them together
             yield numbers
             seen += sum(map(self.valid_pairs.length, numbers))
             if most is not None and seen >= most:

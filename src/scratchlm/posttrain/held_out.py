@@ -27,6 +27,15 @@ ASK = "name a file of questions: --questions FILE"
 """What to do where a run has none."""
 
 
+def held_out_order(first: int, last: int, number: int, seed: int = VALID_SEED) -> list[int]:
+    """Return which of `number` held-out items come at the places from `first` to before `last`.
+
+    Shuffled, for data stands in an order (one exercise after the other, or a sorted file) and often a part
+    is measured; always in the same way, for what is measured is compared.
+    """
+    return [permute(place, number, seed) for place in range(first, min(last, number))]
+
+
 def is_post_trained(path: Path) -> bool:
     """Whether the folder is that of a post-trained run."""
     return stage_file(path).is_file()

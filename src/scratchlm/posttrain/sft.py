@@ -27,6 +27,7 @@ from scratchlm.loss import IGNORE
 from scratchlm.posttrain import INSTRUCTIONS, STAGES
 from scratchlm.posttrain.config import SftConfig
 from scratchlm.posttrain.datasets import Example, Messages, both_splits
+from scratchlm.posttrain.held_out import held_out_order
 from scratchlm.posttrain.objective import StageObjective, scored
 from scratchlm.posttrain.packing import (
     PADDING,
@@ -120,7 +121,8 @@ class Sft(Stage):
         splits = both_splits(source, share=config.valid_share, seed=config.seed)
         self.train_conversations = self._written(splits["train"], "train", on_event)
         self.valid_conversations = self._written(splits["valid"], "held out", on_event)
-        self._asked = first_questions(splits["valid"] or splits["train"])
+        shown = splits["valid"] or splits["train"]
+        self._asked = first_questions(shown[number] for number in held_out_order(0, len(shown), len(shown)))
         if not len(self.valid_conversations):
             self.valid_conversations = self.train_conversations
             on_event(Note("No conversation is held out (valid_share): the training ones are measured."))
@@ -208,18 +210,18 @@ class Sft(Stage):
         return Measured(text.loss, text, {"token_accuracy": right / max(1, number)})
 
     def _held_out_rows(self, most: int | None) -> Iterator[Any]:
-        """Held-out conversations as rows, until `most` tokens are read."""
-        seen = 0
-        for first in range(0, len(self.valid_conversations), ROWS_AT_ONCE):
-            last = min(first + ROWS_AT_ONCE, len(self.valid_conversations))
-            chosen = [self.valid_conversations.take(number) for number in range(first, last)]
+        """Held-out conversations as rows, shuffled, until `most` tokens are read."""
+        seen, size = 0, len(self.valid_conversations)
+        for first in range(0, size, ROWS_AT_ONCE):
+            numbers = held_out_order(first, first + ROWS_AT_ONCE, size)
+            chosen = [self.valid_conversations.take(number) for number in numbers]
             yield make_rows(chosen, self.max_tokens, self.arrangement, self.base.tokenizer.end_of_text_id)
             seen += sum(len(written.ids) for written in chosen)
             if most is not None and seen >= most:
                 return
 
     def questions(self) -> Sequence[Sequence[Message]]:
-        """The first held-out ones, up to the user's last word."""
+        """Some held-out ones, up to the user's last word."""
         return self._asked
 
 

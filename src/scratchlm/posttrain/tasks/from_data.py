@@ -4,7 +4,8 @@ r"""Instruction data as problems: a conversation's question in, right or wrong b
     answer = "number"      what stands behind ####, else the last number; right: the last number is equal
     answer = "text"        the whole answer; right: equal but for case, blanks and a final period
 
-Every epoch reads the training questions in an order of its own. Held out is what the data holds out.
+Every epoch reads the questions in an order of its own: a file may be sorted. Held out is what the data holds
+out.
 
 Source: exact match as in Cobbe et al. 2021 (GSM8K), https://arxiv.org/abs/2110.14168, section 2.
 """
@@ -60,10 +61,10 @@ class FromData(Exercise):
             log.warning("%d conversations have no single question with a %s; left out.", left_out, answer)
 
     def problem(self, seed: int, split: Split, index: int) -> Problem:
-        """Return question number `index` of a seed's order; of held-out ones, in the data's."""
+        """Return question number `index` of a seed's order."""
         problems = self.examples[split]
         epoch, place = divmod(index, len(problems))
-        return problems[place if split == "valid" else permute(place, len(problems), seed, epoch)]
+        return problems[permute(place, len(problems), seed, epoch)]
 
     def draw(self, generator: random.Random) -> tuple[Problem, str]:
         """Return a training question."""
