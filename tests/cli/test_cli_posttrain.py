@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from scratchlm.evaluate import win_rate
+
 RECIPE = """
 name = "talk"
 base = "BASE"
@@ -57,6 +59,71 @@ def test_a_base_becomes_an_assistant_that_every_command_takes(cli, recipe):
     assert "Against another model" in Path("talk/report.html").read_text(encoding="utf-8")
     done = cli("sft", recipe, "valid_share=0.2", "--folder", "talk", "--restartable")
     assert (done.code, done.err) == (0, "")
+
+
+@pytest.fixture
+def talking(cli, recipe):
+    """A run of two saved steps."""
+    words = ("sft", recipe, "train.save_every=1", "train.eval_every=100", "valid_share=0.5")
+    made = cli(*words, "--folder", "talk")
+    assert made.code == 0, made.err
+    return "talk"
+
+
+def test_whose_answers_are_better_says_which_checkpoints_and_which_questions(cli, talking, monkeypatch):
+    lines = "\n".join(f"Question {number}" for number in range(120))
+    Path("asked.txt").write_text(lines, encoding="utf-8")
+    words = ["evaluate", talking, "--against", talking, "--questions", "asked.txt"]
+    bars = []
+
+    class Bar:
+        def __init__(self, title):
+            bars.append([])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def update(self, done, total):
+            bars[-1].append((done, total))
+
+    monkeypatch.setattr("scratchlm.cli.progress.Bar", Bar)
+    shown = cli(*words, "--checkpoint", 1, "--against-checkpoint", 2)
+    assert shown.code == 0, shown.err
+    assert "talk at step 1 against talk at step 2: 120 questions, both judge" in shown.out
+    (told,) = bars
+    assert told == sorted(told)
+    assert {total for _, total in told} == {6 * 120}
+    assert told[-1][0] > 5 * 120
+    asked = {}
+    for seed in (None, 0, 7):
+        chosen = [] if seed is None else ["--seed", seed]
+        found = cli(*words, "--limit", 5, *chosen, "--save", "said.json")
+        assert found.code == 0, found.err
+        assert "5 of 120 questions" in found.out
+        said = json.loads(Path("said.json").read_text(encoding="utf-8"))
+        assert (said["step"], said["against_step"], said["all_questions"]) == (2, 2, 120)
+        asked[seed] = [one["question"] for one in said["answers"]]
+    assert asked[None] == asked[0] != asked[7]
+
+
+def test_each_model_that_answers_or_judges_reads_as_much_as_is_asked_for(cli, talking, monkeypatch):
+    lengths, plain = [], win_rate.answer_all
+
+    def answer_all(player, *given, **how):
+        lengths.append(player.model.config.context_length)
+        return plain(player, *given, **how)
+
+    monkeypatch.setattr(win_rate, "answer_all", answer_all)
+    for other in ("base", talking):
+        found = cli("evaluate", talking, "--against", other, "--limit", 2, "--context-length", 80)
+        assert found.code == 0, found.err
+    assert lengths == [80] * 4
+    words = ("evaluate", talking, "--against", "base")
+    assert "leave --against-checkpoint out" in cli(*words, "--against-checkpoint", 1).error
+    assert "talk reads 64 tokens; give more, or none" in cli(*words, "--context-length", 63).error
 
 
 def test_mistakes_are_one_line_each_and_leave_no_folder(cli, recipe):

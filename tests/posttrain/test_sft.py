@@ -172,7 +172,9 @@ def test_a_post_trained_run_is_a_base_like_any_other(finished, data, tmp_path):
 
 
 def test_a_part_of_the_held_out_is_drawn_from_all_of_it(base_run, data, tmp_path, monkeypatch):
-    kinds = [{"instruction": f"{kind} {i}", "output": "It is."} for kind in ("Say", "Sing") for i in range(20)]
+    kinds = [
+        {"instruction": f"{kind} {i}", "output": "It is."} for kind in ("Say", "Sing") for i in range(20)
+    ]
     file = write_lines(tmp_path / "kinds.jsonl", kinds)
     paths = {"name": "alpaca", "paths": [str(data)], "valid_paths": [str(file)]}
     config = settings(SftConfig, base_run, "train.eval_tokens=100", data=paths, conversations_per_step=8)

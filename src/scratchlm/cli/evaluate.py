@@ -28,7 +28,7 @@ def evaluate(
             help="Other text to measure on; the run's own by default.",
         ),
     ] = None,
-    split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "valid",
+    split: Annotated[Literal["train", "valid"] | None, typer.Option(help="Which split; else valid.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after about this many tokens.")] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="Rows computed at once; by default what fits into memory.")
@@ -36,7 +36,9 @@ def evaluate(
     context_length: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens read at once, also more than in training; by default as in training."
+            min=1,
+            help="Tokens read at once, also more than in training; by default as in training. "
+            "With --against, by each model.",
         ),
     ] = None,
     tasks: Annotated[
@@ -59,8 +61,9 @@ def evaluate(
         typer.Option(min=0, help="Solved questions in front; else the usual.", rich_help_panel=TASKS_PANEL),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="The same seed asks the same questions.", rich_help_panel=TASKS_PANEL)
-    ] = 0,
+        int | None,
+        typer.Option(help="The same seed asks the same questions; else 0.", rich_help_panel=TASKS_PANEL),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask in a conversation.", rich_help_panel=TASKS_PANEL)
     ] = False,
@@ -87,7 +90,14 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON Lines or lines of text; else what the run's data held out.",
+            help="JSON Lines or lines of text, all or --limit; else what the run's data held out.",
+            rich_help_panel=AGAINST_PANEL,
+        ),
+    ] = None,
+    against_checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the other run: newest, best or a step; --checkpoint is of this one.",
             rich_help_panel=AGAINST_PANEL,
         ),
     ] = None,
@@ -102,24 +112,37 @@ def evaluate(
     if tasks is not None and against is not None:
         raise ValueError("evaluate: --tasks and --against are two measurements; ask for one after the other.")
     given = {
-        "texts": {"source": source, "max-tokens": max_tokens, "rows": rows},
+        "texts": {"source": source, "split": split, "max-tokens": max_tokens, "rows": rows},
         "tasks": {"tasks": tasks, "data": data, "shots": shots, "chat": chat},
-        "against": {"against": against, "judge": judge, "questions": questions},
-        "tasks or against": {"limit": limit, "json": as_json, "save": save},
+        "against": {
+            "against": against,
+            "judge": judge,
+            "questions": questions,
+            "against-checkpoint": against_checkpoint,
+        },
+        "tasks or against": {"limit": limit, "seed": seed, "json": as_json, "save": save},
     }
-    _check_options("tasks" if tasks is not None else "texts" if against is None else "against", given)
+    purpose = "tasks" if tasks is not None else "texts" if against is None else "against"
+    _check_options(purpose, given)
     run = load_run(folder, device=device, checkpoint=checkpoint, context_length=context_length)
+    own = run.model.config.context_length
+    if purpose != "texts" and (context_length or own) < own:
+        raise ValueError(
+            f"--context-length={context_length}: {folder} reads {own} tokens; give more, or none."
+        )
     if against is not None:
         from scratchlm.cli.evaluate_against import AgainstOptions, evaluate_against
 
-        options = (against, judge or (), questions, limit, device, checkpoint, as_json, save)
-        evaluate_against(run, AgainstOptions(*options))
+        about = (against, judge or (), questions, limit, seed or 0, against_checkpoint, context_length)
+        evaluate_against(run, AgainstOptions(*about, device, as_json, save))
     elif tasks is not None:
         from scratchlm.cli.evaluate_tasks import TaskOptions, evaluate_tasks
 
-        evaluate_tasks(run, TaskOptions(tasks, data, limit, shots, seed, chat, as_json, save))
+        evaluate_tasks(run, TaskOptions(tasks, data, limit, shots, seed or 0, chat, as_json, save))
     else:
-        _evaluate_text(run, source, split, max_tokens=max_tokens, rows=rows, context_length=context_length)
+        _evaluate_text(
+            run, source, split or "valid", max_tokens=max_tokens, rows=rows, context_length=context_length
+        )
 
 
 def _check_options(purpose: str, given: dict[str, dict[str, object]]) -> None:

@@ -91,7 +91,13 @@ def answer_all(
     return [written.text for written in found]
 
 
-def judge(player: Player, questions: Sequence[Question], answers: Sequence[str]) -> list[float]:
+def judge(
+    player: Player,
+    questions: Sequence[Question],
+    answers: Sequence[str],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[float]:
     """Return the mean log-probability per token of each answer behind its question; -inf of an empty one."""
     template = ChatTemplate(player.tokenizer)
     # after a special token an answer begins without a blank, after the word "Assistant:" with one
@@ -110,6 +116,7 @@ def judge(player: Player, questions: Sequence[Question], answers: Sequence[str])
         context_length=player.model.config.context_length,
         device=player.device,
         autocast=player.autocast,
+        progress=progress,
     )
     scores = [-math.inf] * len(answers)
     for place, one in zip(places, found, strict=True):

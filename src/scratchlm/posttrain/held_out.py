@@ -6,10 +6,9 @@
 What a run is compared with answers the same questions, whatever stage and data made it.
 """
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scratchlm.config import read_tree, validate
 from scratchlm.data.permutation import permute
@@ -31,7 +30,7 @@ def held_out_order(first: int, last: int, number: int, seed: int = VALID_SEED) -
     """Return which of `number` held-out items come at the places from `first` to before `last`.
 
     Shuffled, for data stands in an order (one exercise after the other, or a sorted file) and often a part
-    is measured; always in the same way, for what is measured is compared.
+    is measured; in the same way for the same seed, for what is measured is compared.
     """
     return [permute(place, number, seed) for place in range(first, min(last, number))]
 
@@ -62,28 +61,42 @@ def base_of(path: Path) -> Base:
     return open_base(settings_of(path), RunFolder(path))
 
 
-def held_out_questions(path: Path, most: int) -> list[Messages]:
-    """Questions that a run was not trained on, each once; fewer than `most` where there are not as many.
+class Questions(NamedTuple):
+    """Conversations that end with the user."""
 
-    They are drawn from all, for data stands in an order: one exercise after the other, or a sorted file. A
-    smaller number asks a part of what a larger one asks.
+    asked: list[Messages]
+    num_all: int | None
+    """Of how many they were drawn; None: problems are made without end."""
+
+
+def held_out_questions(path: Path, most: int, *, seed: int = VALID_SEED) -> Questions:
+    """Questions that a run was not trained on, each once.
+
+    They are drawn from all, and a smaller number asks a part of what a larger one asks.
+
+    Args:
+        path: The run's folder.
+        most: How many; fewer where there are not as many.
+        seed: The same seed draws the same ones.
 
     Raises:
         ValueError: It is no post-trained run, its data is gone, or nothing of it was held out.
     """
     config = settings_of(path)
-    found = list({repr(messages): messages for messages in _questions(config, most)}.values())
+    found = list({repr(messages): messages for messages in _questions(config, most, seed)}.values())
     if not found:
         raise ValueError(f"{path}: nothing of its data was held out (valid_share); {ASK}.")
-    return [found[permute(place, len(found), VALID_SEED)] for place in range(min(most, len(found)))]
+    asked = [found[number] for number in held_out_order(0, most, len(found), seed)]
+    return Questions(asked, None if isinstance(config, GrpoConfig) else len(found))
 
 
-def read_questions(path: Path, most: int) -> list[Messages]:
-    """The first questions of a file.
+def read_questions(path: Path, most: int | None, *, seed: int = VALID_SEED) -> Questions:
+    """Questions of a file, in its order.
 
     Args:
         path: JSON Lines with "prompt", "instruction", "question" or "messages", or a text, one a line.
-        most: How many are read.
+        most: How many are drawn from it; None: all are taken.
+        seed: The same seed draws the same ones.
 
     Raises:
         ValueError: There is no such file, it holds none, or a line has no question; it says which line.
@@ -92,12 +105,15 @@ def read_questions(path: Path, most: int) -> list[Messages]:
         raise ValueError(f"--questions: {path}: no such file.")
     if path.suffix not in (".json", ".jsonl"):
         lines = filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))
-        found = [({"role": "user", "content": line},) for line in itertools.islice(lines, most)]
+        found = [({"role": "user", "content": line},) for line in lines]
     else:
-        found = [_question(entry, f"{path}:{line}") for line, entry in itertools.islice(entries(path), most)]
+        found = [_question(entry, f"{path}:{line}") for line, entry in entries(path)]
     if not found:
         raise ValueError(f"--questions: {path}: holds no question.")
-    return found
+    if most is None:
+        return Questions(found, len(found))
+    drawn = sorted(held_out_order(0, most, len(found), seed))
+    return Questions([found[number] for number in drawn], len(found))
 
 
 def _question(entry: Any, where: str) -> Messages:
@@ -117,11 +133,11 @@ def _question(entry: Any, where: str) -> Messages:
         raise ValueError(f"{where}: {error}.") from None
 
 
-def _questions(config: PosttrainConfig, most: int) -> list[Messages]:
+def _questions(config: PosttrainConfig, most: int, seed: int) -> list[Messages]:
     match config:
         case GrpoConfig():
             exercise = EXERCISES.build(config.data.name, **config.data.settings)
-            problems = exercise.problems(VALID_SEED, "valid", 0, most)
+            problems = exercise.problems(seed, "valid", 0, most)
             return [({"role": "user", "content": problem.prompt},) for problem in problems]
         case DpoConfig():
             source = PREFERENCES.build(config.data.name, **config.data.settings)
