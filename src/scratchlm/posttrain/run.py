@@ -3,8 +3,9 @@
     base -> RUN/base, tokenizer, validation text -> data -> first validation -> steps -> summary.json
 
 posttrain.json holds the settings of the stage, config.json those that every run has: all commands that take a
-run take this one. An adapter that was trained lies alone in RUN/adapter, too. Everything that is finished is
-kept: an interrupted run goes on from its last checkpoint.
+run take this one. inputs.json tells whether the files that the settings name are still the same. An adapter
+that was trained lies alone in RUN/adapter, too. Everything that is finished is kept: an interrupted run goes
+on from its last checkpoint.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from scratchlm.lock import run_lock
 from scratchlm.posttrain import STAGES
 from scratchlm.posttrain.base import Base, open_base
 from scratchlm.posttrain.config import PosttrainConfig
+from scratchlm.posttrain.inputs import check_inputs, inputs_of, write_inputs
 from scratchlm.posttrain.lora import LowRank
 from scratchlm.posttrain.lora_files import save_adapter
 from scratchlm.posttrain.stage import Stage, stage_file
@@ -108,7 +110,7 @@ def run(
         config: The settings.
         path: The run folder: new or empty, unless `resume`.
         resume: Go on from the newest complete checkpoint in `path`.
-        allow_changes: Resume although optimizer or schedule have changed.
+        allow_changes: Resume although optimizer, schedule, rewards or teacher have changed.
         on_event: Called with each Event.
 
     Raises:
@@ -172,10 +174,11 @@ def _claim(
     """Make the folder this run's own, or see that it is; return the settings that changed.
 
     Raises:
-        ValueError: It is somebody else's, or the settings do not fit those it has.
+        ValueError: It is somebody else's, or the settings, or what they name, do not fit those it has.
     """
     file, changes = stage_file(folder.path), dict[str, Change]()
     require_trackers(config.train.track)
+    inputs = inputs_of(config)
     if resume:
         if not file.is_file():
             raise ValueError(
@@ -185,10 +188,12 @@ def _claim(
         found.pop("stage", None)
         old = validate(type(config), found, source=str(file))
         changes = check_changes(old, config, folder.path, allow_learning=allow_changes, meaning=MEANING)
+        changes |= check_inputs(folder.path, inputs, allow_learning=allow_changes)
     elif file.exists() or folder.config.exists() or folder.checkpoints.exists():
         raise ValueError(
             f"{folder.path}: holds a run already; continue it with --resume or choose another folder."
         )
     tree = {"stage": stage} | config.model_dump(mode="json")
     runtime.write_text_atomically(file, json.dumps(tree, indent=2) + "\n")
+    write_inputs(folder.path, inputs)
     return changes

@@ -319,8 +319,8 @@ class Session:
             had = saved.identity.get(what, wanted[what])
             if had != wanted[what]:
                 raise CheckpointError(
-                    f"{saved.path}: was trained with {what} {str(had)[:12]}, but this folder's is "
-                    f"{str(wanted[what])[:12]}; put the run's own {what} back."
+                    f"{saved.path}: was trained with {what} {str(had)[:12]}, but what the run would read now "
+                    f"is {str(wanted[what])[:12]}; put the run's own {what} back."
                 )
 
     @contextlib.contextmanager
