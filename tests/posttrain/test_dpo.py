@@ -250,6 +250,7 @@ def test_settings_outside_their_range_are_refused(base_run, tmp_path):
         (["loss.beta=0"], "dpo: beta=0.0: must be above 0"),
         (["loss=dpa"], "unknown preference loss 'dpa'. Did you mean 'dpo'"),
         (["sft_weight=-1"], "sft_weight"),
+        (["train.label_smoothing=0.1"], "train.label_smoothing: not used for preferences"),
         (["loss.gamma=1"], "unknown setting of 'dpo' 'gamma'"),
     ):
         with pytest.raises(ValueError, match=message):

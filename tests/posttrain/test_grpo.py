@@ -12,6 +12,7 @@ from small_policies import SUMS, gradient, grpo_settings, plain_gradient, stage_
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.optim.adamw import AdamW
 from scratchlm.posttrain.grpo import rows_of_step
+from scratchlm.posttrain.rewards import RewardError
 from scratchlm.posttrain.run import run
 from scratchlm.train.examine import Examiner
 from scratchlm.train.folder import load_run
@@ -100,6 +101,13 @@ def test_a_reward_that_is_no_number_leaves_its_answer_out(base_run, tmp_path):
     assert sorted(chosen) == [1, 2, 3]
     assert rollout.figures["reward_failures"] == 0.125
     torch.testing.assert_close(gradient(stage, 0, 4)[1], plain_gradient(stage, rollout, range(8))[1], **SMALL)
+
+
+def test_rewards_below_zero_are_not_divided_by_their_mean(base_run, tmp_path):
+    rewards = [{"name": "regex", "pattern": ".", "weight": -1.0}]
+    stage = stage_of(base_run, tmp_path, "normalizer=mean", rewards=rewards)
+    with pytest.raises(RewardError, match=r"normalizer=mean: a reward is -1; .* would be unlearnt"):
+        stage.answers_of(0)
 
 
 def read_rows(path):
@@ -217,5 +225,11 @@ def test_what_cannot_be_learnt_from_is_refused(base_run):
         grpo_settings(base_run, eval_problems=5)
     with pytest.raises(ValueError, match=r"unknown reward 'corect'. Did you mean 'correct'"):
         grpo_settings(base_run, rewards=["corect"])
+    with pytest.raises(ValueError, match=r"answers that all earned the same would count .* = 1e\+06 times"):
+        grpo_settings(base_run, "baseline=none")
+    with pytest.raises(ValueError, match="constant: not used with length=sequence"):
+        grpo_settings(base_run, "constant=3")
+    with pytest.raises(ValueError, match=r"train.z_loss, train.label_smoothing: not used for rewards"):
+        grpo_settings(base_run, "train.z_loss=1e-4", "train.label_smoothing=0.1")
     assert grpo_settings(base_run, "baseline=none", "normalizer=none", group_size=1).cycle_steps == 1
     assert SUMS["group_size"] == 4

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from small_bases import sayings, settings, write_lines
+from small_bases import make_base, sayings, settings, write_lines
 from torch.nn.functional import linear as reference_linear
 
 from scratchlm.checkpoint import latest, load_checkpoint
@@ -40,6 +40,16 @@ def adapted(base, name, **given):
 
 
 IDS = torch.randint(0, 200, (2, 20), generator=torch.Generator().manual_seed(2))
+
+
+def test_a_head_that_the_model_does_not_have_is_refused(tmp_path):
+    made = make_base(tmp_path / "tied", "model.tied=true", text=False)
+    config = settings(SftConfig, made, data={"name": "alpaca", "paths": [__file__]})
+    model = open_base(config, RunFolder(tmp_path / "run")).model()
+    adapter = ADAPTERS.build("lora", parts=("attention", "head"))
+    with pytest.raises(ValueError, match="the model has no head of its own"):
+        adapter.apply(model, torch.Generator())
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])

@@ -151,17 +151,9 @@ class DistillConfig(SftConfig):
 
     @model_validator(mode="after")
     def _all_settings_have_an_effect(self) -> "DistillConfig":
-        ignored = [
-            name
-            for name, value in {
-                "neftune_alpha": self.neftune_alpha,
-                "train.z_loss": self.train.z_loss,
-                "train.label_smoothing": self.train.label_smoothing,
-            }.items()
-            if value and self.learn_from == "logits"
-        ]
-        if ignored:
-            raise ValueError(f"{', '.join(ignored)}: not used with learn_from=logits; leave it out.")
+        if self.learn_from == "logits":
+            others = {"neftune_alpha": self.neftune_alpha}
+            _refuse_ignored(others | _of_cross_entropy(self.train), "with learn_from=logits")
         return self
 
 
@@ -182,6 +174,11 @@ class DpoConfig(PosttrainConfig):
     """What happens to pairs that are longer than the context."""
     valid_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the pairs that is held out where the data has no split of its own."""
+
+    @model_validator(mode="after")
+    def _all_settings_have_an_effect(self) -> "DpoConfig":
+        _refuse_ignored(_of_cross_entropy(self.train), "for preferences")
+        return self
 
     @property
     def items_per_step(self) -> int:
@@ -244,6 +241,23 @@ class GrpoConfig(PosttrainConfig):
         return self
 
     @model_validator(mode="after")
+    def _all_settings_have_an_effect(self) -> "GrpoConfig":
+        others = {"constant": self.constant if self.length == "sequence" else None}
+        _refuse_ignored(_of_cross_entropy(self.train), "for rewards")
+        _refuse_ignored(others, "with length=sequence")
+        return self
+
+    @model_validator(mode="after")
+    def _equal_rewards_are_not_divided_by_nothing(self) -> "GrpoConfig":
+        if self.baseline == "none" and self.normalizer == "std":
+            raise ValueError(
+                "baseline='none' with normalizer='std': answers that all earned the same would count "
+                f"1 / advantage_eps = {1 / self.advantage_eps:g} times; take baseline=mean or "
+                "normalizer=none."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_group_is_more_than_one(self) -> "GrpoConfig":
         if self.group_size == 1 and (self.baseline == "mean" or self.normalizer == "std"):
             raise ValueError(
@@ -271,3 +285,14 @@ class GrpoConfig(PosttrainConfig):
     def most_tokens_per_step(self) -> float:
         """What the answers of a step have if all are cut."""
         return float(self.items_per_step * self.rollout.max_new_tokens)
+
+
+def _of_cross_entropy(train: StepsConfig) -> dict[str, float]:
+    """Settings that only a cross-entropy reads."""
+    return {"train.z_loss": train.z_loss, "train.label_smoothing": train.label_smoothing}
+
+
+def _refuse_ignored(settings: Mapping[str, float | None], where: str) -> None:
+    """Refuse settings that are on and would do nothing."""
+    if ignored := [name for name, value in settings.items() if value]:
+        raise ValueError(f"{', '.join(ignored)}: not used {where}; leave it out.")

@@ -45,7 +45,7 @@ from scratchlm.posttrain.config import GrpoConfig
 from scratchlm.posttrain.held_out import VALID_SEED
 from scratchlm.posttrain.policy_losses import answer_weights
 from scratchlm.posttrain.policy_objective import PolicyBatch, PolicyObjective
-from scratchlm.posttrain.rewards import REWARDS, Judge
+from scratchlm.posttrain.rewards import REWARDS, Judge, RewardError
 from scratchlm.posttrain.rollout import (
     Answer,
     Drawer,
@@ -252,6 +252,12 @@ class Grpo(Stage):
         seeds = seeds_of(config.seed, cycle, len(problems))
         drawn = self._draw(model, problems, sampling, group_size=config.group_size, seeds=seeds)
         judged = self.judge(drawn.attempts)
+        if config.normalizer == "mean" and (judged.rewards < 0).any():
+            raise RewardError(
+                f"normalizer=mean: a reward is {float(judged.rewards.nan_to_num().min()):g}; divided by a "
+                "mean below 0, better answers would be unlearnt. Let rewards be at least 0, or take std or "
+                "none."
+            )
         found = compute_group_normalized_rewards(
             judged.rewards,
             group_size=config.group_size,

@@ -176,7 +176,16 @@ class LowRank(Adapter):
         }
 
     def apply(self, model: Module, generator: torch.Generator) -> None:
-        """Put a `LowRankLinear` in the place of each chosen layer; nothing else is trained, but tables."""
+        """Put a `LowRankLinear` in the place of each chosen layer; nothing else is trained, but tables.
+
+        Raises:
+            ValueError: The head is chosen, and the model's embeddings are its head.
+        """
+        if "head" in self.parts and model.lm_head is None:
+            raise ValueError(
+                "adapter.parts: the model has no head of its own, its embeddings are the head; leave head "
+                "out, or train them in full with adapter.tables=true."
+            )
         model.requires_grad_(False)
         if self.tables:
             model.token_embeddings.requires_grad_(True)
