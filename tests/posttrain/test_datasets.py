@@ -63,6 +63,14 @@ def test_a_list_in_one_json_file_is_read_entry_by_entry(tmp_path):
     assert [example.where for example in examples] == [f"{path}:{line}" for line in (2, 6, 10)]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_mark_before_the_first_entry_is_not_part_of_it(tmp_path, name):
+    entry = json.dumps({"instruction": "Say 1", "output": "1"})
+    path = tmp_path / name
+    path.write_text(f"[{entry}]" if name == "a.json" else f"{entry}\n", encoding="utf-8-sig")
+    assert len(read(INSTRUCTIONS, "alpaca", path)[0]) == 1
+
+
 def test_the_pair_of_a_prompt_and_the_pair_of_two_conversations(tmp_path):
     entry = {"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"}
     (pair,), _ = read(PREFERENCES, "prompt_pairs", write_lines(tmp_path / "a.jsonl", [entry]))

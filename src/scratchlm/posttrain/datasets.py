@@ -166,7 +166,7 @@ def entries(path: Path) -> Iterator[tuple[int, Any]]:
         ValueError: The file is no text.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a mark
             start = file.read(1)
             while start.isspace():
                 start = file.read(1)

@@ -104,7 +104,7 @@ def read_questions(path: Path, most: int | None, *, seed: int = VALID_SEED) -> Q
     if not path.is_file():
         raise ValueError(f"--questions: {path}: no such file.")
     if path.suffix not in (".json", ".jsonl"):
-        lines = filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))
+        lines = filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
         found = [({"role": "user", "content": line},) for line in lines]
     else:
         found = [_question(entry, f"{path}:{line}") for line, entry in entries(path)]
