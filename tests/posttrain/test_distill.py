@@ -88,6 +88,13 @@ def test_a_teacher_is_asked_once_and_its_answers_are_learnt(chat_base, teacher, 
     run("distill", gone, tmp_path / "run", resume=True)
 
 
+def test_without_a_question_the_data_is_to_blame_and_not_the_teacher(chat_base, teacher, tmp_path):
+    config = distill(chat_base, teacher, tmp_path, "learn_from=samples")
+    write_lines(tmp_path / "data.jsonl", [])
+    with pytest.raises(ValueError, match="data: no conversation is left to learn from"):
+        run("distill", config, tmp_path / "run")
+
+
 def test_a_teacher_with_another_tokenizer_teaches_by_samples_alone(chat_base, base_run, tmp_path):
     with pytest.raises(ValueError, match=r"has another tokenizer than the student.*learn_from=samples"):
         run("distill", distill(chat_base, base_run, tmp_path), tmp_path / "run")

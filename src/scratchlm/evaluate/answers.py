@@ -56,6 +56,11 @@ def marked_number(model_output: str) -> str | None:
     return None if found is None else _plain(found[1])
 
 
+def same_text(one: str, other: str) -> bool:
+    """Whether two texts are equal but for upper or lower case, blanks around them and a final period."""
+    return _bare(one) == _bare(other)
+
+
 def same_number(answer: str | None, expected: str) -> bool:
     """Whether two numbers are equal, however they are written.
 

@@ -5,6 +5,7 @@
     lora        few trainable numbers instead of all: the family `ADAPTERS`
     stage       what all ways of post-training share: base, folder, trainer, examination
     sft         learn what the assistant says in given conversations
+    distill     answer as a teacher does
     dpo         prefer the better one of two answers
     grpo        repeat what earned a reward
 

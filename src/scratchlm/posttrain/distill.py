@@ -101,7 +101,7 @@ class Distill(Sft):
         return DistillObjective(model, self.teacher.model, how, self.config)
 
     def _written(self, examples: list[Example], name: str, on_event: OnEvent) -> ConversationSet:
-        if self.config.learn_from == "samples" and name == "train":
+        if self.config.learn_from == "samples" and name == "train" and examples:
             examples = self._answered(examples, on_event)
         return super()._written(examples, name, on_event)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchlm import runtime
-from scratchlm.loss import IGNORE, token_losses
+from scratchlm.loss import token_losses
 from scratchlm.train.trainer import Execution
 
 
@@ -80,8 +80,3 @@ class StageObjective(Module):
     def forward(self, *tensors: Any) -> Float[Tensor, ""]:
         """Return the mean loss of a micro-batch."""
         raise NotImplementedError
-
-
-def scored(targets: Int[Tensor, "rows time"]) -> int:
-    """Return how many targets count."""
-    return int((targets != IGNORE).sum())

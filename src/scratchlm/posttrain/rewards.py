@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scratchlm.evaluate.answers import marked_number, parse_gsm8k_response, same_number
+from scratchlm.evaluate.answers import marked_number, parse_gsm8k_response, same_number, same_text
 from scratchlm.posttrain.reward_process import RewardProcess
 from scratchlm.posttrain.tasks.exercise import Problem, Verdict, read_tagged
 from scratchlm.registry import Family
@@ -150,7 +150,7 @@ class ExactText(Reward):
     def __call__(self, attempt: Attempt) -> float:
         """Return 1 or 0."""
         found = read_tagged(attempt.response) if self.where == "tagged" else attempt.response
-        return float(found is not None and _bare(found) == _bare(attempt.problem.answer))
+        return float(found is not None and same_text(found, attempt.problem.answer))
 
 
 @REWARDS.register("think")
@@ -368,7 +368,3 @@ def _value(part: Reward, attempt: Attempt) -> tuple[float, str | None]:
     except FAILURES as error:
         return math.nan, f"{type(error).__name__}: {error}"
     return (value, None) if math.isfinite(value) else (value, f"returned {value}, which is no number")
-
-
-def _bare(text: str) -> str:
-    return text.strip().rstrip(".").casefold()

@@ -12,7 +12,7 @@ Source: the loop of Shao et al. 2024, https://arxiv.org/abs/2402.03300, algorith
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.posttrain.rewards import Attempt
 from scratchlm.posttrain.tasks.exercise import Exercise, Problem
 from scratchlm.tokenizer.chat import ChatTemplate
-from scratchlm.train.trainer import StepAbandonedError, StepImpossibleError
+from scratchlm.train.trainer import StepAbandonedError, StepImpossibleError, never
 
 SEED_BITS = 62
 """Seeds of answers: the engine adds an answer's number, and torch takes 63 bits."""
@@ -81,10 +81,6 @@ class Rollout:
     reference: list[Tensor] | None = None
     """The same under the reference."""
 
-    def with_log_probs(self, *, old: list[Tensor] | None, reference: list[Tensor] | None) -> "Rollout":
-        """Return the same with what is computed once."""
-        return replace(self, old=old, reference=reference)
-
 
 class Drawn(NamedTuple):
     """Answers before they are judged."""
@@ -93,11 +89,6 @@ class Drawn(NamedTuple):
     attempts: list[Attempt]
     num_skipped: int
     """Problems whose prompt leaves no room for an answer."""
-
-
-def never() -> bool:
-    """Go on."""
-    return False
 
 
 class Drawer:

@@ -53,7 +53,7 @@ def read(stage: str, name_or_path: str, overrides: Iterable[str] = ()) -> Posttr
     """The settings of a recipe by name, of a file, or of an earlier run.
 
     Args:
-        stage: sft, dpo or grpo.
+        stage: sft, distill, dpo or grpo.
         name_or_path: What is read.
         overrides: Words such as "train.steps=100" laid over it.
 
@@ -106,7 +106,7 @@ def run(
     """Do the whole run and return the summary (what summary.json holds).
 
     Args:
-        stage: sft, dpo or grpo.
+        stage: sft, distill, dpo or grpo.
         config: The settings.
         path: The run folder: new or empty, unless `resume`.
         resume: Go on from the newest complete checkpoint in `path`.
@@ -118,9 +118,10 @@ def run(
         OSError: The disk is full or not writable.
     """
     folder = RunFolder(path)
-    with run_lock(path):
+    with run_lock(path), contextlib.ExitStack() as stack:
         changes = _claim(stage, folder, config, resume=resume, allow_changes=allow_changes)
         base, made = _make(stage, folder, config, on_event)
+        stack.callback(made.close)  # also where no session begins
         settings = made.run_config()
         runtime.write_text_atomically(folder.config, settings.to_json())
         session = Session(

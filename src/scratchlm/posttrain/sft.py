@@ -28,7 +28,7 @@ from scratchlm.posttrain import INSTRUCTIONS, STAGES
 from scratchlm.posttrain.config import SftConfig
 from scratchlm.posttrain.datasets import Example, Messages, both_splits
 from scratchlm.posttrain.held_out import held_out_order
-from scratchlm.posttrain.objective import StageObjective, scored
+from scratchlm.posttrain.objective import StageObjective
 from scratchlm.posttrain.packing import (
     PADDING,
     Arrangement,
@@ -198,12 +198,13 @@ class Sft(Stage):
         with evaluating(examiner.model), torch.no_grad(), self.adapter.merged(examiner.model):
             for batch in self._held_out_rows(most):
                 inputs, targets, documents = (tensor.to(examiner.device) for tensor in batch)
-                hidden = objective.hidden(inputs, documents)
+                where = targets != IGNORE
+                hidden, wanted = objective.hidden(inputs, documents)[where], targets[where]
                 with self.autocast(examiner):
                     logits = examiner.model.head(hidden)
-                total -= float(-losses.token_losses(logits, targets).sum())
-                right += int(((logits.argmax(dim=-1) == targets) & (targets != IGNORE)).sum())
-                number += scored(targets)
+                total += float(losses.token_losses(logits, wanted).sum())
+                right += int((logits.argmax(dim=-1) == wanted).sum())
+                number += len(wanted)
         valid = self.valid_conversations
         num_bytes = round(valid.num_bytes * number / max(1, int(valid.mask.sum())))
         text = likelihood(total, max(1, number), num_bytes)

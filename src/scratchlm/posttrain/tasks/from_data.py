@@ -14,7 +14,7 @@ import random
 from typing import Any, Literal
 
 from scratchlm.data.permutation import permute
-from scratchlm.evaluate.answers import marked_number, parse_gsm8k_response, same_number
+from scratchlm.evaluate.answers import marked_number, parse_gsm8k_response, same_number, same_text
 from scratchlm.posttrain import INSTRUCTIONS
 from scratchlm.posttrain.datasets import Example, both_splits
 from scratchlm.posttrain.tasks import EXERCISES
@@ -74,7 +74,7 @@ class FromData(Exercise):
     def check(self, response: str, answer: str) -> Verdict:
         """Compare the last number, or the whole text."""
         if self.answer == "text":
-            return Verdict(_bare(response) == _bare(answer), bool(response.strip()))
+            return Verdict(same_text(response, answer), bool(response.strip()))
         found = parse_gsm8k_response(response)
         return Verdict(same_number(found, answer), found is not None)
 
@@ -89,7 +89,3 @@ class FromData(Exercise):
             if answer is not None:
                 found.append(Problem(before[0]["content"], said, answer))
         return found
-
-
-def _bare(text: str) -> str:
-    return text.strip().rstrip(".").casefold()
