@@ -12,6 +12,7 @@ from small_policies import SUMS, gradient, grpo_settings, plain_gradient, stage_
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.optim.adamw import AdamW
 from scratchlm.posttrain.grpo import rows_of_step
+from scratchlm.posttrain.reward_process import RewardProcess
 from scratchlm.posttrain.rewards import RewardError
 from scratchlm.posttrain.run import run
 from scratchlm.train.examine import Examiner
@@ -162,6 +163,26 @@ def test_a_session_may_break_a_rollout_off_and_ends_the_processes_of_rewards(bas
     assert process.poll() is None
     stage.close()
     assert process.poll() is not None
+
+
+def test_the_processes_of_rewards_end_though_no_session_began(base_run, tmp_path, monkeypatch):
+    path = tmp_path / "own.py"
+    path.write_text("def reward(prompt, response, answer):\n    return 1\n", encoding="utf-8")
+    started, plain = [], RewardProcess.start
+
+    def start(self):
+        plain(self)
+        started.append(self._process)
+
+    def none(*given):
+        raise OSError("no session")
+
+    monkeypatch.setattr(RewardProcess, "start", start)
+    monkeypatch.setattr("scratchlm.posttrain.run.Session", none)
+    config = grpo_settings(base_run, rewards=[{"name": "program", "file": str(path)}])
+    with pytest.raises(OSError, match="no session"):
+        run("grpo", config, tmp_path / "run")
+    assert [process.poll() is None for process in started] == [False]
 
 
 def test_where_no_answer_can_be_judged_any_more_the_steps_before_are_kept(base_run, tmp_path, caplog):
