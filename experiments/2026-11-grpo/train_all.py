@@ -1,7 +1,7 @@
 """Base, demonstrations, rewards: trains what is missing and writes rows.csv and accuracy.png.
 
-    python experiments/2026-11-grpo/train_all.py RUNS BASE              all tasks, then rows.csv and accuracy.png
-    python experiments/2026-11-grpo/train_all.py RUNS BASE sums         the runs of one task alone
+    python experiments/2026-11-grpo/train_all.py RUNS BASE           all tasks, then rows.csv and accuracy.png
+    python experiments/2026-11-grpo/train_all.py RUNS BASE sums      the runs of one task alone
 
 Runs go to RUNS and are not trained twice. A seed decides which demonstrations come when, which problems are
 tried and what is drawn. The settings are those of the recipes TASK-sft and TASK-grpo, which are files here

@@ -270,9 +270,11 @@ class Grpo(Stage):
         if not rollout.advantages.any() and not self._told_flat:
             self._told_flat = True
             log.warning(
-                "step %d: all answers to a problem earned the same, so nothing is learnt from them. Take "
-                "problems that are solved now and then, more answers to each (group_size) or another reward.",
+                "step %d: all answers to a problem earned the same (%.0f %% of all are right), so nothing is "
+                "learnt from them. Where that goes on, take problems that are solved now and then, more "
+                "answers to each (group_size) or another reward.",
                 cycle * config.cycle_steps + 1,
+                100 * figures["accuracy"],
             )
         figures["rollout_seconds"] = time.perf_counter() - started
         return rollout
