@@ -20,7 +20,7 @@ from scratchlm.checkpoint.manifest import FORMAT, CheckpointError, Manifest
 from scratchlm.checkpoint.optimizer_state import optimizer_tensors, restore_optimizer
 from scratchlm.checkpoint.piece import Piece
 from scratchlm.checkpoint.reader import Checkpoint, CheckpointReader, load_checkpoint, open_checkpoint, verify
-from scratchlm.checkpoint.retention import discard_after, keep_only, latest
+from scratchlm.checkpoint.retention import discard_after, keep_only, latest, of_later_version
 from scratchlm.checkpoint.saver import Saver
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "keep_only",
     "latest",
     "load_checkpoint",
+    "of_later_version",
     "open_checkpoint",
     "optimizer_tensors",
     "restore_optimizer",

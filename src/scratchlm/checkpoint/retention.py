@@ -1,7 +1,8 @@
 """The folder of checkpoints: which is the newest, which stay, which go.
 
-    latest      the highest step whose every byte is right
-    keep_only   the newest n + named steps (the best) + every k-th; the others go
+    latest             the highest step whose every byte is right
+    of_later_version   the highest step, where only a later version of this program can read it
+    keep_only          the newest n + named steps (the best) + every k-th; the others go
 
 No name is trusted: a folder counts when its manifest and its files say so. A checkpoint is removed by
 renaming it to a temporary name first, so that a removal cut short leaves no half checkpoint behind either.
@@ -32,6 +33,20 @@ def latest(folder: Path) -> Path | None:
             log.warning("%s Falling back to the checkpoint before it.", error)
             continue
         return path
+    return None
+
+
+def of_later_version(folder: Path) -> Path | None:
+    """The newest checkpoint if a later version of this program wrote it, else None; damaged ones do not count.
+
+    `latest` passes over it. Who would train on from there would remove it: it is ahead of them.
+    """
+    for path in reversed(checkpoint_folders(folder)):
+        try:
+            if is_complete(path):
+                return None
+        except NewerFormatError:
+            return path
     return None
 
 

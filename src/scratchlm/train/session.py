@@ -21,6 +21,7 @@ from scratchlm.checkpoint import (
     Coordinator,
     Saver,
     latest,
+    of_later_version,
     open_checkpoint,
 )
 from scratchlm.data.corpora import Corpus
@@ -289,6 +290,7 @@ class Session:
             self.saver.wait()
 
     def _restore(self, changes: dict[str, Any]) -> None:
+        self._refuse_later_version()
         saved = self._take_back()
         if saved is None:
             self.record.say("No checkpoint yet: training starts at the first step.")
@@ -312,6 +314,16 @@ class Session:
         self.record.take_back(saved.step, saved.state.get("records", {}))
         self.processes.barrier()
         return saved
+
+    def _refuse_later_version(self) -> None:
+        """The run would go on from a checkpoint before it, and remove it when it saves."""
+        newer = of_later_version(self.folder.checkpoints) if self.processes.first else None
+        name = self.processes.from_first(newer.name if newer is not None else "")
+        if name:
+            raise CheckpointError(
+                f"{self.folder.checkpoints / name}: a later version of scratchlm wrote it; update scratchlm "
+                "to go on from there, or move it elsewhere to go on from the checkpoint before it."
+            )
 
     def _check_identity(self, saved: CheckpointReader) -> None:
         wanted = snapshot.identity(self.trainer, self.tokenizer.fingerprint)
