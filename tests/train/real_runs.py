@@ -8,10 +8,12 @@ The runs' model is the plug-in observed_model.py: it writes down what it reads a
 forward pass.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -160,6 +162,7 @@ class Place:
         *settings: str,
         harm: str = "",
         limit: int = 0,
+        plain_user: bool = False,
         fresh: bool = False,
         all_cores: bool = False,
         processes: int = 1,
@@ -171,6 +174,7 @@ class Place:
             *settings: Words after the recipe, such as "--resume".
             harm: What the model shall do and when; see observed_model.py.
             limit: The most bytes a file may have (RLIMIT_FSIZE); 0 for no limit.
+            plain_user: Root obeys the rights of files too; only a forked one can.
             fresh: Start Python anew instead of forking.
             all_cores: Use all cores; only a fresh one can.
             processes: How many, under torchrun; more than one are always fresh.
@@ -186,7 +190,7 @@ class Place:
         if processes > 1 or fresh:
             process: Any = _popen(words, variables, streams, processes, all_cores=all_cores)
         else:
-            process = _forks.Process(target=_command, args=(words, variables, str(streams), limit))
+            process = _forks.Process(target=_command, args=(words, variables, str(streams), limit, plain_user))
             process.start()
         self.children.append(Child(process, streams))
         return self.children[-1]
@@ -213,7 +217,9 @@ class Place:
             child.end()
 
 
-def _command(words: list[str], variables: dict[str, str], streams: str, limit: int) -> None:
+def _command(
+    words: list[str], variables: dict[str, str], streams: str, limit: int, plain_user: bool
+) -> None:
     """What a forked process does."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(streams, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
@@ -224,11 +230,20 @@ def _command(words: list[str], variables: dict[str, str], streams: str, limit: i
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if plain_user and os.getuid() == 0:
+        _give_up_capabilities()
     from scratchlm.cli import main
     from scratchlm.study import report
 
     report.write_report = lambda folder: folder  # drawing takes longer than these runs
     sys.exit(main(words))
+
+
+def _give_up_capabilities() -> None:
+    """Let root, who may write into folders that nobody may write into, be an owner like any other."""
+    header, none = struct.pack("Ii", 0x20080522, 0), bytes(24)  # version 3 of the call, this process
+    if ctypes.CDLL(None, use_errno=True).capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _popen(
