@@ -145,9 +145,11 @@ def test_memory_is_what_was_seen_and_what_was_not_tried(took, monkeypatch):
 def test_disk_holds_the_newest_the_best_and_those_kept_for_ever():
     one = make_plan(tiny("train.save_every=10")).disk_bytes / 3  # two newest and the best
     assert one == 12 * make_plan(tiny()).parameters
-    assert make_plan(tiny("train.save_every=10", "train.keep_every=20")).disk_bytes == (2 + 1 + 5) * one
-    assert make_plan(tiny("train.save_every=100")).disk_bytes == 2 * one
-    assert make_plan(tiny("train.save_every=100"), train_tokens=500).disk_bytes == 2 * one + 1000
+    assert make_plan(tiny("train.save_every=10", "train.keep_every=20")).disk_bytes == (1 + 5 + 1) * one
+    assert make_plan(tiny("train.save_every=100")).disk_bytes == one
+    assert make_plan(tiny("train.save_every=40", "train.eval_every=50")).disk_bytes == (2 + 1) * one
+    assert make_plan(tiny("train.save_every=90")).disk_bytes == 2 * one
+    assert make_plan(tiny("train.save_every=100"), train_tokens=500).disk_bytes == one + 1000
 
 
 def test_an_estimate_needs_no_steps(took):

@@ -2,18 +2,22 @@
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.evaluate.likelihood import Likelihood
+from scratchlm.runtime import set_seed
 from scratchlm.train import aim, recipes
 from scratchlm.train.events import Sampled, StepEnded, Validated
 from scratchlm.train.folder import load_run
 from scratchlm.train.metrics import JsonLines
+from scratchlm.train.plan import make_plan
 from scratchlm.train.run import run
 from scratchlm.train.session import NonFiniteLossError
 from scratchlm.train.trainer import largest_divisor
@@ -171,6 +175,45 @@ def test_resume_is_bit_identical_with_dropout_and_accumulation(tmp_path):
     run(tiny(*settings), tmp_path / "parts", resume=True)
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "parts").items())
+
+
+def test_a_resumed_run_draws_the_random_numbers_that_the_first_would_have_drawn(tmp_path):
+    """Python's, NumPy's and torch's: whatever part of a run draws from them, also one of a plug-in."""
+    drawn: dict[str, dict[int, list[float]]] = {"whole": {}, "parts": {}}
+
+    def draws(name: str, stop_at: int = 0):
+        def watch(event: object) -> None:
+            if isinstance(event, StepEnded):
+                numbers = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+                drawn[name][event.step] = numbers
+                if event.step == stop_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        return watch
+
+    run(tiny("train.steps=6"), tmp_path / "whole", on_event=draws("whole"))
+    run(tiny("train.steps=6"), tmp_path / "parts", on_event=draws("parts", stop_at=3))
+    set_seed(999)
+    run(tiny("train.steps=6"), tmp_path / "parts", resume=True, on_event=draws("parts"))
+    assert sorted(drawn["parts"]) == [1, 2, 3, 4, 5, 6]
+    for step in (4, 5, 6):
+        assert drawn["parts"][step][:2] == drawn["whole"][step][:2]
+    assert drawn["parts"][4] == drawn["whole"][4]
+
+
+def test_a_checkpoint_is_float32_whatever_the_products_are(tmp_path):
+    run(tiny("train.precision=bfloat16", "train.steps=2", "optimizer=muon"), tmp_path / "run")
+    for group in ("model", "optimizer"):
+        found = weights(tmp_path / "run", group=group)
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}, group
+
+
+def test_a_plan_knows_what_the_checkpoints_take_on_the_disk(tmp_path):
+    words = ("model.d_model=64", "train.steps=6", "train.save_every=2", "train.keep_every=2")
+    run(tiny(*words), tmp_path / "run")
+    files = [path for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()]
+    taken = sum(path.stat().st_size for path in files)
+    assert make_plan(tiny(*words), vocab_size=400).disk_bytes == pytest.approx(taken, rel=0.2)
 
 
 def test_micro_batches_change_the_arithmetic_only_by_rounding(finished, tmp_path):

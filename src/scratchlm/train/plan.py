@@ -242,13 +242,15 @@ def _assemble(
 
 
 def _disk_bytes(config: RunConfig, settings: ModelConfig, states: int, data_tokens: int) -> int:
+    """Checkpoints that lie there at the end, the best one beside the others if there is one, and shards."""
     train = config.train
+    saved = {*range(train.save_every, train.steps, train.save_every), train.steps}
+    stay = set(sorted(saved)[-train.keep_checkpoints :])
+    stay |= {step for step in saved if train.keep_every and step % train.keep_every == 0}
+    validated = range(train.eval_every, train.steps, train.eval_every)
+    best = saved | {step for step in validated if train.save_best and step > train.save_every}
+    kept = len(stay) + bool(best - stay)
     one = memory.saved_bytes(config, accounting.num_parameters(settings), states)
-    forever = train.steps // train.keep_every if train.keep_every else 0
-    saves = -(-train.steps // train.save_every)
-    if train.save_best:
-        saves += max(0, train.steps - train.save_every) // train.eval_every
-    kept = min(train.keep_checkpoints + 1 + forever, saves + 1)
     return one * kept + data_tokens * (2 if settings.vocab_size <= 2**16 else 4)
 
 
