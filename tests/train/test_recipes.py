@@ -18,6 +18,7 @@ NAMES = recipes.names()
 
 ASKED_FOR = {
     "demo",
+    "demo-speed",
     "tinystories-17m",
     "tinystories-17m-cpu",
     "owt-17m",
@@ -80,7 +81,7 @@ def test_a_recipe_is_called_like_its_file_and_says_what_it_is_for(name):
     assert len(config.description) > 20
 
 
-@pytest.mark.parametrize("name", sorted(ASKED_FOR - {"demo"}))
+@pytest.mark.parametrize("name", sorted(ASKED_FOR))
 def test_a_recipe_says_what_was_measured_here_and_what_was_not(name):
     path = recipes.find(name)
     text = path.read_text(encoding="utf-8")
@@ -91,8 +92,13 @@ def test_a_recipe_says_what_was_measured_here_and_what_was_not(name):
         head = text.partition("\nname = ")[0]
         assert head.startswith("# ")
         assert "# Measured" in head
+
+
+@pytest.mark.parametrize("name", sorted(ASKED_FOR - {"demo", "demo-speed"}))
+def test_a_recipe_is_plain_text_of_readable_width(name):
+    text = recipes.find(name).read_text(encoding="utf-8")
     assert text.isascii()
-    assert all(len(line) <= 120 for line in text.splitlines())
+    assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,9 +158,37 @@ def test_shakespeare_is_measured_at_nanogpts_setting():
     assert config.corpus.name == "tiny-shakespeare"
 
 
+def test_the_speedrun_is_the_modern_block_with_muon():
+    config = settings_of("owt-speedrun")
+    model = config.model
+    assert (model.qk_norm, model.feedforward.name, model.zero_init_projections) == (True, "relu2", True)
+    assert config.optimizer.name == "muon"
+    assert recipes.read("owt-speedrun", ["model.tied=false"]).model.tied is not model.tied
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "heads", "attention", "optimizer"),
+    [
+        ("flash-adamw-4x8", 4, 8, "blocks", "adamw"),
+        ("large-6x16", 6, 16, "auto", "adamw"),
+        ("attention-sgd", 3, 6, "reference", "sgd"),
+    ],
+)
+def test_an_example_in_json_is_what_it_is_called(name, layers, heads, attention, optimizer):
+    config = settings_of(name)
+    model = config.model
+    assert (model.num_layers, model.num_heads, model.attention) == (layers, heads, attention)
+    assert config.optimizer.name == optimizer
+    assert recipes.find(name).suffix == ".json"
+
+
+def test_a_recipe_has_the_size_in_its_name():
+    train = settings_of("owt-50m-tokens").train
+    assert train.steps * train.batch_tokens == pytest.approx(50e6, rel=0.01)
+    assert accounting.num_parameters(complete("quick-15m")) == pytest.approx(15e6, rel=0.02)
+
+
 def test_recipes_in_json_are_found_by_name_and_by_path():
     path = recipes.find("attention-sgd")
     assert path.suffix == ".json"
     assert recipes.read(str(path)) == recipes.read("attention-sgd")
-    assert recipes.read("attention-sgd").model.attention == "reference"
-    assert recipes.read("flash-adamw-4x8").model.attention == "blocks"
