@@ -130,7 +130,12 @@ def test_every_generator_goes_on_from_its_saved_state():
     import numpy as np
 
     def draw():
-        drawn = [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.standard_normal())]
+        drawn = [
+            random.random(),
+            random.gauss(0, 1),
+            float(np.random.rand()),
+            float(np.random.standard_normal()),
+        ]
         return [*drawn, *torch.rand(3).tolist()]
 
     runtime.set_seed(7)

@@ -1,4 +1,4 @@
-"""`train --compare-to`: after each validation a run says whether its loss is normal, and the report says so too."""
+"""`train --compare-to`: each validation says whether the loss is normal, and so does the report."""
 
 import json
 from pathlib import Path

@@ -190,7 +190,9 @@ class Place:
         if processes > 1 or fresh:
             process: Any = _popen(words, variables, streams, processes, all_cores=all_cores)
         else:
-            process = _forks.Process(target=_command, args=(words, variables, str(streams), limit, plain_user))
+            process = _forks.Process(
+                target=_command, args=(words, variables, str(streams), limit, plain_user)
+            )
             process.start()
         self.children.append(Child(process, streams))
         return self.children[-1]
@@ -217,9 +219,7 @@ class Place:
             child.end()
 
 
-def _command(
-    words: list[str], variables: dict[str, str], streams: str, limit: int, plain_user: bool
-) -> None:
+def _command(words: list[str], variables: dict[str, str], streams: str, limit: int, plain_user: bool) -> None:
     """What a forked process does."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(streams, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)

@@ -89,9 +89,7 @@ def test_a_checkpoint_of_a_later_version_stops_a_resume_which_would_remove_it(ru
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root gives up its rights by a call of Linux")
 @pytest.mark.parametrize("which", ["run", "checkpoints"])
-def test_a_folder_that_may_not_be_written_is_named_and_what_is_there_stays(
-    run, place, never_stopped, which
-):
+def test_a_folder_that_may_not_be_written_is_named_and_what_is_there_stays(run, place, never_stopped, which):
     folder = run if which == "run" else run / "checkpoints"
     before = checkpoint(run)
     folder.chmod(0o555)

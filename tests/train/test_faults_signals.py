@@ -60,9 +60,10 @@ def begins_to_save(place, name, seconds=60):
     return False
 
 
+@pytest.mark.parametrize("background", ["false", "true"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_during_a_save_lets_the_save_end(place, name):
-    how = ["train.save_every=1", "train.save_in_background=false", "train.steps=100000"]
+def test_a_signal_during_a_save_lets_the_save_end(place, name, background):
+    how = ["train.save_every=1", f"train.save_in_background={background}", "train.steps=100000"]
     child = place.start("run", *how)
     assert begins_to_save(place, "run")
     child.send(getattr(signal, name))

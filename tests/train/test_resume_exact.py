@@ -130,8 +130,13 @@ def latest_step(place):
     return 0 if newest is None else checkpoint(place / "parts").step
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", OTHER_PARTS.values(), ids=OTHER_PARTS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=[] if name == "bfloat16" else pytest.mark.slow)
+        for name, settings in OTHER_PARTS.items()
+    ],
+)
 def test_resume_is_exact_with_other_parts(place, settings):
     place.done("whole", *settings)
     assert place.train("parts", *settings, harm=during(6, 3)).code == 143

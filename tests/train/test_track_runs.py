@@ -30,7 +30,7 @@ def stopped_and_resumed(place, tracker, **how):
 
 
 def assert_shown(found, run, kind, name, count):
-    """A curve's points are the rows, once each; the stop's own validation is no row of the run that goes on."""
+    """A curve has each row once; the validation of the stop is none of a run that goes on."""
     found = [(step, value) for step, value in found if (kind, step) != ("valid", 6)]
     assert found == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows_of(run, kind)]
     assert len(found) == count

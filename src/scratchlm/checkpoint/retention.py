@@ -37,7 +37,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def of_later_version(folder: Path) -> Path | None:
-    """The newest checkpoint if a later version of this program wrote it, else None; damaged ones do not count.
+    """The newest checkpoint if a later version of this program wrote it, else None; no damaged one counts.
 
     `latest` passes over it. Who would train on from there would remove it: it is ahead of them.
     """
