@@ -59,13 +59,14 @@ def drawn():
 
 
 def test_the_panel_shows_phases_loss_floor_speed_and_sample(drawn):
-    text = drawn([*EVENTS, step(6, 2.0)])
+    text = drawn([*EVENTS, replace(step(6, 2.0), tokens_per_parameter=0.125)])
     assert "\u2713 tokenizer    1,536 entries" in text
     assert "2.5 s" in text
     assert "loss         2.000" in text
     assert "validation   2.500   1.250 bits per byte at step 5, the best so far" in text
     assert "floor        0.500   no model can beat it; 2.000 nats per token to go" in text
     assert "tokens/s" in text
+    assert "seen         600 tokens, 1.50 epochs, 100 a step, 0.125 a parameter" in text
     assert "after step 5 it writes:" in text
 
 

@@ -85,6 +85,16 @@ def test_header_shows_the_figures_of_the_summary(run_folder):
     assert f"{math.exp(-SUMMARY['valid_loss']):.0%}".replace("%", " %") in page.text
 
 
+def test_effective_batch_tokens_epochs_and_tokens_per_parameter_are_shown(run_folder):
+    change_summary(run_folder, epochs=2.5)
+    html = write_report(run_folder).read_text(encoding="utf-8")
+    shown = dict(re.findall(r"<div><dt>([^<]*)</dt><dd[^>]*>([^<]*)</dd></div>", html))
+    assert shown["effective batch"] == f"{CONFIG['train']['batch_tokens']:,} tokens"
+    assert shown["tokens seen"] == "4,915,200"
+    assert shown["epochs"] == "2.50"
+    assert shown["tokens per parameter"] == "2.3"
+
+
 def test_floor_and_distance_to_it_are_shown(run_folder):
     page = page_of(run_folder)
     assert f"{SUMMARY['valid_loss'] - FLOOR:.3f} above the floor of {FLOOR:.3f}" in page.text

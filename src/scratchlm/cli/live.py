@@ -179,6 +179,8 @@ class LiveView:
         )
         lines.append(_line(("speed", ""), (speed, ""), width=width))
         seen = f"{step.tokens:,} tokens, {step.epochs:.2f} epochs, {step.tokens // step.step:,} a step"
+        if step.tokens_per_parameter is not None:
+            seen += f", {step.tokens_per_parameter:.3g} a parameter"
         lines.append(_line(("seen", ""), (seen, "dim"), width=width))
         return lines
 

@@ -19,6 +19,7 @@ from scratchlm.study import chapters, pages, plots, units
 from scratchlm.study.posttrain_chapter import PosttrainChapter, posttrain_chapter, posttrain_commands
 from scratchlm.study.reference_chapter import ReferenceChapter, reference_chapter
 from scratchlm.study.run_record import Row, RunRecord, column, number, read_run, section
+from scratchlm.study.run_sheet import data_seen
 from scratchlm.study.sample_chapter import LEVELS, sample_views
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "floor": floor,
         "perplexity": None if posttrain else number(record.summary, "perplexity"),
         "learning": learning,
+        "data_seen": [] if posttrain else data_seen(record),
         "learning_plots": _learning_plots(record, floor, learning),
         "step_plots": _step_plots(record),
         "posttrain": posttrain,

@@ -44,6 +44,24 @@ def sheet(record: RunRecord) -> Sheet:
     return {title: lines for title, lines in groups.items() if lines}
 
 
+def data_seen(record: RunRecord) -> list[Line]:
+    """How much a step read, how much all of them, and what that is of the corpus and of the model."""
+    one, train, lines = facts(record), section(record.config, "train"), []
+    batch, context = number(train, "batch_tokens"), number(section(record.config, "model"), "context_length")
+    if batch and context:
+        rows = f"{batch / context:,.0f} rows of {context:,.0f} tokens"
+        lines.append(Line("effective batch", f"{batch:,.0f} tokens", rows))
+    if one.tokens is not None:
+        lines.append(Line("tokens seen", f"{one.tokens:,}"))
+    if one.epochs is not None:
+        size = data_facts(record.folder).get("train_tokens")
+        lines.append(Line("epochs", f"{one.epochs:.2f}", f"of {size:,} training tokens" if size else ""))
+    if one.tokens_per_parameter is not None:
+        detail = "about 20 are compute-optimal"  # Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556
+        lines.append(Line("tokens per parameter", f"{one.tokens_per_parameter:.1f}", detail))
+    return lines
+
+
 def _result(record: RunRecord, one: Facts) -> list[Line]:
     lines = []
     if one.loss is not None:
@@ -65,23 +83,12 @@ def _result(record: RunRecord, one: Facts) -> list[Line]:
 
 
 def _training(record: RunRecord, one: Facts) -> list[Line]:
-    train, lines = section(record.config, "train"), []
+    lines = []
     if one.steps is not None:
         lines.append(
             Line("steps", f"{one.steps:,}", f"of {one.planned_steps:,}" if one.planned_steps else "")
         )
-    batch, context = number(train, "batch_tokens"), number(section(record.config, "model"), "context_length")
-    if batch and context:
-        rows = f"{batch / context:,.0f} rows of {context:,.0f} tokens"
-        lines.append(Line("effective batch", f"{batch:,.0f} tokens", rows))
-    if one.tokens is not None:
-        lines.append(Line("tokens seen", f"{one.tokens:,}"))
-    if one.epochs is not None:
-        size = data_facts(record.folder).get("train_tokens")
-        lines.append(Line("epochs", f"{one.epochs:.2f}", f"of {size:,} training tokens" if size else ""))
-    if one.tokens_per_parameter is not None:
-        detail = "about 20 are compute-optimal"  # Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556
-        lines.append(Line("tokens per parameter", f"{one.tokens_per_parameter:.1f}", detail))
+    lines += data_seen(record)
     optimizer = section(record.config, "optimizer")
     if optimizer:
         lines.append(Line("optimizer", str(optimizer.get("name")), _settings(optimizer)))

@@ -57,6 +57,8 @@ class StepEnded:
     seconds_left: float
     figures: dict[str, float] = field(default_factory=dict)
     """Further numbers of this step."""
+    tokens_per_parameter: float | None = None
+    """Seen so far, for each number that is trained; None where nothing reads tokens."""
 
 
 @dataclass(frozen=True)

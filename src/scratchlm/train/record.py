@@ -119,6 +119,7 @@ class Record:
                 share,
                 left,
                 dict(figures),
+                tokens.so_far / plan.parameters,
             )
         )
         if result.judgement.reason:
