@@ -137,9 +137,25 @@ def test_memory_is_what_was_seen_and_what_was_not_tried(took, monkeypatch):
     took(0.1, 0.05)
     monkeypatch.setattr(plan.memory, "PROCESS_BYTES", 0)
     made = make_plan(tiny("train.ema_decay=0.9"), probe=True)
-    untried = sum(part.num_bytes for part in made.memory if part.name in ("average", "copy to save"))
-    assert made.memory_bytes == 7 * 10**8 + untried
-    assert untried == 4 * made.parameters * (1 + 4)
+    average = 4 * made.parameters
+    assert made.memory_bytes == 7 * 10**8 + average  # the last step's copy comes when nothing is computed
+    made = make_plan(tiny("train.ema_decay=0.9", "train.save_every=10"), probe=True)
+    assert made.memory_bytes == 7 * 10**8 + average + 4 * average
+
+
+@pytest.mark.parametrize(
+    ("save_every", "copy", "seen", "peak"),
+    [
+        (10, 300, 1000, 1300),  # beside a step
+        (100, 300, 1000, 1000),  # in the place of the activations
+        (100, 700, 1000, 1300),
+        (100, 700, 1500, 1500),  # the optimizer's own tables were larger, and have gone too
+    ],
+)
+def test_a_copy_to_save_takes_what_is_free_after_the_last_step(save_every, copy, seen, peak):
+    sizes = {"weights": 100, "gradients": 100, "optimizer": 100, "activations": 400, "process": 300}
+    parts = [plan.MemoryPart(name, size, "") for name, size in {**sizes, "copy to save": copy}.items()]
+    assert plan._probed_peak(tiny(f"train.save_every={save_every}"), tuple(parts), seen) == peak
 
 
 def test_disk_holds_the_newest_the_best_and_those_kept_for_ever():

@@ -125,9 +125,7 @@ def make_plan(
     parts = memory.training_parts(config, draft.settings, activations, process_bytes=process)
     peak = sum(part.num_bytes for part in parts)
     if timing.probed is not None and process is not None:
-        unprobed = ("average", "copy to save")  # the probe neither averages nor saves
-        peak = timing.probed.peak_bytes + process - here
-        peak += sum(part.num_bytes for part in parts if part.name in unprobed)
+        peak = _probed_peak(config, parts, timing.probed.peak_bytes + process - here)
     return _assemble(draft, timing, parts, peak, train_tokens=train_tokens, valid_tokens=valid_tokens)
 
 
@@ -168,6 +166,17 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def _probed_peak(config: RunConfig, parts: tuple[MemoryPart, ...], seen: int) -> int:
+    """Add to the most that the probe saw what it does not do: it neither averages nor saves."""
+    taken = {part.name: part.num_bytes for part in parts}
+    seen, copy = seen + taken.get("average", 0), taken.get("copy to save", 0)
+    if config.train.save_every < config.train.steps:
+        return seen + copy  # it may be written while the next step is computed
+    # the only save comes after the last step, when the activations have gone, and what the optimizer took
+    activations = taken["activations"]
+    return max(seen, min(seen + copy - activations, sum(taken.values()) - activations))
 
 
 def _draft(config: RunConfig, vocab_size: int | None, world_size: int) -> Draft:
