@@ -62,7 +62,7 @@ def gradient(stage, step, micro_rows):
     return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def plain_gradient(stage, rollout, rows, *, old=None, clip=0.2):
+def plain_gradient(stage, rollout, rows, *, old=None):
     """The same: one answer after the other, all of them, every formula written out."""
     config, model = stage.config, stage.objective.model
     reference = stage.base.reference()
@@ -72,19 +72,39 @@ def plain_gradient(stage, rollout, rows, *, old=None, clip=0.2):
         answer, advantage = rollout.answers[row], rollout.advantages[row]
         now = plain_log_probs(model, answer, config.rollout.temperature)
         before = now.detach() if old is None else old[row]
-        ratio = (now - before).exp()
-        losses = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        loss = plain_loss(config.loss.name, now, advantage, before, **config.loss.settings)
         if config.kl:
             apart = plain_log_probs(reference, answer, config.rollout.temperature).detach() - now
-            losses = losses + config.kl * (apart.exp() - apart - 1)
+            loss = loss + config.kl * (apart.exp() - apart - 1).mean()
         if config.length == "sequence":
-            total = total + losses.mean() / len(rows)
+            total = total + loss / len(rows)
         else:
-            total = total + losses.sum() / (len(rows) * config.rollout.max_new_tokens)
+            total = total + len(now) * loss / (len(rows) * config.rollout.max_new_tokens)
     total.backward()
     return float(total.detach()), torch.cat(
         [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     )
+
+
+def plain_loss(name, now, advantage, before, *, clip=0.2, clip_high=None):
+    """The mean policy loss of an answer's tokens, one token after the other, with scalars."""
+    low, high = 1 - clip, 1 + (clip if clip_high is None else clip_high)
+    of_answer = torch.exp((now - before).mean())
+    losses = []
+    for logp, old in zip(now, before, strict=True):
+        ratio = of_answer if name == "gspo" else torch.exp(logp - old)
+        if name == "reinforce":
+            losses.append(-advantage * logp)
+        elif name == "ratio":
+            losses.append(-advantage * ratio)
+        elif name == "cispo":
+            losses.append(-advantage * min(float(ratio.detach()), high) * logp)
+        else:
+            free = float(ratio.detach())
+            bound = min(max(free, low), high)
+            inside = bound == free or float(advantage) * free < float(advantage) * bound
+            losses.append(-advantage * (ratio if inside else bound))
+    return sum(losses) / len(losses)
 
 
 def plain_log_probs(model, answer, temperature=1.0):

@@ -12,6 +12,7 @@ from small_policies import SUMS, gradient, grpo_settings, plain_gradient, stage_
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.optim.adamw import AdamW
 from scratchlm.posttrain.grpo import rows_of_step
+from scratchlm.posttrain.policy_losses import POLICY_LOSSES
 from scratchlm.posttrain.reward_process import RewardProcess
 from scratchlm.posttrain.rewards import RewardError
 from scratchlm.posttrain.run import run
@@ -45,6 +46,52 @@ def test_any_micro_batches_give_the_gradient_of_all_answers(base_run, tmp_path, 
         torch.testing.assert_close(found, wanted, **SMALL)
 
 
+@pytest.mark.parametrize("loss", POLICY_LOSSES.names())
+def test_once_the_weights_have_moved_gradients_are_still_those_of_the_formulas(base_run, tmp_path, loss):
+    bound = {"grpo": "loss.clip=0.01", "gspo": "loss.clip=0.01", "cispo": "loss.clip_high=0.01"}.get(loss)
+    words = ("kl=0.3", "passes=2", "rollout.temperature=0.8", f"loss.name={loss}", *([bound] if bound else []))
+    stage = stage_of(base_run, tmp_path, "prompts_per_step=3", *words)
+    rollout = stage.answers_of(0)[0]
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in stage.objective.model.parameters():
+            p.add_(0.01 * torch.randn(p.shape, generator=generator))
+    rows = rows_of_step(12, 1, stage.config)
+    wanted_loss, wanted = plain_gradient(stage, rollout, rows, old=rollout.old)
+    for micro_rows in (12, 4):
+        stage.objective.reset()
+        loss_found, found = gradient(stage, 1, micro_rows)
+        assert loss_found == pytest.approx(wanted_loss, rel=1e-3, abs=1e-5)
+        torch.testing.assert_close(found, wanted, **SMALL)
+    told = stage.objective.figures()
+    assert min(told["kl"], told["moved"]) > 1e-3
+    assert (told["clipped"] > 0) == (bound is not None)
+    assert "engine_gap" not in told  # the engine's weights are not these
+
+
+def test_expert_iteration_is_learning_by_heart_what_was_right(base_run, tmp_path):
+    words = ("baseline=none", "normalizer=none", "loss=reinforce", "length=constant", "constant=7")
+    stage = stage_of(base_run, tmp_path, "passes=2", "steps_per_rollout=2", *words)
+    rollout, model = stage.answers_of(0)[0], stage.objective.model
+    assert set(rollout.advantages.tolist()) == {0.0, 1.0}
+    for step in range(4):
+        found = gradient(stage, step, 8)[1]
+        right = [row for row in rows_of_step(16, step, stage.config) if rollout.advantages[row] == 1]
+        assert len(stage.answers_of(step)[1]) == len(right) > 0
+        model.zero_grad()
+        for row in right:  # cross-entropy on the answers that were right, as supervised fine-tuning has it
+            answer = rollout.answers[row]
+            ids = torch.tensor([answer.prompt_ids + answer.ids])
+            said = slice(len(answer.prompt_ids) - 1, None)
+            logits, targets = model(ids[:, :-1])[0, said], ids[0, 1:][said]
+            (torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / 7).backward()
+        wanted = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.testing.assert_close(found, wanted, **SMALL)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(0.01 * p.grad)
+
+
 def test_answers_without_advantage_do_not_go_through_the_model(base_run, tmp_path):
     stage = stage_of(base_run, tmp_path, "prompts_per_step=16")
     rollout, chosen, _ = stage.answers_of(0)
@@ -53,6 +100,9 @@ def test_answers_without_advantage_do_not_go_through_the_model(base_run, tmp_pat
     assert sorted(chosen) == [row for row in range(64) if row not in flat]
     batches = [stage.loader().rows(0, first, 4) for first in range(0, 64, 4)]
     assert sum(len(batch.inputs) for batch in batches) == len(chosen)
+    torch.testing.assert_close(
+        gradient(stage, 0, 8)[1], plain_gradient(stage, rollout, range(64))[1], **SMALL
+    )
     _, with_kl, _ = stage_of(base_run, tmp_path / "kl", "prompts_per_step=16", "kl=0.1").answers_of(0)
     assert len(with_kl) == 64
 

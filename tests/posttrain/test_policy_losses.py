@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from small_policies import plain_loss
 
 from scratchlm.posttrain.policy_losses import (
     POLICY_LOSSES,
@@ -19,30 +20,12 @@ from scratchlm.posttrain.policy_losses import (
 LN2 = math.log(2)
 
 
-def plain(name, log_probs, advantages, old, mask, low=0.8, high=1.2):
+def plain(name, log_probs, advantages, old, mask):
     """The same losses one token after the other, with scalars."""
-    rows = []
-    for row in range(len(log_probs)):
-        kept = [t for t in range(log_probs.shape[1]) if mask[row, t]]
-        differences = [log_probs[row, t] - old[row, t] for t in kept]
-        of_answer = torch.exp(sum(differences) / max(1, len(kept))) if kept else torch.tensor(1.0)
-        losses = []
-        for t, difference in zip(kept, differences, strict=True):
-            a, ratio = advantages[row, 0], torch.exp(difference)
-            if name == "gspo":
-                ratio = of_answer
-            if name == "reinforce":
-                losses.append(-a * log_probs[row, t])
-            elif name == "ratio":
-                losses.append(-a * ratio)
-            elif name == "cispo":
-                losses.append(-a * min(float(ratio.detach()), high) * log_probs[row, t])
-            else:
-                free = float(ratio.detach())
-                bound = min(max(free, low), high)
-                inside = bound == free or float(a) * free < float(a) * bound
-                losses.append(-a * (ratio if inside else bound))
-        rows.append(sum(losses) / len(losses) if losses else torch.tensor(0.0))
+    rows = [torch.zeros(())] * len(mask)
+    for row, kept in enumerate(mask):
+        if kept.any():
+            rows[row] = plain_loss(name, log_probs[row][kept], advantages[row, 0], old[row][kept])
     return sum(rows) / len(rows)
 
 
@@ -189,8 +172,13 @@ def test_entropy_is_stable_and_right():
 
 
 def test_the_kl_estimate_by_hand_and_its_mean_is_the_divergence():
-    found = kl_estimate(torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]]))
-    assert float(found) == pytest.approx(0.5 + LN2 - 1)
+    now = torch.tensor([[math.log(0.5)]], requires_grad=True)
+    reference = torch.tensor([[math.log(0.25)]], requires_grad=True)
+    found = kl_estimate(now, reference)
+    assert float(found.detach()) == pytest.approx(0.5 + LN2 - 1)
+    found.sum().backward()
+    assert float(now.grad) == pytest.approx(1 - 0.5)  # 1 - exp(ref - logp)
+    assert reference.grad is None
     p, q = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
     expected = (p * (p / q).log()).sum()
     torch.testing.assert_close((p * kl_estimate(p.log()[None], q.log()[None])[0]).sum(), expected)
