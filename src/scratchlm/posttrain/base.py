@@ -57,8 +57,9 @@ class Base:
     step: int
 
     def model(self, device: torch.device | str = "cpu") -> Module:
-        """Return a new model with the base's weights, in evaluation mode."""
-        model = MODELS.get(self.settings.name)(self.settings)
+        """Return a new model with the base's weights, in evaluation mode; it draws no random number."""
+        with torch.random.fork_rng(devices=[]):  # a run gone on with makes its reference at another moment
+            model = MODELS.get(self.settings.name)(self.settings)
         model.load_state_dict(self.weights)
         return model.eval().to(device)
 
