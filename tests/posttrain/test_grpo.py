@@ -49,7 +49,13 @@ def test_any_micro_batches_give_the_gradient_of_all_answers(base_run, tmp_path, 
 @pytest.mark.parametrize("loss", POLICY_LOSSES.names())
 def test_once_the_weights_have_moved_gradients_are_still_those_of_the_formulas(base_run, tmp_path, loss):
     bound = {"grpo": "loss.clip=0.01", "gspo": "loss.clip=0.01", "cispo": "loss.clip_high=0.01"}.get(loss)
-    words = ("kl=0.3", "passes=2", "rollout.temperature=0.8", f"loss.name={loss}", *([bound] if bound else []))
+    words = (
+        "kl=0.3",
+        "passes=2",
+        "rollout.temperature=0.8",
+        f"loss.name={loss}",
+        *([bound] if bound else []),
+    )
     stage = stage_of(base_run, tmp_path, "prompts_per_step=3", *words)
     rollout = stage.answers_of(0)[0]
     generator = torch.Generator().manual_seed(3)

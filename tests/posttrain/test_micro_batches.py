@@ -1,4 +1,4 @@
-"""Whatever is computed at once, a step of the trainer has the gradient of all its items, written out plainly."""
+"""Whatever is computed at once, a step has the gradient of all its items, and prompts have none."""
 
 import preference_files
 import pytest

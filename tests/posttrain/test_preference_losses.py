@@ -80,18 +80,26 @@ def test_all_losses_are_found_by_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "pair", "loss"),
+    ("name", "settings", "pair", "loss", "gradient"),
     [
-        ("dpo", {"beta": 0.1}, one_pair(-1.0, -2.0), 0.6444),
-        ("dpo", {"beta": 0.1, "label_smoothing": 0.25}, one_pair(-1.0, -2.0), 0.6694),
-        ("ipo", {"beta": 0.1}, one_pair(-1.0, -2.0), 16.0),
-        ("ipo", {"beta": 0.5}, one_pair(-1.0, -2.0), 0.0),
-        ("kto", {"beta": 0.1}, one_pair(-1.0, -2.0), 0.9625),
-        ("simpo", {"beta": 2.0, "gamma": 1.0}, one_pair(-4.0, -4.0), 0.3133),
+        # by log p(chosen) and log p(rejected); s(-0.1) = 0.4750
+        ("dpo", {"beta": 0.1}, one_pair(-1.0, -2.0), 0.6444, (-0.0475, 0.0475)),
+        # -0.1 * (0.75 * 0.4750 - 0.25 * 0.5250)
+        ("dpo", {"beta": 0.1, "label_smoothing": 0.25}, one_pair(-1.0, -2.0), 0.6694, (-0.0225, 0.0225)),
+        ("ipo", {"beta": 0.1}, one_pair(-1.0, -2.0), 16.0, (-8.0, 8.0)),
+        ("ipo", {"beta": 0.5}, one_pair(-1.0, -2.0), 0.0, (0.0, 0.0)),
+        # -0.1 * s(0.05) s(-0.05) = -0.1 * 0.5125 * 0.4875 and 0.1 * s(0.1) s(-0.1) = 0.1 * 0.5250 * 0.4750
+        ("kto", {"beta": 0.1}, one_pair(-1.0, -2.0), 0.9625, (-0.024984, 0.024938)),
+        # -2 s(1 - 2) = -0.5379, over 4 tokens and over 2
+        ("simpo", {"beta": 2.0, "gamma": 1.0}, one_pair(-4.0, -4.0), 0.3133, (-0.13447, 0.26894)),
     ],
 )
-def test_worked_examples(name, settings, pair, loss):
-    assert float(PREFERENCE_LOSSES.build(name, **settings)(pair)) == pytest.approx(loss, abs=5e-5)
+def test_worked_examples(name, settings, pair, loss, gradient):
+    pair.chosen.requires_grad_(), pair.rejected.requires_grad_()
+    found = PREFERENCE_LOSSES.build(name, **settings)(pair)
+    assert float(found.detach()) == pytest.approx(loss, abs=5e-5)
+    found.backward()
+    assert (float(pair.chosen.grad), float(pair.rejected.grad)) == pytest.approx(gradient, abs=2e-5)
 
 
 @pytest.mark.parametrize("name", ALL)

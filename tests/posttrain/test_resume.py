@@ -109,7 +109,9 @@ def test_stopped_in_the_middle_of_a_rollout(base_run, tmp_path, whole, monkeypat
     assert_same(tmp_path / "run", whole("full"))
 
 
-@pytest.mark.parametrize("words", [("adapter=lora", "loss=ipo", "sft_weight=0.5"), ("loss=kto",), ("loss=simpo",)])
+@pytest.mark.parametrize(
+    "words", [("adapter=lora", "loss=ipo", "sft_weight=0.5"), ("loss=kto",), ("loss=simpo",)]
+)
 def test_preferences_stopped_behind_a_step_that_saves_nothing_by_itself(base_run, tmp_path, words):
     config = preference_files.settings(tmp_path, base_run, "train.steps=4", *words)
     run("dpo", config, tmp_path / "whole")

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from small_policies import plain_log_probs, stage_of
+from small_policies import gradient, plain_gradient, plain_log_probs, stage_of
 
+from scratchlm.generate.sampling import SamplingConfig
 from scratchlm.posttrain.rollout import Answer, Rollout, collate, from_tensors, spread, to_tensors
 from scratchlm.train.trainer import StepAbandonedError
 
@@ -43,16 +44,30 @@ def test_a_rollout_comes_back_from_its_tensors():
     assert all(torch.equal(a, b) for a, b in zip(found.old, old, strict=True))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_engines_log_probabilities_are_the_trainers(base_run, tmp_path, temperature):
-    stage = stage_of(base_run, tmp_path, f"rollout.temperature={temperature}")
+@pytest.mark.parametrize(
+    "words",
+    [(), ("rollout.temperature=0.7",), ("adapter=dora",), ("chat=plain",), ("rollout.slots=3",)],
+    ids=" ".join,
+)
+def test_the_engines_log_probabilities_are_the_trainers(base_run, tmp_path, words):
+    stage = stage_of(base_run, tmp_path, "prompts_per_step=3", "rollout.max_new_tokens=24", *words)
+    model, generator = stage.objective.model, torch.Generator().manual_seed(2)
+    with torch.no_grad():  # an adapter begins at nothing
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator) * p.requires_grad)
     rollout, _, _ = stage.answers_of(0)
-    model = stage.objective.model.eval()
+    model.eval()
     trainers = stage._log_probs(rollout.answers, range(len(rollout.answers)), model)
+    assert len(rollout.answers) == 12
+    assert max(len(answer.ids) for answer in rollout.answers) > 12
     for answer, found in zip(rollout.answers, trainers, strict=True):
         # rounding of float32 in another order of additions; a wrong token or position is off by about 1
-        torch.testing.assert_close(found, torch.tensor(answer.log_probs), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found, plain_log_probs(model, answer, temperature), rtol=1e-4, atol=1e-4)
+        drawn, alone = (
+            torch.tensor(answer.log_probs),
+            plain_log_probs(model, answer, stage.config.rollout.temperature),
+        )
+        torch.testing.assert_close(found, drawn, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_rollout_is_a_function_of_seed_cycle_and_weights(base_run, tmp_path):
@@ -105,3 +120,40 @@ def test_an_answer_ends_where_the_context_does(base_run, tmp_path):
     longest = max(len(answer.prompt_ids) + len(answer.ids) for answer in stage._roll(0).answers)
     assert longest <= stage.max_tokens
     stage.objective(*stage.loader().rows(0, 0, 8))
+
+
+def test_an_answer_that_is_nothing_but_its_end_is_judged_and_learnt_as_any_other(base_run, tmp_path):
+    rewards = [{"name": "regex", "pattern": "."}]  # an empty answer earns nothing
+    stage = stage_of(base_run, tmp_path, "prompts_per_step=1", "group_size=6", rewards=rewards)
+    end = stage.template.stop_ids[0]
+    plain = stage.drawer.draw
+
+    def draw(*given, **how):
+        drawn = plain(*given, **how)
+        answers = [a._replace(ids=[end], log_probs=a.log_probs[:1]) for a in drawn.answers[:3]]
+        attempts = [a._replace(response="", num_tokens=1, finished=True) for a in drawn.attempts[:3]]
+        return drawn._replace(answers=answers + drawn.answers[3:], attempts=attempts + drawn.attempts[3:])
+
+    stage.drawer.draw = draw
+    rollout, chosen, _ = stage.answers_of(0)
+    assert (rollout.advantages[:3] < 0).all()
+    assert sorted(chosen) == list(range(6))
+    found, wanted = gradient(stage, 0, 2)[1], plain_gradient(stage, rollout, range(6))[1]
+    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=1e-6)
+
+
+def test_a_model_that_ends_at_once_says_nothing(base_run, tmp_path):
+    stage = stage_of(base_run, tmp_path)
+    end, model, problems = stage.template.stop_ids[0], stage.objective.model, stage.problems(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(20):
+        for problem in problems:
+            ids = torch.tensor([stage.template.render([{"role": "user", "content": problem.prompt}])])
+            torch.nn.functional.cross_entropy(model(ids)[:, -1], torch.tensor([end])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=6)
+    drawn = stage._draw(model, problems, greedy, group_size=2, seeds=[0, 1])
+    assert [attempt.response for attempt in drawn.attempts] == [""] * 4
+    assert all(attempt.finished and attempt.num_tokens == 1 for attempt in drawn.attempts)
+    assert [answer.ids for answer in drawn.answers] == [[end]] * 4
