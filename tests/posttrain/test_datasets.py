@@ -1,6 +1,7 @@
 """Files of every form: what is read, what is refused and where, and which side an example is on."""
 
 import json
+import re
 
 import pytest
 from small_bases import write_lines
@@ -122,7 +123,7 @@ def changed(number, **values):
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_line_or_left_out_and_counted(
-    tmp_path, family, name, entry, reason
+    tmp_path, caplog, family, name, entry, reason
 ):
     good = {
         "alpaca": {"instruction": "a", "output": "b"},
@@ -135,6 +136,8 @@ def test_what_cannot_be_used_is_named_with_its_line_or_left_out_and_counted(
         read(family, name, path)
     examples, source = read(family, name, path, on_bad="skip")
     assert (len(examples), source.num_skipped) == (2, 1)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert re.search(rf"a.jsonl:3: .*{reason}.*(?<!\.); left out\.$", told)
 
 
 def test_a_list_that_breaks_off_is_told_with_its_line(tmp_path):

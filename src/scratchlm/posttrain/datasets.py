@@ -137,8 +137,8 @@ class FileSource(Source[Kind]):
                     self._refuse(where, str(error))
 
     def _refuse(self, where: str, reason: str) -> None:
+        reason = reason.removesuffix(".")
         if self.on_bad == "error":
-            reason = reason.removesuffix(".")
             raise ValueError(f"{where}: {reason}; mend it, or leave such entries out with data.on_bad=skip.")
         if len(self.skipped) < SHOWN and where not in self.skipped:
             log.warning("%s: %s; left out.", where, reason)

@@ -49,9 +49,6 @@ class TokenLosses(NamedTuple):
 class PolicyLoss(ABC):
     """What is minimised for a sampled token."""
 
-    off_policy: bool = True
-    """Whether it corrects for weights that are not those that sampled."""
-
     @abstractmethod
     def __call__(
         self,
@@ -77,8 +74,6 @@ POLICY_LOSSES: Family[PolicyLoss] = Family("policy loss", package="scratchlm.pos
 @POLICY_LOSSES.register("reinforce")
 class Reinforce(PolicyLoss):
     """-A logp: the gradient of the expected reward, where the weights sampled themselves."""
-
-    off_policy = False
 
     def __call__(
         self,
