@@ -87,6 +87,8 @@ def test_after_rewards_their_curve_leads_and_what_is_told_fits_in_the_line(drawn
     line = next(line for line in text.splitlines() if "this step" in line)
     assert "accuracy 0.25, KL 0.01, entropy 0.75, tokens an answer 20" in line
     assert "\u2026" not in line
+    text = drawn([replace(step(3, 0.1), figures=told | {"reward_failures": 0.5})])
+    assert "failed rewards 0.5, accuracy 0.25, KL 0.01" in text
 
 
 def test_a_sample_cannot_steer_the_terminal(drawn):
@@ -154,6 +156,11 @@ def test_without_a_terminal_there_are_plain_lines(capsys):
     assert "tokenizer: done in 2.5 s, 1,536 entries" in lines
     assert "step 10/10: loss 1.500, 2,000 tokens/s, 1 min 15 s left" in lines
     assert "step 5: validation loss 2.500, 1.250 bits per byte, 2.000 above the floor of 0.500" in lines
+
+
+def test_plain_lines_say_how_many_problems_are_not_solved(capsys):
+    PlainView("demo").take(Validated(5, 0.75, None, None, True))
+    assert capsys.readouterr().out.splitlines() == ["demo", "step 5: validation 0.750 not solved"]
 
 
 def test_plain_lines_are_few(capsys):

@@ -126,6 +126,95 @@ def test_each_model_that_answers_or_judges_reads_as_much_as_is_asked_for(cli, ta
     assert "talk reads 64 tokens; give more, or none" in cli(*words, "--context-length", 63).error
 
 
+SUMS = """
+name = "sums"
+base = "BASE"
+prompts_per_step = 2
+group_size = 4
+valid_problems = 4
+[data]
+name = "arithmetic"
+digits = 1
+form = "number"
+[[rewards]]
+name = "program"
+file = "own.py"
+[rollout]
+max_new_tokens = 6
+[train]
+steps = 2
+eval_every = 2
+sample_every = 2
+save_every = 2
+device = "cpu"
+[sampling]
+max_new_tokens = 4
+"""
+
+OWN = """
+def reward(prompt, response, answer):
+    if len(response) % 3 == 0:
+        raise ValueError("three")
+    return len(response)
+"""
+
+
+def test_rewards_show_reward_divergence_entropy_length_and_answers(cli, finished_run):
+    Path("own.py").write_text(OWN, encoding="utf-8")
+    Path("sums.toml").write_text(SUMS.replace("BASE", str(finished_run)), encoding="utf-8")
+    made = cli("grpo", "sums.toml", "--folder", "sums")
+    assert made.code == 0, made.err
+    lines = made.out.splitlines()
+    (first,) = [line for line in lines if line.startswith("step 1/2: ")]
+    for name in ("reward", "KL", "entropy", "tokens an answer", "failed rewards"):
+        assert f"{name} " in first, first
+    assert "loss -0.000" not in made.out
+    (valid,) = [line for line in lines if line.startswith("step 2: validation ")]
+    assert " not solved, accuracy 0, tokens an answer" in valid
+    assert "base loss" in valid
+    assert sum(line.startswith("> ") for line in lines) == 6  # three questions, before and after
+    assert "ValueError: three" in made.err
+    assert "such answers are counted as reward_failures" in made.err
+    page = Path("sums/report.html").read_text(encoding="utf-8")
+    assert "Reinforcement learning: what changed" in page
+    assert "held-out problems that are solved" in page
+    for wrong, message in {
+        "loss=gsppo": "unknown policy loss 'gsppo'. Did you mean 'gspo'?",
+        "group_size=1": "one answer is the mean of its group; take at least 2",
+        'rewards=[{name="program",file="gone.py"}]': "gone.py: no such Python file",
+        'rewards=[{name="regex",pattern="("}]': "is no regular expression",
+        "data.name=arithmetics": "Did you mean 'arithmetic'?",
+        "rollout.max_new_tokens=0": "greater than or equal to 1",
+        "context_length=12": "leaves room for an answer in",
+    }.items():
+        assert message in cli("grpo", "sums.toml", wrong, "--folder", "never").error
+        assert not Path("never").exists(), wrong
+
+
+def test_preferences_show_margin_accuracy_divergence_and_answers(cli, recipe):
+    text = Path(recipe).read_text(encoding="utf-8").replace("alpaca", "prompt_pairs")
+    Path("pairs.toml").write_text(text.replace("said.jsonl", "pairs.jsonl"), encoding="utf-8")
+    pairs = [{"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": f"No, {i}"} for i in range(20)]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    words = ("dpo", "pairs.toml", "valid_share=0.2", "pairs_per_step=4", "--folder")
+    made = cli(*words, "pairs")
+    assert made.code == 0, made.err
+    lines = made.out.splitlines()
+    (first,) = [line for line in lines if line.startswith("step 1/2: ")]
+    assert all(f"{name} " in first for name in ("accuracy", "margin", "reward chosen"))
+    (valid,) = [line for line in lines if line.startswith("step 2: validation loss ")]
+    assert all(f"{name} " in valid for name in ("accuracy", "margin", "KL", "base loss"))
+    assert "computed pairs" in made.out
+    assert "> Say" in made.out
+    assert "Did you mean 'simpo'?" in cli(*words, "never", "loss=simp").error
+    same = [pair | {"rejected": pair["chosen"]} for pair in pairs]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, same)), encoding="utf-8")
+    assert "pairs.jsonl:1: " in cli(*words, "never").error
+    left = cli(*words, "never", "data.on_bad=skip")
+    assert "no pair is left to learn from" in left.error
+    assert not Path("never").exists()
+
+
 def test_mistakes_are_one_line_each_and_leave_no_folder(cli, recipe):
     assert "unknown recipe 'demo-sfd'. Did you mean 'demo-sft'?" in cli("sft", "demo-sfd").error
     assert "base=nowhere: no run folder" in cli("sft", recipe, "base=nowhere").error

@@ -189,7 +189,7 @@ class LiveView:
     ) -> "Text":
         """The last value and a curve of all."""
         curve = sparkline(values, min(40, width - LABEL - 12), floor=floor, blocks=self._blocks)
-        return _line((name, ""), (f"{last:<8.3f}", "bold"), (curve, "cyan"), width=width)
+        return _line((name, ""), (f"{last:<z8.3f}", "bold"), (curve, "cyan"), width=width)
 
     def _sample(self, width: int, height_above: int) -> "list[Text]":
         from rich.text import Text
@@ -230,12 +230,14 @@ class PlainView:
             case events.StepEnded() if event.step in (1, event.total_steps) or self._is_time():
                 more = f"{numbers(event.figures)}, " if event.figures else ""
                 return (
-                    f"step {event.step}/{event.total_steps}: loss {event.loss:.3f}, {more}"
+                    f"step {event.step}/{event.total_steps}: loss {event.loss:z.3f}, {more}"
                     f"{event.tokens_per_second:,.0f} tokens/s, {duration(event.seconds_left)} left"
                 )
             case events.Validated():
                 away = distance(event)
-                found = f"step {event.step}: validation loss {event.loss:.3f}, {bits_per_byte(event)}"
+                solving = event.bits_per_byte is None
+                found = f"step {event.step}: validation {'' if solving else 'loss '}{event.loss:.3f}"
+                found += f"{' ' if solving else ', '}{bits_per_byte(event)}"
                 found += f", {numbers(event.figures)}" if event.figures else ""
                 return f"{found}, {away}" if away else found
             case events.Sampled():

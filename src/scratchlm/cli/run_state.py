@@ -26,10 +26,12 @@ TELLING = {
     "flat_groups": "flat groups",
 }
 """Figures that stand first -> their names in a line."""
+TROUBLE = {"reward_failures": "failed rewards", "prompts_skipped": "prompts without room"}
+"""Shares that stand before the others -> their names in a line; left out where they are 0."""
 LEADING = ("reward_mean", "margin")
 """Figures that say more of a step than its loss: a curve is drawn of the first that there is."""
 LINE = 72
-"""Characters that further figures may take; metrics.jsonl has all."""
+"""Characters that further figures may take beside those of trouble; metrics.jsonl has all."""
 
 
 @dataclass
@@ -159,14 +161,19 @@ def figures(summary: dict[str, Any]) -> str:
 
 def numbers(found: Mapping[str, float]) -> str:
     """The most telling further figures, in words. Example: {"reward_mean": 0.5} -> "reward 0.5"."""
+    trouble = [_words(name, found[name]) for name in TROUBLE if found.get(name)]
     names = [*(name for name in TELLING if name in found), *(name for name in found if name not in TELLING)]
     text = ""
-    for name in names:
-        words = f"{TELLING.get(name, name.replace('_', ' '))} {found[name]:.3g}"
+    for name in (name for name in names if name not in TROUBLE):
+        words = _words(name, found[name])
         if text and len(text) + 2 + len(words) > LINE:
             break
         text += f", {words}" if text else words
-    return text
+    return ", ".join([*trouble, text] if text else trouble)
+
+
+def _words(name: str, value: float) -> str:
+    return f"{(TROUBLE | TELLING).get(name, name.replace('_', ' '))} {value:.3g}"
 
 
 def conversation(sample: events.Sampled) -> str:

@@ -255,7 +255,7 @@ def _forgetting(before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return "what it could before"
     change = _perplexity(after - before) - 1
-    return f"what it could before: {'+' if change >= 0 else ''}{100 * change:.1f} %"
+    return f"what it could before: {100 * change:+z.1f} %"
 
 
 def _panels(record: RunRecord) -> list[list[Panel]]:
