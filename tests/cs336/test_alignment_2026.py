@@ -180,8 +180,14 @@ def plain_step(model, reward_fn, *, normalization, method, old):
     a = advantages.reshape(-1, 1)
     log_p = log_softmax(model(rows["input_ids"]).logits).gather(-1, rows["labels"][..., None])[..., 0]
     losses = -a * log_p
-    if method == "grpo":
+    if method != "none":
         ratio = (log_p - old).exp()
+    if method == "gspo":
+        mean = ((log_p - old) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        ratio = mean.exp().expand_as(log_p)
+    if method == "noclip":
+        losses = -a * ratio
+    elif method != "none":
         losses = -torch.minimum(ratio * a, ratio.clamp(0.9, 1.1) * a)
     if normalization == "constant":
         loss = (losses * mask).sum() / 50
@@ -193,13 +199,21 @@ def plain_step(model, reward_fn, *, normalization, method, old):
 
 @pytest.mark.parametrize("num_parts", [1, 4, 6])
 @pytest.mark.parametrize(
-    ("normalization", "method"), [("sequence", "none"), ("constant", "none"), ("sequence", "grpo")]
+    ("normalization", "method"),
+    [
+        ("sequence", "none"),
+        ("constant", "none"),
+        ("sequence", "grpo"),
+        ("constant", "noclip"),
+        ("sequence", "gspo"),
+        ("constant", "gspo"),
+    ],
 )
 @pytest.mark.parametrize("reward_fn", [reward, partly])
 def test_a_step_in_micro_batches_is_that_of_the_whole_batch(reward_fn, normalization, method, num_parts):
     model, twin = CountedModel(), CountedModel()
     old = None
-    if method == "grpo":
+    if method != "none":
         labels = run_tokenize_prompt_and_output(PROMPTS, RESPONSES, Letters())["labels"]
         old = -4.5 - torch.rand(labels.shape)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -226,6 +240,38 @@ def test_a_step_in_micro_batches_is_that_of_the_whole_batch(reward_fn, normaliza
     torch.testing.assert_close(figures["grad_norm"], norm, atol=1e-6, rtol=1e-5)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert p.grad is None
+        torch.testing.assert_close(p, q - 0.5 * q.grad, atol=1e-6, rtol=1e-5)
+    assert math.isfinite(figures["token_entropy"])
+
+
+@pytest.mark.parametrize("normalization", ["sequence", "constant"])
+def test_an_empty_response_counts_as_a_response_and_has_no_gradient(normalization):
+    model, twin = CountedModel(), CountedModel()
+    responses = ["4", "", "4!", "8", "", "9"]
+    how = {"loss_normalization": normalization, "normalization_constant": 50}
+    loss, figures = run_grpo_train_step(
+        model,
+        Letters(),
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        6,
+        None,
+        reward,
+        PROMPTS,
+        responses,
+        TRUTHS,
+        3,
+        advantage_normalizer="none",
+        **how,
+    )
+    expected = 0.0
+    for prompt, response, advantage in zip(PROMPTS, responses, [2, -1, -1] * 2, strict=True):
+        ids = torch.tensor([list(map(ord, prompt + response))])
+        log_p = log_softmax(twin(ids[:, :-1]).logits).gather(-1, ids[:, 1:, None])[0, len(prompt) - 1 :]
+        weight = 1 / 50 if normalization == "constant" else 1 / (6 * max(1, len(response)))
+        expected = expected - advantage / 3 * weight * log_p.sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), atol=1e-6, rtol=1e-5)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q - 0.5 * q.grad, atol=1e-6, rtol=1e-5)
     assert math.isfinite(figures["token_entropy"])
 

@@ -73,6 +73,15 @@ def test_a_line_that_is_no_example_is_named(path, line):
         get_packed_sft_dataset(Letters(), path, 8, shuffle=False)
 
 
+def test_a_tokenizer_without_an_end_is_refused(path):
+    tokenizer = Letters()
+    tokenizer.eos_token_id = None
+    with pytest.raises(ValueError, match="tokenizer: has no eos_token"):
+        get_packed_sft_dataset(tokenizer, path, 8, shuffle=False)
+    with pytest.raises(ValueError, match="tokenizer: has no eos_token"):
+        run_compute_per_instance_dpo_loss(CountedModel(), CountedModel(), tokenizer, 0.5, "a", "b", "c")
+
+
 def test_answers_are_read():
     question = {"subject": "s", "question": "q", "options": ["w", "x", "y", "z"], "answer": "B"}
     assert run_parse_mmlu_response(question, "The correct answer is B.") == "B"

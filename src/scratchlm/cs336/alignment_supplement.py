@@ -69,14 +69,17 @@ class PackedInstructions(Dataset[dict[str, Tensor]]):
 def get_packed_sft_dataset(
     tokenizer: Any, dataset_path: str | os.PathLike[str], seq_length: int, shuffle: bool
 ) -> Dataset[dict[str, Tensor]]:
-    """Return the examples of a JSONL file, packed; shuffled ones in an order of torch's global generator."""
+    """Return the examples of a JSONL file, packed; shuffled ones in an order of torch's global generator.
+
+    Raises:
+        ValueError: A line is no example, or the tokenizer has no token that ends a text.
+    """
+    end = _end_of_text(tokenizer)
     examples = list(_examples(Path(dataset_path)))
     order = torch.randperm(len(examples)).tolist() if shuffle else range(len(examples))
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     texts = (ALPACA.format(**examples[number]) for number in order)
-    documents = (
-        [*begin, *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts
-    )
+    documents = ([*begin, *tokenizer.encode(text, add_special_tokens=False), end] for text in texts)
     return PackedInstructions(documents, seq_length)
 
 
@@ -106,12 +109,14 @@ def run_compute_per_instance_dpo_loss(
     response_chosen: str,
     response_rejected: str,
 ) -> Float[Tensor, ""]:
-    """Return the DPO loss of one pair: Alpaca's words, then the token that ends a text."""
+    """Return the DPO loss of one pair: Alpaca's words, then the token that ends a text.
+
+    Raises:
+        ValueError: The tokenizer has no such token.
+    """
+    end = _end_of_text(tokenizer)
     rows = [
-        [
-            *tokenizer.encode(ALPACA.format(prompt=prompt, response=response), add_special_tokens=False),
-            tokenizer.eos_token_id,
-        ]
+        [*tokenizer.encode(ALPACA.format(prompt=prompt, response=response), add_special_tokens=False), end]
         for response in (response_chosen, response_rejected)
     ]
     policy = [_log_prob(lm, row) for row in rows]
@@ -124,6 +129,12 @@ def response_logits(model: Module, input_ids: Int[Tensor, "batch time"]) -> Floa
     """Return the logits of a model of transformers, or of one of ours."""
     found = model(input_ids)
     return getattr(found, "logits", found)
+
+
+def _end_of_text(tokenizer: Any) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer: has no eos_token; a model would never learn to stop. Set one.")
+    return tokenizer.eos_token_id
 
 
 def _log_prob(model: Module, ids: list[int]) -> Float[Tensor, ""]:
