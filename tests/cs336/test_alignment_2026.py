@@ -99,6 +99,15 @@ def test_the_mask_is_never_on_a_prompt_or_on_padding():
         assert (rows["labels"] == ord("r")).equal(rows["response_mask"])
 
 
+@pytest.mark.parametrize(("pad", "end", "expected"), [(None, END, END), (None, None, 0), (0, END, 0)])
+def test_rows_are_filled_up_though_the_tokenizer_has_no_token_for_it(pad, end, expected):
+    tokenizer = Letters()
+    tokenizer.pad_token_id, tokenizer.eos_token_id = pad, end
+    rows = run_tokenize_prompt_and_output(["ab", "c"], ["xyz", "w"], tokenizer)
+    assert rows["labels"].tolist()[1] == [ord("w"), expected, expected, expected]
+    assert rows["response_mask"].tolist()[1] == [True, False, False, False]
+
+
 def test_as_many_responses_as_prompts_are_needed():
     with pytest.raises(ValueError, match="2 prompts, 1 responses: give one for each"):
         run_tokenize_prompt_and_output(["a", "b"], ["c"], Letters())

@@ -164,7 +164,10 @@ def test_what_is_longer_than_a_row_is_left_out_or_cut_and_counted(template, too_
     examples = [Example(messages, f"a:{i}") for i, messages in enumerate((short, long, never))]
     found, dropped = write_all(examples, template, max_tokens=24, too_long=too_long)
     assert (len(found), *dropped) == (kept, 3 - kept, kept - 1)
-    assert all(len(found.take(number).ids) <= 25 for number in range(kept))
+    for number, messages in zip(range(kept), (short, long), strict=False):
+        ids, mask = template.encode(messages)
+        assert found.take(number).ids.tolist() == ids[:25]
+        assert found.take(number).mask.tolist() == mask[:25]
     with pytest.raises(ValueError, match=r"a:1: has \d+ tokens and a row 24; raise context_length"):
         write_all(examples, template, max_tokens=24, too_long="error")
 

@@ -85,7 +85,7 @@ def run_tokenize_prompt_and_output(
         [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         for texts in (prompt_strs, output_strs)
     )
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     longest = max(len(prompt) + len(output) for prompt, output in zip(prompts, outputs, strict=True))
     ids = torch.full((len(prompts), longest), padding)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
