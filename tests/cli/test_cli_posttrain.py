@@ -231,6 +231,16 @@ def test_mistakes_are_one_line_each_and_leave_no_folder(cli, recipe):
     assert not Path("runs").exists()
 
 
+def test_a_finished_run_goes_on_where_it_gets_more_steps(cli, recipe):
+    words = ("sft", recipe, "--folder", "run")
+    assert cli(*words, "train.steps=2").code == 0
+    assert "run: this run is finished" in cli("sft", "run", "--resume").error
+    found = cli("sft", "run", "train.steps=3", "--resume")
+    assert found.code == 0, found.err
+    assert "Continuing at step 2 of 3." in found.out
+    assert json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["steps"] == 3
+
+
 def test_a_run_of_another_command_is_no_recipe(cli, recipe, finished_run):
     assert "is a run to go on from, and no recipe" in cli("sft", str(finished_run)).error
     assert "demo-dpo: is a recipe for scratchlm dpo, not for sft" in cli("sft", "demo-dpo").error

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from tiny_settings import TINY, TINY_STORIES
 
-from scratchlm.cli.run import choose_folder, state_of
+from scratchlm.cli.run_folders import choose_folder, state_of
 
 DEMO = [*TINY, *TINY_STORIES]
 
@@ -72,6 +72,23 @@ def test_resume_continues_an_interrupted_run(cli, tmp_path, done):
     after = json.loads(folder.summary.read_text(encoding="utf-8"))
     assert after["best_valid_loss"] == pytest.approx(summary["best_valid_loss"], abs=0)
     assert not after["stopped_early"]
+
+
+def test_a_finished_run_goes_on_where_it_gets_more_steps(cli, tmp_path, done):
+    shutil.copytree(tmp_path / done, tmp_path / "longer")
+    found = cli("train", "demo", *DEMO, "--folder", "longer", "--resume")
+    assert found.code == 2
+    assert "longer: this run is finished; leave --resume out to start a new one, or give" in found.error
+    assert "it more than its 4 steps with train.steps=" in found.error
+    again = cli("train", "demo", *DEMO, "--folder", "longer", "--restartable")
+    assert again.code == 0
+    assert "Continuing" not in again.out
+    for steps, flag in ((5, "--resume"), (6, "--restartable")):
+        found = cli("train", "demo", *DEMO, f"train.steps={steps}", "--folder", "longer", flag)
+        assert found.code == 0, found.err
+        assert f"Continuing at step {steps - 1} of {steps}." in found.out
+        summary = json.loads((tmp_path / "longer" / "summary.json").read_text(encoding="utf-8"))
+        assert summary["steps"] == steps
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

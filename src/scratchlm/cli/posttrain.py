@@ -15,9 +15,8 @@ from scratchlm.cli.run import (
     Restartable,
     Resume,
     Settings,
-    choose_folder,
-    state_of,
 )
+from scratchlm.cli.run_folders import choose, state_of
 from scratchlm.cli.sources import Plugin, load_plugins
 
 if TYPE_CHECKING:
@@ -122,7 +121,14 @@ def _post_train(request: Request) -> None:
     config = posttrain.read(request.name, recipe, request.settings or ())
     own = request.resume and Path(recipe).is_dir()
     base = request.folder or (Path(recipe) if own else Path("runs") / config.name)
-    folder, state = _choose(request, base)
+    words = request.settings or ()
+    folder, state = choose(
+        base,
+        resume=request.resume,
+        restartable=request.restartable,
+        command=request.command(request.folder),
+        steps_of=lambda finished: posttrain.read(request.name, str(finished), words).train.steps,
+    )
     if state == "interrupted":
         config = posttrain.read(request.name, str(folder), request.settings or ())
     if state != "finished":
@@ -132,16 +138,6 @@ def _post_train(request: Request) -> None:
     console.print("What to try next:")
     for command in (f"scratchlm chat {place}", f"scratchlm evaluate {place}"):
         console.print(f"  {command}", style="cyan")
-
-
-def _choose(request: Request, base: Path) -> tuple[Path, str]:
-    """The run's folder, and its state: "free" to begin, "interrupted" to go on, "finished" to do nothing."""
-    if not request.restartable:
-        folder = choose_folder(base, resume=request.resume, command=request.command(request.folder))
-        return folder, "interrupted" if request.resume else "free"
-    if (state := state_of(base)) == "other":
-        raise ValueError(f"{base}: is there already and is no run folder; choose another with --folder.")
-    return base, state
 
 
 def _follow(config: "PosttrainConfig", folder: Path, request: Request) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from scratchlm.cli.run_folders import choose, state_of
 from scratchlm.cli.sources import Plugin, load_plugins, split_settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ Settings = Annotated[
     typer.Argument(metavar="[key=value ...]", help="Settings over the recipe's, such as train.steps=200."),
 ]
 Folder = Annotated[Path | None, typer.Option("--folder", "-o", help="Run folder.", show_default=False)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted run, or a finished one with more steps.")
+]
 AllowChanges = Annotated[
     bool,
     typer.Option("--allow-changes", help="Resume although settings of optimizer or schedule have changed."),
@@ -218,14 +221,14 @@ def _take_part(request: Request, base: Path, fresh: "Callable[[], RunConfig]") -
 
 
 def _choose(request: Request, base: Path) -> tuple[str, str]:
-    """The run's folder, and its state: "free" to begin, "interrupted" to go on, "finished" to do nothing."""
-    if not request.restartable:
-        folder = choose_folder(base, resume=request.resume, command=request.command(request.folder))
-        return str(folder), "interrupted" if request.resume else "free"
-    state = state_of(base)
-    if state == "other":
-        raise ValueError(f"{base}: is there already and is no run folder; choose another with --folder.")
-    return str(base), state
+    folder, state = choose(
+        base,
+        resume=request.resume,
+        restartable=request.restartable,
+        command=request.command(request.folder),
+        steps_of=lambda finished: _saved(finished, request.settings).train.steps,
+    )
+    return str(folder), state
 
 
 def read_recipe(recipe: str, settings: list[str] | None) -> "RunConfig":
@@ -240,60 +243,6 @@ def read_recipe(recipe: str, settings: list[str] | None) -> "RunConfig":
     if recipe not in recipes.names() and (folder / "config.json").is_file():
         return _saved(folder, settings)
     return recipes.read(recipe, settings or ())
-
-
-def choose_folder(base: Path, *, resume: bool, command: str) -> Path:
-    """The folder of a run: a finished run is kept and a new one gets a number, an interrupted one is resumed.
-
-    Args:
-        base: The folder asked for; its numbered relatives are base-2, base-3, ...
-        resume: Choose the interrupted run instead.
-        command: What the user typed, for the advice.
-
-    Raises:
-        ValueError: Nothing to resume; an interrupted run in the way; a folder that holds something else.
-    """
-    number = 1
-    while True:
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        state = state_of(folder)
-        if state == "free":
-            break
-        if state == "other":
-            raise ValueError(
-                f"{folder}: is there already and is no run folder; choose another with --folder."
-            )
-        if state == "interrupted":
-            if resume:
-                return folder
-            raise ValueError(
-                f"{folder}: holds an interrupted run; go on with `{command} --resume`, "
-                "or start anew in another --folder."
-            )
-        number += 1
-    if not resume:
-        return folder
-    if number == 1:
-        raise ValueError(f"{base}: there is no run to resume; leave --resume out.")
-    raise ValueError(f"{base}: this run is finished; leave --resume out to start a new one.")
-
-
-def state_of(folder: Path) -> str:
-    """What stands under a name: "free", "finished", "interrupted" or "other"."""
-    import json
-
-    from scratchlm.lock import LOCK_FILE
-
-    if not folder.exists() or (folder.is_dir() and {file.name for file in folder.iterdir()} <= {LOCK_FILE}):
-        return "free"
-    if not (folder / "config.json").is_file():
-        # of a post-training run posttrain.json comes first
-        return "interrupted" if (folder / "posttrain.json").is_file() else "other"
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "interrupted"
-    return "interrupted" if summary.get("stopped_early") else "finished"
 
 
 def _saved(folder: Path, settings: list[str] | None) -> "RunConfig":
