@@ -17,7 +17,7 @@ demo-assistant: $(VENV)/.installed
 	$(BIN)/scratchlm sft demo-sft --restartable
 	$(BIN)/scratchlm dpo demo-dpo --restartable
 	$(BIN)/scratchlm grpo demo-grpo --restartable
-	if [ -t 0 ] && [ -t 1 ]; then $(BIN)/scratchlm chat runs/demo-grpo; fi
+	if [ -t 0 ] && [ -t 1 ]; then $(BIN)/scratchlm chat runs/demo-grpo --alone; fi
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not network and not compile and not interpret" --jaxtyping-packages=$(CHECKED)

@@ -51,6 +51,20 @@ def test_each_line_is_answered_and_the_conversation_is_saved(cli, monkeypatch, f
     assert cli("chat", finished_run, "--max-new-tokens", 6, "--seed", 3).out == done.out
 
 
+def test_alone_each_message_is_answered_as_if_it_were_the_first(cli, monkeypatch, finished_run, tmp_path):
+    words = ("chat", finished_run, "--max-new-tokens", 6, "--temperature", 0, "--alone")
+    typed(monkeypatch, "And now?\n/save first.jsonl\n")
+    assert cli(*words).code == 0
+    typed(monkeypatch, "Hello\nAnd now?\n/save second.jsonl\n/alone\nAnd then?\n/save third.jsonl\n")
+    assert cli(*words).code == 0
+    first, second, third = (
+        json.loads((tmp_path / f"{name}.jsonl").read_text(encoding="utf-8"))["messages"]
+        for name in ("first", "second", "third")
+    )
+    assert first == second
+    assert [m["content"] for m in third if m["role"] == "user"] == ["And now?", "And then?"]
+
+
 def test_an_answer_is_what_the_engine_writes_after_the_conversation(run):
     conversation = Conversation(run, SamplingConfig(max_new_tokens=4, temperature=0.0))
     first = say(conversation, "A")
@@ -186,11 +200,12 @@ def test_ctrl_c_leaves_neither_the_field_nor_the_conversation(terminal, conversa
 
 
 def test_on_a_terminal_a_mistake_is_said_and_the_conversation_goes_on(terminal, capsys):
-    terminal("/nonsense", "/set max_new_tokens=3", "Hello", "/tokens", "Hello", "/undo", "/help")
+    terminal("/nonsense", "/set max_new_tokens=3", "Hello", "/tokens", "Hello", "/undo", "/alone", "/help")
     said = capsys.readouterr()
     assert "error: unknown command '/nonsense'" in said.err
     assert "max_new_tokens: 3" in said.out
     assert "taken back: Hello" in said.out
+    assert "each message is answered by itself." in said.out
     assert all(name in said.out for name in chat.COMMANDS)
 
 

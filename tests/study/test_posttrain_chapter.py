@@ -97,6 +97,16 @@ def test_the_first_and_the_last_answers_to_each_question_are_shown(assistant):
     assert chapter.answers[1].after.startswith("answer 8")
 
 
+def test_an_answer_need_not_state_anything(run_folder):
+    row = {"step": 5, "prompt": "What is 1 + 1?", "text": "2", "tokens": []}
+    row |= {"consistency": {"num_facts": 0, "num_consistent": 0}}
+    missing = "It makes no statement that could be checked."
+    write_rows(run_folder / "samples.jsonl", [row])
+    assert missing in page_of(run_folder).text
+    write_rows(become(run_folder, FACTS) / "samples.jsonl", [row])
+    assert missing not in page_of(run_folder).text
+
+
 def test_comparisons_with_others_are_shown_and_broken_ones_cost_nothing(assistant):
     estimate = {"value": 0.625, "low": 0.5, "high": 0.75}
     row = {"against": "base", "judges": ["both"], "questions": 1200, "wins": estimate, "controlled": estimate}

@@ -34,6 +34,7 @@ COMMANDS = {
     "/set NAME=VALUE": "temperature=0.5, top_k=40, max_new_tokens=100, stop=['.'], ...",
     "/settings": "how answers are written",
     "/tokens": "colour tokens by their probability, or no longer",
+    "/alone": "answer each message by itself, or no longer",
     "/save FILE": "write the conversation as JSON",
     "/quit": "leave, as Ctrl-D does",
 }
@@ -48,6 +49,10 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed and words give the same conversation.")] = 0,
     tokens: Annotated[bool, typer.Option("--tokens", help="Colour tokens by probability.")] = False,
+    alone: Annotated[
+        bool,
+        typer.Option("--alone", help="Answer each message by itself: for who learnt single questions only."),
+    ] = False,
     checkpoint: CheckpointOption = "newest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugin = None,
@@ -65,17 +70,17 @@ def chat(
 
     conversation = Conversation(run, sampling)
     conversation.system = system
-    Terminal(conversation, tokens=tokens).talk()
+    Terminal(conversation, tokens=tokens, alone=alone).talk()
 
 
 class Terminal:
     """Reads what is typed and writes the answers."""
 
-    def __init__(self, conversation: "Conversation", *, tokens: bool) -> None:
-        """Talk with a model; `tokens`: coloured."""
+    def __init__(self, conversation: "Conversation", *, tokens: bool, alone: bool = False) -> None:
+        """Talk with a model; `tokens`: coloured; `alone`: what was said before is forgotten."""
         from scratchlm.cli.console import out
 
-        self.conversation, self.tokens = conversation, tokens
+        self.conversation, self.tokens, self.alone = conversation, tokens, alone
         self.console: Console = out()
         self.interactive = sys.stdin.isatty() and self.console.is_terminal
 
@@ -100,6 +105,8 @@ class Terminal:
         self._note(f"{run.config.name}, step {run.step:,}. Ctrl-C stops an answer, Ctrl-D leaves, /help.")
         if not self.conversation.template.special:
             self._note("Its tokenizer has no tokens for roles: they are words, and it may not know them.")
+        if self.alone:
+            self._note("Each message is answered by itself; /alone lets it remember.")
 
     def _lines(self) -> Iterator[str]:
         """What is typed, without blanks around it, until the input ends."""
@@ -126,6 +133,8 @@ class Terminal:
     def _take(self, line: str) -> bool:
         """Answer a message or do what a command says; False: leave."""
         if not line.startswith("/"):
+            if self.alone:
+                self.conversation.reset()
             self._answer(line)
             return True
         word, _, rest = line.partition(" ")
@@ -140,6 +149,7 @@ class Terminal:
             "/set": self._set,
             "/settings": lambda _: self._table(self.conversation.sampling.model_dump()),
             "/tokens": lambda _: self._turn_tokens(),
+            "/alone": lambda _: self._turn_alone(),
             "/save": self._save,
         }
         if word not in actions:
@@ -205,6 +215,10 @@ class Terminal:
     def _turn_tokens(self) -> None:
         self.tokens = not self.tokens
         self._note("tokens are coloured." if self.tokens else "tokens are no longer coloured.")
+
+    def _turn_alone(self) -> None:
+        self.alone = not self.alone
+        self._note("each message is answered by itself." if self.alone else "what was said is remembered.")
 
     def _save(self, name: str) -> None:
         if not name:

@@ -83,7 +83,7 @@ def _sample(row: Row, title: str, record: RunRecord) -> Sample:
         prompt if text.startswith(prompt) else f"{prompt.rstrip()}\n",  # an answer begins a line
         tokens,
         max(0, len(pieces) - MAX_SAMPLE_TOKENS),
-        _consistency(row),
+        _consistency(row, is_answer="posttrain" in record.summary),
     )
 
 
@@ -105,12 +105,13 @@ def _token(piece: Mapping[str, Any]) -> Token:
     return Token(text, level, units.percent(chance))
 
 
-def _consistency(row: Row) -> str:
+def _consistency(row: Row, *, is_answer: bool) -> str:
+    """How many statements of a story agree; an answer need not be one."""
     score = section(row, "consistency")
     facts, consistent = number(score, "num_facts"), number(score, "num_consistent")
     if facts is None or consistent is None:
         return ""
     if facts == 0:
-        return "It makes no statement that could be checked."
+        return "" if is_answer else "It makes no statement that could be checked."
     share = units.percent(consistent / facts)
     return f"{consistent:.0f} of its {facts:.0f} checkable statements are consistent ({share})."
