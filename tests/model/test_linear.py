@@ -1,11 +1,12 @@
 """Linear and Embedding: equal to torch's, and started as the course says."""
 
 import math
+import threading
 
 import pytest
 import torch
 
-from scratchlm.model.linear import CUT, Embedding, Linear, truncated_normal_
+from scratchlm.model.linear import CUT, Embedding, Linear, no_initial_values, truncated_normal_
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -55,3 +56,31 @@ def test_truncated_normal_follows_its_generator():
         for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+def test_without_initial_values_a_thread_draws_nothing_and_the_others_do():
+    torch.manual_seed(5)
+    expected = [torch.get_rng_state(), truncated_normal_(torch.empty(4), std=1.0)]
+    torch.manual_seed(5)
+    inside, drawn = threading.Event(), threading.Event()
+
+    def make():
+        with no_initial_values():
+            inside.set()
+            drawn.wait(10)
+            Linear(8, 8)
+            Embedding(8, 8)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    assert inside.wait(10)
+    assert torch.equal(torch.get_rng_state(), expected[0])
+    found = truncated_normal_(torch.empty(4), std=1.0)
+    after = torch.get_rng_state()
+    drawn.set()
+    thread.join()
+    assert torch.equal(found, expected[1])
+    assert torch.equal(torch.get_rng_state(), after)
+    with no_initial_values(), no_initial_values():
+        pass
+    assert not torch.equal(Linear(8, 8).weight, Linear(8, 8).weight)

@@ -11,7 +11,10 @@ Source: Glorot and Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html;
 CS336, assignment 1, section 3.4.1.
 """
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +23,9 @@ from torch.nn import Module, Parameter
 
 CUT = 3.0
 """Initial values lie within this many standard deviations (CS336, assignment 1, section 3.4.1)."""
+
+_DRAWING = threading.local()
+"""`is_off` of a thread: whether it leaves initial values out."""
 
 
 class Linear(Module):
@@ -81,6 +87,20 @@ def linear(
     return y if bias is None else y + bias
 
 
+@contextlib.contextmanager
+def no_initial_values() -> Iterator[None]:
+    """Leave out initial values of models that this thread makes within: their weights are loaded afterwards.
+
+    No random number is drawn, whatever other threads draw meanwhile.
+    """
+    before = getattr(_DRAWING, "is_off", False)
+    _DRAWING.is_off = True
+    try:
+        yield
+    finally:
+        _DRAWING.is_off = before
+
+
 @torch.no_grad()
 def truncated_normal_(
     tensor: Float[Tensor, "*shape"], *, std: float, generator: torch.Generator | None = None
@@ -88,8 +108,11 @@ def truncated_normal_(
     """Fill `tensor` in place from a normal distribution around 0 that is cut off at CUT standard deviations.
 
     By inversion: u uniform in the part of (0, 1) that the cut leaves, then x = std * Phi^-1(u). `std` is
-    that of the normal distribution before the cut; the cut at 3 takes 1.3 % of it away.
+    that of the normal distribution before the cut; the cut at 3 takes 1.3 % of it away. Nothing happens
+    within `no_initial_values`.
     """
+    if getattr(_DRAWING, "is_off", False):
+        return tensor
     edge = math.erf(CUT / math.sqrt(2))  # = 2 Phi(CUT) - 1; erfinv takes 2 u - 1 directly
     tensor.uniform_(-edge, edge, generator=generator)
     return tensor.erfinv_().mul_(std * math.sqrt(2)).clamp_(-CUT * std, CUT * std)

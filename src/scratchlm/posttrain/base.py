@@ -27,6 +27,7 @@ from scratchlm.checkpoint import CheckpointError, latest, load_checkpoint, save_
 from scratchlm.data.shards import MANIFEST
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.model.config import reading_on
+from scratchlm.model.linear import no_initial_values
 from scratchlm.posttrain.config import PosttrainConfig
 from scratchlm.runtime import folder_atomically, write_text_atomically
 from scratchlm.tokenizer import Tokenizer, load_tokenizer
@@ -58,7 +59,7 @@ class Base:
 
     def model(self, device: torch.device | str = "cpu") -> Module:
         """Return a new model with the base's weights, in evaluation mode; it draws no random number."""
-        with torch.random.fork_rng(devices=[]):  # a run gone on with makes its reference at another moment
+        with no_initial_values():  # a run gone on with makes its reference at another moment, in any thread
             model = MODELS.get(self.settings.name)(self.settings)
         model.load_state_dict(self.weights)
         return model.eval().to(device)
