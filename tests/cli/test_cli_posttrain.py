@@ -7,12 +7,7 @@ import pytest
 
 from scratchlm.evaluate import win_rate
 
-RECIPE = """
-name = "talk"
-base = "BASE"
-[data]
-name = "alpaca"
-paths = ["said.jsonl"]
+SHORT = """
 [train]
 steps = 2
 eval_every = 2
@@ -23,13 +18,21 @@ device = "cpu"
 max_new_tokens = 4
 """
 
+RECIPE = """
+name = "talk"
+base = "BASE"
+[data]
+name = "alpaca"
+paths = ["said.jsonl"]
+"""
+
 
 @pytest.fixture
 def recipe(finished_run, cli):
     """A recipe and its data in the test's folder."""
     entries = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(30)]
     Path("said.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
-    Path("talk.toml").write_text(RECIPE.replace("BASE", str(finished_run)), encoding="utf-8")
+    Path("talk.toml").write_text(RECIPE.replace("BASE", str(finished_run)) + SHORT, encoding="utf-8")
     return "talk.toml"
 
 
@@ -141,14 +144,6 @@ name = "program"
 file = "own.py"
 [rollout]
 max_new_tokens = 6
-[train]
-steps = 2
-eval_every = 2
-sample_every = 2
-save_every = 2
-device = "cpu"
-[sampling]
-max_new_tokens = 4
 """
 
 OWN = """
@@ -161,7 +156,7 @@ def reward(prompt, response, answer):
 
 def test_rewards_show_reward_divergence_entropy_length_and_answers(cli, finished_run):
     Path("own.py").write_text(OWN, encoding="utf-8")
-    Path("sums.toml").write_text(SUMS.replace("BASE", str(finished_run)), encoding="utf-8")
+    Path("sums.toml").write_text(SUMS.replace("BASE", str(finished_run)) + SHORT, encoding="utf-8")
     made = cli("grpo", "sums.toml", "--folder", "sums")
     assert made.code == 0, made.err
     lines = made.out.splitlines()

@@ -117,11 +117,10 @@ def _post_train(request: Request) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
         raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: {ONE_PROCESS}")
     load_plugins(list(request.plugins))
-    recipe = request.words[0]
-    config = posttrain.read(request.name, recipe, request.settings or ())
+    recipe, words = request.words[0], request.settings or ()
+    config = posttrain.read(request.name, recipe, words)
     own = request.resume and Path(recipe).is_dir()
     base = request.folder or (Path(recipe) if own else Path("runs") / config.name)
-    words = request.settings or ()
     folder, state = choose(
         base,
         resume=request.resume,
@@ -130,7 +129,7 @@ def _post_train(request: Request) -> None:
         steps_of=lambda finished: posttrain.read(request.name, str(finished), words).train.steps,
     )
     if state == "interrupted":
-        config = posttrain.read(request.name, str(folder), request.settings or ())
+        config = posttrain.read(request.name, str(folder), words)
     if state != "finished":
         _follow(config, folder, request._replace(resume=state == "interrupted"))
     console, place = out(), shlex.quote(str(folder))

@@ -17,7 +17,7 @@ import random
 from typing import Literal
 
 from scratchlm.posttrain.tasks import EXERCISES
-from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict, read_tagged, tagged
+from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict, check_thoughts, read_tagged, tagged
 
 _QUESTIONS = ("What is {}?", "{} = ?", "Calculate {}.", "How much is {}?")
 
@@ -49,9 +49,8 @@ class Arithmetic(Exercise):
             raise ValueError(f"exercise.digits={digits}: choose 1 to 9.")
         if not operations or set(operations) - set("+-"):
             raise ValueError(f'exercise.operations={operations!r}: choose "+", "-" or "+-".')
-        if not 0 <= thoughts <= 1:
-            raise ValueError(f"exercise.thoughts={thoughts}: choose 0 to 1.")
-        self.digits, self.operations, self.form, self.thoughts = digits, operations, form, thoughts
+        self.digits, self.operations, self.form = digits, operations, form
+        self.thoughts = check_thoughts(thoughts)
 
     def draw(self, generator: random.Random) -> tuple[Problem, str]:
         """Return a sum or a difference that is not negative; a + b and b + a ask the same."""

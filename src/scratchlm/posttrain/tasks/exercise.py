@@ -78,6 +78,17 @@ def side(key: str) -> Split:
     return "valid" if number % HELD_OUT == 0 else "train"
 
 
+def check_thoughts(share: float) -> float:
+    """Return the share of worked responses that think first, 0 to 1.
+
+    Raises:
+        ValueError: It is not in this range.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"exercise.thoughts={share}: choose 0 to 1.")
+    return share
+
+
 def tagged(answer: str, thought: str | None = None) -> str:
     """Return a response in tags: `<think>...</think><answer>75</answer>`, or the answer's part alone."""
     told = f"<answer>{answer}</answer>"

@@ -19,7 +19,7 @@ import re
 from typing import Literal
 
 from scratchlm.posttrain.tasks import EXERCISES
-from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict, read_tagged, tagged
+from scratchlm.posttrain.tasks.exercise import Exercise, Problem, Verdict, check_thoughts, read_tagged, tagged
 from scratchlm.posttrain.tasks.story_rules import CHILDREN_ASKED, parts, question_grammar
 
 MOST_CHARACTERS = 60
@@ -52,10 +52,8 @@ class StoryQuestions(Exercise):
         Raises:
             ValueError: A value that is not allowed.
         """
-        if not 0 <= thoughts <= 1:
-            raise ValueError(f"exercise.thoughts={thoughts}: choose 0 to 1.")
         self.beginning = CHILDREN_ASKED if about == "children" else ""
-        self.form, self.thoughts = form, thoughts
+        self.form, self.thoughts = form, check_thoughts(thoughts)
 
     def draw(self, generator: random.Random) -> tuple[Problem, str]:
         """Return a story's beginning with a question; a story is on one side with all its questions."""
