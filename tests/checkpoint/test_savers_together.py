@@ -163,6 +163,27 @@ def test_a_full_disk_of_one_is_raised_on_all_and_the_old_one_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
 
 
+def test_what_another_wrote_while_the_first_removed_the_folder_goes_too(tmp_path, monkeypatch):
+    write, writing = folder.write_tensors, threading.Semaphore(0)
+
+    def late(file, tensors):
+        if "r00001" in file.name:
+            assert writing.acquire(timeout=20)
+            raise OSError(28, "No space left on device", str(file))
+        writing.release()
+        deadline = time.monotonic() + 20
+        while file.parent.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        file.parent.mkdir(
+            exist_ok=True
+        )  # a file made between the removal's look and its end keeps the folder
+        return write(file, tensors)
+
+    monkeypatch.setattr(folder, "write_tensors", late)
+    assert all(isinstance(error, OSError) for error in save_together(tmp_path, [1], 2))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_after_a_failed_save_the_next_one_works(tmp_path, monkeypatch):
     write = folder.write_tensors
 

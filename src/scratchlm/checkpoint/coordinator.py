@@ -73,6 +73,8 @@ class Coordinator:
         self._saves, self._step = 0, 0
         self._cause: dict[str, Any] | None = None
         self._over, self._num_lost = False, 0
+        self.given_up = False
+        """Whether another process said that the save at hand makes no checkpoint."""
         self._stopped, self._at_once = threading.Event(), False
         self._beating: threading.Thread | None = None
         self._last_beat = time.monotonic()
@@ -109,6 +111,7 @@ class Coordinator:
     def begin(self, step: int) -> None:
         """Begin the next save; all processes call it for the same steps."""
         self._saves, self._step, self._cause, self._over = self._saves + 1, step, None, False
+        self.given_up = False
 
     def announce(self, folder: str) -> None:
         """As the first: say into which folder all write; its name, beside the checkpoints."""
@@ -262,6 +265,7 @@ class Coordinator:
         self._cause = found.get("error")
         if self._cause is None:
             return found
+        self.given_up = True
         text, number = self._cause["text"], self._cause["errno"]
         if self._cause["lost"]:
             raise ProcessError(text)

@@ -100,15 +100,12 @@ def write_checkpoint(
             _write_all(target, step, pieces, state_text, identity, shard_bytes)
             return target
         coordinator.begin(step)
+        if not coordinator.first:
+            _write_for_first(folder, step, pieces, shard_bytes, coordinator)
+            return target
         with _telling(coordinator):
-            if coordinator.first:
-                _write_all(target, step, pieces, state_text, identity, shard_bytes, coordinator)
-            else:
-                _write_for_first(folder, step, pieces, shard_bytes, coordinator)
-        if coordinator.first:
-            coordinator.finish()
-        else:
-            coordinator.wait_for_end()
+            _write_all(target, step, pieces, state_text, identity, shard_bytes, coordinator)
+        coordinator.finish()
     return target
 
 
@@ -155,16 +152,24 @@ def _write_for_first(
     shard_bytes: int,
     coordinator: Coordinator,
 ) -> None:
-    """Write this process's part into the folder of the first, and say that it is on the disk."""
-    temporary = folder / coordinator.folder()
-    if not temporary.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, f"{folder} is not the folder that process 0 sees; all processes must share one"
-        )
-    part = _write_part(temporary, step, pieces, shard_bytes, coordinator.rank, coordinator.world_size)
-    for name in part.files:
-        _flush(temporary / name)  # each machine its own: another's cannot flush what this one has in memory
-    coordinator.deliver(part.render())
+    """Write this process's part into the folder of the first, say so, and wait for the end."""
+    with _telling(coordinator):
+        temporary = folder / coordinator.folder()
+    try:
+        with _telling(coordinator):
+            if not temporary.is_dir():
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"{folder} is not the folder that process 0 sees; all processes must share one",
+                )
+            part = _write_part(temporary, step, pieces, shard_bytes, coordinator.rank, coordinator.world_size)
+            for name in part.files:
+                _flush(temporary / name)  # each machine its own: none flushes what another has in memory
+            coordinator.deliver(part.render())
+        coordinator.wait_for_end()
+    finally:
+        if coordinator.given_up:  # the first could not remove the folder while this one wrote into it
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_part(
