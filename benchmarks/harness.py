@@ -1,13 +1,16 @@
-"""Paired measurements: candidates take turns in one process; medians and ratios come out.
+"""Paired measurements: candidates take turns, in one process or each in its own; medians and ratios come out.
 
 Machines are shared and noisy. So the candidates run in turns (a, b, c, a, b, c, ...), each round gives one
 ratio to the first candidate, and what is reported is the median of the rounds.
 """
 
+import contextlib
 import json
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,44 @@ def alternate(candidates: dict[str, Callable[[], float]], *, rounds: int) -> dic
         for name, measure in candidates.items():
             rates[name].append(measure())
     return rates
+
+
+@contextlib.contextmanager
+def own_process(
+    prepare: Callable[..., Callable[[], float]], *arguments: Any
+) -> Iterator[Callable[[], float]]:
+    """Yield the measurement that `prepare(*arguments)` returns in a process of its own, which waits between.
+
+    For candidates that treat what a process has once differently, such as the C library's memory. `prepare`
+    is a function of a module's top level.
+    """
+    spawned = multiprocessing.get_context("spawn")
+    here, there = spawned.Pipe()
+    process = spawned.Process(target=_measure_when_asked, args=(there, prepare, arguments), daemon=True)
+    process.start()
+    there.close()  # else a worker that died would be waited for
+    here.recv()
+
+    def measure() -> float:
+        here.send(None)
+        return here.recv()
+
+    try:
+        yield measure
+    finally:
+        here.close()
+        process.join()
+
+
+def _measure_when_asked(
+    pipe: Connection, prepare: Callable[..., Callable[[], float]], arguments: tuple[Any, ...]
+) -> None:
+    measure = prepare(*arguments)
+    pipe.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            pipe.send(measure())
 
 
 def save(what: str, rows: Iterable[dict[str, Any]], **setup: object) -> Path:

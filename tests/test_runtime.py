@@ -1,6 +1,10 @@
 """The machine: choices with reasons, and writes that are whole or not there."""
 
+import ctypes
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +113,45 @@ def test_autocast_multiplies_in_the_precision_asked_for():
         assert (a @ a).dtype == torch.bfloat16
     with runtime.autocast(cpu, "float32"):
         assert (a @ a).dtype == torch.float32
+
+
+CHURN = """
+import gc, resource, sys
+import torch
+from scratchlm import runtime
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        tensors = [torch.ones(megabytes * 2**18) for megabytes in (1, 3, 7, 40, 80)]
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def held():
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[1]) * resource.getpagesize()
+
+usual = faults()
+with runtime.keeping_freed_memory():
+    first, _, kept, held_inside = faults(), faults(), faults(), held()
+afterwards = held()
+print(usual, first, kept, held_inside - afterwards, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_and_given_back_at_the_end():
+    done = subprocess.run([sys.executable, "-c", CHURN], capture_output=True, text=True, check=True)
+    usual, first, kept, given_back, after = map(int, done.stdout.split())
+    assert min(usual, first) > 5 * kept, "the same tensors once more take hardly a new page"
+    assert given_back > 0.9 * 131 * 2**20
+    assert after > 5 * kept, "the C library is as it was"
+
+
+def test_without_glibc_memory_is_left_to_the_system(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    with runtime.keeping_freed_memory():
+        assert torch.ones(3).sum() == 3
 
 
 def test_the_same_seed_gives_the_same_numbers():

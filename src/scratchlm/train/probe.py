@@ -3,7 +3,7 @@ r"""Settings come in; the time and the memory of a few real steps on random ids 
     seconds per step = accumulation * micro-batch + update
 
     micro-batch    forward, loss and backward of one micro-batch, in the run's number format
-    update         clipping and the optimizer
+    update         clipping, the optimizer, giving the gradient's memory back
     validation     forward passes over the rows that validation takes at once
     compiling      a first compiled micro-batch, less what the later ones take; the probe filled torch's cache
 
@@ -12,7 +12,6 @@ warm up; of the others the median counts, so that one disturbance of the machine
 the probe stays: random numbers are drawn afterwards as if it had never run.
 """
 
-import ctypes
 import gc
 import math
 import statistics
@@ -31,7 +30,7 @@ from scratchlm.hardware import synchronize
 from scratchlm.loss import token_losses
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.optim.clip import clip_gradients_
-from scratchlm.runtime import autocast, log
+from scratchlm.runtime import autocast, keeping_freed_memory, log
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.objective import Objective
@@ -51,7 +50,7 @@ class Probe(NamedTuple):
     micro_seconds: float
     """Forward and backward of one micro-batch."""
     update_seconds: float
-    """Clipping and optimizer."""
+    """Clipping, optimizer, giving the gradient's memory back."""
     compile_seconds: float
     """What compiling will take, now that the compiled code lies in torch's cache on disk; 0 without it."""
     validation_seconds: float
@@ -161,13 +160,13 @@ def _time_steps(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def one_step() -> tuple[float, float]:
-        optimizer.zero_grad(set_to_none=True)
         started = time.perf_counter()
         objective(*batch).backward()
         synchronize(device)
         between = time.perf_counter()
         clip_gradients_(parameters, config.train.grad_clip or math.inf)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         synchronize(device)
         return between - started, time.perf_counter() - between
 
@@ -212,19 +211,16 @@ def _leaving_no_trace(execution: Execution) -> Iterator[None]:
     """Give random numbers, compiled code and memory back as they were."""
     device = execution.device
     devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        if execution.compile:
-            torch.compiler.reset()
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        with suppress(
-            OSError, AttributeError
-        ):  # only glibc has it; it keeps freed memory for itself otherwise
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with keeping_freed_memory():  # as in a run
+        try:
+            with torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            if execution.compile:
+                torch.compiler.reset()
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _reset_peak(device: torch.device) -> None:

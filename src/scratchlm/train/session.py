@@ -340,6 +340,7 @@ class Session:
         """Have a saver while training, and let everything that runs beside it end."""
         train = self.config.train
         with contextlib.ExitStack() as stack:
+            stack.enter_context(runtime.keeping_freed_memory())
             stack.callback(self.trainer.batches.close)
             stack.callback(self.record.close)
             stack.callback(self.aim.close)

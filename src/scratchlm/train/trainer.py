@@ -182,7 +182,7 @@ class Trainer:
         for batch, first_row, share in self._shares(step):
             if self.abandon():
                 raise StepAbandonedError
-            torch.manual_seed(mix(self.seed, step, first_row))
+            self._seed(mix(self.seed, step, first_row))
             on_device = self._to_device(batch)
             last = first_row + self.micro_rows == self.rows_here.stop
             with self.engine.accumulating(last=last):
@@ -190,6 +190,12 @@ class Trainer:
                 loss.backward()
             total += loss.detach()
         return total
+
+    def _seed(self, seed: int) -> None:
+        if self.execution.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # for all devices it takes 0.8 ms
+        else:
+            torch.manual_seed(seed)
 
     def _naming(self) -> AbstractContextManager[None]:
         """Let errors of the network, which may come out of backward, name the process that was lost."""
