@@ -121,6 +121,10 @@ _USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
 """What glibc comes to by itself in a process with large blocks; it adjusts nothing more once it was told."""
 
 
+_keepers = 0
+"""How many `keeping_freed_memory` are open: the last one gives back."""
+
+
 @contextlib.contextmanager
 def keeping_freed_memory() -> Iterator[None]:
     """Let the C library keep freed memory for the next allocation; at the end all of it goes back.
@@ -130,20 +134,37 @@ def keeping_freed_memory() -> Iterator[None]:
     of the demo, a sixth of its time (measured). The highest use of memory stays as it was. Where there is no
     glibc nothing happens.
     """
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        mallopt, trim = library.mallopt, library.malloc_trim
-    except (OSError, AttributeError):
+    global _keepers
+    library = _glibc()
+    if library is None:
         yield
         return
-    mallopt(_TRIM_THRESHOLD, -1)
-    mallopt(_MMAP_MAX, 0)
+    _keepers += 1
+    library.mallopt(_TRIM_THRESHOLD, -1)
+    library.mallopt(_MMAP_MAX, 0)
     try:
         yield
     finally:
-        for what, value in _USUAL.items():
-            mallopt(what, value)
-        trim(0)
+        _keepers -= 1
+        if not _keepers:
+            for what, value in _USUAL.items():
+                library.mallopt(what, value)
+            library.malloc_trim(0)
+
+
+def release_freed_memory() -> None:
+    """Give back what is kept so far: work of other sizes follows, and both would stay."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    with contextlib.suppress(OSError):
+        library = ctypes.CDLL("libc.so.6")
+        if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+            return library
+    return None
 
 
 def set_seed(seed: int) -> None:

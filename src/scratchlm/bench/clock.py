@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scratchlm.hardware import synchronize
+from scratchlm.runtime import keeping_freed_memory
 
 CACHE_BYTES = 2**28
 """What is zeroed between cold calls, 256 MiB: several times the L2 cache of any GPU (60 MB on an H200)."""
@@ -53,6 +54,7 @@ class Timing(NamedTuple):
         return statistics.median(self.seconds)
 
 
+@keeping_freed_memory()
 def measure(
     work: Callable[..., object],
     device: torch.device,

@@ -22,7 +22,7 @@ from scratchlm.bench.cases import StepCase, Workbench
 from scratchlm.bench.clock import Timing, measure
 from scratchlm.bench.ranges import module_ranges, named_range
 from scratchlm.bench.tables import Table, milliseconds
-from scratchlm.runtime import replace_atomically
+from scratchlm.runtime import keeping_freed_memory, replace_atomically
 
 SHOWN = 15
 """Rows of the table of operations."""
@@ -53,6 +53,7 @@ class Profile(NamedTuple):
     """Phases and parts of the model, layers together, in the order of the total time."""
 
 
+@keeping_freed_memory()
 def profile_steps(bench: Workbench, trace: Path, *, steps: int = 3) -> Profile:
     """Time some steps, then profile as many.
 

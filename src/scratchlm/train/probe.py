@@ -30,7 +30,7 @@ from scratchlm.hardware import synchronize
 from scratchlm.loss import token_losses
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.optim.clip import clip_gradients_
-from scratchlm.runtime import autocast, keeping_freed_memory, log
+from scratchlm.runtime import autocast, keeping_freed_memory, log, release_freed_memory
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.objective import Objective
@@ -138,6 +138,7 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
             raise
         reason = str(error).strip().splitlines()[0]
         raise CompilationError(f"torch.compile fails on this machine: {reason}") from error
+    release_freed_memory()  # as a run does before it validates
     return Probe(
         micro_seconds=timed,
         update_seconds=statistics.median_low(update),
@@ -170,6 +171,8 @@ def _time_steps(
         synchronize(device)
         return between - started, time.perf_counter() - between
 
+    if config.rows_per_step > len(batch[0]):  # the second micro-batch has the gradient of the first beside it
+        objective(*batch).backward()
     one_step()  # compiles, allocates
     warming = sum(one_step())
     while warming < WARM_SECONDS:

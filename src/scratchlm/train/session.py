@@ -253,7 +253,10 @@ class Session:
         self._sample()
 
     def _validate(self, *, everything: bool) -> Measured:
-        return self.examiner.validate(self.progress, self.processes, everything=everything)
+        runtime.release_freed_memory()
+        found = self.examiner.validate(self.progress, self.processes, everything=everything)
+        runtime.release_freed_memory()
+        return found
 
     def _is_best(self, found: Measured) -> bool:
         """Whether this step's checkpoint shall be the best validated one; if so, it has to be saved."""
