@@ -1,8 +1,9 @@
 """Optimizer steps per second on this machine's CPU: ours against torch's fused AdamW, in one run.
 
 Three models: the demo's size, the size of bench_train.py, and CS336's. Between two steps 64 MB are written,
-as a backward pass would, so that no candidate finds its state in the cache. A round takes the fastest of
-several steps: machines are shared, and a neighbour's turn is no property of an optimizer.
+as a backward pass would, so that no candidate finds its state in the cache. Freed memory stays with the
+process for all of them, as in a training run. A round takes the fastest of several steps: machines are
+shared, and a neighbour's turn is no property of an optimizer.
 
     python benchmarks/bench_optimizers.py [demo | train | cs336]...
 """
@@ -94,6 +95,7 @@ def rate(step: Callable[[], object], num_steps: int) -> Callable[[], float]:
     return measure
 
 
+@runtime.keeping_freed_memory()
 def main() -> None:
     threads = runtime.set_threads()
     for size in sys.argv[1:] or MODELS_BY_SIZE:
