@@ -112,11 +112,9 @@ def prepare(side: str, shape: Shape, precision: str, compiled: bool, kept: bool)
     runtime.set_seed(0)
     runtime.set_threads()
     build = {"scratchlm": ours, "reference": reference}[side]
-    measure = rate(build(shape, precision, compiled=compiled), shape.tokens)
-    if not kept:
-        return measure
-    KEPT.enter_context(runtime.keeping_freed_memory())
-    return measure
+    if kept:
+        KEPT.enter_context(runtime.keeping_freed_memory())
+    return rate(build(shape, precision, compiled=compiled), shape.tokens)
 
 
 def stepper(

@@ -116,7 +116,7 @@ def test_autocast_multiplies_in_the_precision_asked_for():
 
 
 CHURN = """
-import gc, resource, sys
+import resource
 import torch
 from scratchlm import runtime
 

@@ -120,7 +120,6 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
 """What glibc comes to by itself in a process with large blocks; it adjusts nothing more once it was told."""
 
-
 _keepers = 0
 """How many `keeping_freed_memory` are open: the last one gives back."""
 

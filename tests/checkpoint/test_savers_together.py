@@ -174,9 +174,8 @@ def test_what_another_wrote_while_the_first_removed_the_folder_goes_too(tmp_path
         deadline = time.monotonic() + 20
         while file.parent.exists() and time.monotonic() < deadline:
             time.sleep(0.001)
-        file.parent.mkdir(
-            exist_ok=True
-        )  # a file made between the removal's look and its end keeps the folder
+        # a file made between the removal's look and its end keeps the folder
+        file.parent.mkdir(exist_ok=True)
         return write(file, tensors)
 
     monkeypatch.setattr(folder, "write_tensors", late)

@@ -32,7 +32,7 @@ def choose(
         return folder, "interrupted" if resume else "free"
     state = state_of(base)
     if state == "other":
-        raise ValueError(f"{base}: is there already and is no run folder; choose another with --folder.")
+        raise _no_run_folder(base)
     return base, "interrupted" if state == "finished" and is_longer(base) else state
 
 
@@ -57,9 +57,7 @@ def choose_folder(
         if state == "free":
             break
         if state == "other":
-            raise ValueError(
-                f"{folder}: is there already and is no run folder; choose another with --folder."
-            )
+            raise _no_run_folder(folder)
         if state == "interrupted":
             if resume:
                 return folder
@@ -94,6 +92,10 @@ def state_of(folder: Path) -> str:
     except (OSError, ValueError):
         return "interrupted"
     return "interrupted" if summary.get("stopped_early") else "finished"
+
+
+def _no_run_folder(folder: Path) -> ValueError:
+    return ValueError(f"{folder}: is there already and is no run folder; choose another with --folder.")
 
 
 def _summary(folder: Path) -> dict[str, Any]:
