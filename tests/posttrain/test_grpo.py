@@ -140,6 +140,18 @@ def test_old_log_probabilities_stay_fixed_over_the_steps_of_a_cycle(base_run, tm
     assert stage.answers_of(4)[0].cycle == 1
 
 
+def test_answers_of_a_cycle_that_is_over_are_not_made_again(base_run, tmp_path):
+    stage = stage_of(base_run, tmp_path, steps_per_rollout=2)
+    batches = stage.loader()
+    assert batches.again(0) is None  # nothing was written yet
+    first = batches.rows(0, 0, 8)
+    assert torch.equal(batches.again(0).inputs, first.inputs)
+    rollout = stage.answers_of(2)[0]
+    assert batches.again(1) is None
+    assert batches.again(3) is not None
+    assert stage.rollout is rollout
+
+
 def test_every_group_is_read_once_a_pass_and_each_pass_has_its_own_order(base_run):
     config = grpo_settings(base_run, steps_per_rollout=3, passes=2)
     first, second = ([rows_of_step(24, step + go, config) for step in range(3)] for go in (0, 3))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -46,19 +47,30 @@ def test_the_step_left_out_is_recorded_counted_and_costs_its_batch(skipped, neve
     assert losses(skipped)[:5] == losses(never_stopped / "whole")[:5]
 
 
-def test_after_the_limit_the_run_stops_and_leaves_the_batch(place):
+def dumped(run: Path) -> tuple[list[dict], Path]:
+    """What the steps left out in a row read, and the file that says so."""
+    (path,) = run.glob("unusable-batches-*.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], path
+
+
+def read_by(dump: dict) -> list[str]:
+    """The digests of a dumped step's rows, as `sample_order` has them."""
+    return [
+        hashlib.md5(torch.tensor(row, dtype=torch.int64).numpy().tobytes()).hexdigest() for row in dump["ids"]
+    ]
+
+
+def test_after_the_limit_the_run_stops_and_leaves_what_each_step_read(place):
     bad = " ".join(f"nan-loss@{step * FORWARDS + 1}" for step in (4, 5, 6))
     error = place.train("run", "train.guard.max_skipped=3", harm=bad).error
     assert "step 7" in error
     assert "3 steps left out in a row" in error
     assert [row["step"] for row in rows_of(place / "run", "skip")] == [5, 6, 7]
-    (path,) = (place / "run").glob("*batch*.json")
+    dumps, path = dumped(place / "run")
     assert str(path) in error
-    dump = json.loads(path.read_text(encoding="utf-8"))
-    read = [
-        hashlib.md5(torch.tensor(row, dtype=torch.int64).numpy().tobytes()).hexdigest() for row in dump["ids"]
-    ]
-    assert read == sample_order(place, "run")[6]
+    assert [dump["step"] for dump in dumps] == [5, 6, 7]
+    assert [read_by(dump) for dump in dumps] == sample_order(place, "run")[4:7]
+    assert all("nan" in dump["reason"] for dump in dumps)
     saved = checkpoint(place / "run")  # of the last good parameters
     good = checkpoint(place / "run", 4)
     assert all(
@@ -101,6 +113,9 @@ def test_the_count_goes_on_over_a_resume(place):
     limit = "train.guard.max_skipped=3"
     assert place.train("run", limit, harm=f"{bad} SIGTERM@{6 * FORWARDS}").code == 143
     assert "3 steps left out in a row" in place.train("run", limit, "--resume", harm="nan-loss@0").error
+    dumps, _ = dumped(place / "run")
+    assert [dump["step"] for dump in dumps] == [5, 6, 7]
+    assert [read_by(dump) for dump in dumps] == sample_order(place, "run", (0, 6))[4:7]
 
 
 @pytest.mark.slow

@@ -280,16 +280,17 @@ def test_resume_refuses_settings_that_change_the_meaning(finished):
         run(tiny(), finished / "nowhere", resume=True)
 
 
-def test_a_run_whose_loss_stays_no_number_stops_and_leaves_the_batch(tmp_path):
+def test_a_run_whose_loss_stays_no_number_stops_and_leaves_the_batches(tmp_path):
     wild = ("optimizer.lr=1e30", "train.grad_clip=0.0", "schedule=constant", "train.guard.max_skipped=3")
-    with pytest.raises(NonFiniteLossError, match=r"the last of 3 steps left out in a row.*the batch is in"):
+    with pytest.raises(NonFiniteLossError, match=r"the last of 3 steps left out in a row.*read is in"):
         run(tiny(*wild), tmp_path / "wild")
     skipped = [row for row in JsonLines(tmp_path / "wild" / "metrics.jsonl").rows() if row["kind"] == "skip"]
     assert len(skipped) == 3
-    (dump,) = (tmp_path / "wild").glob("unusable-batch-*.json")
-    batch = json.loads(dump.read_text(encoding="utf-8"))
-    assert batch["step"] == skipped[-1]["step"]
-    assert len(batch["ids"]) == len(batch["starts"]) == 512 // 64
+    (dump,) = (tmp_path / "wild").glob("unusable-batches-*.jsonl")
+    batches = [json.loads(line) for line in dump.read_text(encoding="utf-8").splitlines()]
+    assert [batch["step"] for batch in batches] == [row["step"] for row in skipped]
+    assert [batch["data_step"] for batch in batches] == [row["data_step"] for row in skipped]
+    assert all(len(batch["ids"]) == len(batch["starts"]) == 512 // 64 for batch in batches)
 
 
 def test_somebodys_own_text_becomes_a_model(tmp_path):

@@ -55,6 +55,10 @@ class Batches(ABC):
     def rows(self, step: int, first: int, count: int) -> Any:
         """Items first .. first + count - 1 of step `step`: a NamedTuple of tensors, `inputs` among them."""
 
+    def again(self, step: int) -> Any | None:
+        """All items of a step that was read before; None where they cannot be made a second time."""
+        return self.rows(step, 0, self.rows_per_step)
+
 
 class Loader(Batches):
     """Rows of a dataset in an order that is computed."""

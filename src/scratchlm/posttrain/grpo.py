@@ -89,6 +89,10 @@ class AnswerBatches(Batches):
         """Problems are computed: their settings identify them."""
         return hashlib.sha256(self.stage.config.data.model_dump_json().encode("utf-8")).hexdigest()
 
+    def again(self, step: int) -> PolicyBatch | None:
+        """None when the cycle of the step is over: other weights would write other answers."""
+        return super().again(step) if self.stage.has_answers_of(step) else None
+
     def rows(self, step: int, first: int, count: int) -> PolicyBatch:
         """Some of a step's answers; fewer than `count`, or none, where the others teach nothing."""
         rollout, chosen, weights = self.stage.answers_of(step)
@@ -180,12 +184,16 @@ class Grpo(Stage):
         """Those of the rollout and of the step."""
         return (self.rollout.figures if self.rollout else {}) | super().figures()
 
+    def has_answers_of(self, step: int) -> bool:
+        """Whether the answers that are here are those of the step's cycle."""
+        return self.rollout is not None and self.rollout.cycle == step // self.config.cycle_steps
+
     def answers_of(self, step: int) -> tuple[Rollout, list[int], Float[Tensor, " answers"]]:
         """Return a step's rollout, which of its answers teach something, and the weights of all."""
         config = self.config
         cycle, inner = divmod(step, config.cycle_steps)
         self.objective.is_first = inner == 0
-        if self.rollout is None or self.rollout.cycle != cycle:
+        if not self.has_answers_of(step):
             self.rollout = self._roll(cycle)
         rollout = self.rollout
         mine = rows_of_step(len(rollout.answers), inner, config)

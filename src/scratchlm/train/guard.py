@@ -5,8 +5,8 @@ r"""The guard: a step's loss and gradient norm come in before the update; what t
 
 A step that is left out touches nothing: neither weights nor moments, and not by multiplying the update with
 zero, since 0 * NaN is NaN. It costs its batch. A run that leaves out `max_skipped` steps in a row is broken
-and stops. All that the guard remembers is in the checkpoint, so a resumed run decides as the first one would
-have.
+and stops; which steps these were is remembered, so that their batches can be looked at. All that the guard
+remembers is in the checkpoint, so a resumed run decides as the first one would have.
 
 Source: the window and six standard deviations as in OLMo 2, https://arxiv.org/abs/2501.00656; going back and
 skipping data: Chowdhery et al. 2022 (PaLM), https://arxiv.org/abs/2204.02311, section 5.1.
@@ -50,6 +50,16 @@ class Spike(NamedTuple):
     sigma: float
 
 
+class LeftOut(NamedTuple):
+    """A step that was left out."""
+
+    step: int
+    """Its number; the first is 1."""
+    data_step: int
+    """The step, from 0, whose batch the loader gave it."""
+    reason: str
+
+
 class Judgement(NamedTuple):
     """What shall happen to a step, and why."""
 
@@ -66,26 +76,30 @@ class Guard:
         self.config = config
         self.losses: deque[float] = deque(maxlen=config.window)
         self.norms: deque[float] = deque(maxlen=config.window)
-        self.skipped_in_a_row, self.num_skipped, self.num_spikes, self.num_rollbacks = 0, 0, 0, 0
+        self.num_skipped, self.num_spikes, self.num_rollbacks = 0, 0, 0
+        self.left_out: list[LeftOut] = []
+        """The newest steps in a row that were left out; empty after a usable one."""
 
-    def judge(self, loss: float, grad_norm: float) -> Judgement:
+    def judge(self, loss: float, grad_norm: float, *, step: int, data_step: int) -> Judgement:
         """Say what shall happen to a step with these numbers, and remember it.
 
         Args:
             loss: Of the whole batch, in nats per token.
             grad_norm: Of the whole batch's gradient, before clipping.
+            step: The step's number; the first is 1.
+            data_step: The step, from 0, whose batch it read.
         """
         judgement = self._judge(loss, grad_norm)
         self.num_spikes += judgement.spike is not None
         if judgement.action == "apply":
             self.losses.append(loss)
             self.norms.append(grad_norm)
-            self.skipped_in_a_row = 0
+            self.left_out = []
         elif judgement.action in ("skip", "stop"):
-            self.skipped_in_a_row += 1
+            self.left_out.append(LeftOut(step, data_step, judgement.reason))
             self.num_skipped += 1
-            if self.skipped_in_a_row >= self.config.max_skipped:
-                reason = f"{judgement.reason}, the last of {self.skipped_in_a_row} steps left out in a row"
+            if len(self.left_out) >= self.config.max_skipped:
+                reason = f"{judgement.reason}, the last of {len(self.left_out)} steps left out in a row"
                 return Judgement("stop", reason, judgement.spike)
         return judgement
 
@@ -113,7 +127,7 @@ class Guard:
         return {
             "losses": list(self.losses),
             "norms": list(self.norms),
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "left_out": [left._asdict() for left in self.left_out],
             "num_skipped": self.num_skipped,
             "num_spikes": self.num_spikes,
             "num_rollbacks": self.num_rollbacks,
@@ -123,7 +137,9 @@ class Guard:
         """Take back what `state` gave; another `window` keeps the newest entries."""
         self.losses = deque(state["losses"], maxlen=self.config.window)
         self.norms = deque(state["norms"], maxlen=self.config.window)
-        self.skipped_in_a_row, self.num_skipped = state["skipped_in_a_row"], state["num_skipped"]
+        # older checkpoints have only the number of those left out in a row: their row begins anew
+        self.left_out = [LeftOut(**left) for left in state.get("left_out", [])]
+        self.num_skipped = state["num_skipped"]
         self.num_spikes, self.num_rollbacks = state["num_spikes"], state["num_rollbacks"]
 
 

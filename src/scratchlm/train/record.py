@@ -8,16 +8,19 @@
 Only the first of several processes writes and tells.
 """
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.data.loader import Batches
+from scratchlm import runtime
+from scratchlm.data.loader import Batches, StartLoader
 from scratchlm.hardware import mfu
-from scratchlm.runtime import environment
 from scratchlm.train.config import RunConfig
 from scratchlm.train.events import Event, Message, OnEvent, StepEnded
 from scratchlm.train.folder import RunFolder
+from scratchlm.train.guard import LeftOut
 from scratchlm.train.metrics import JsonLines
 from scratchlm.train.plan import Plan
 from scratchlm.train.snapshot import Progress
@@ -145,7 +148,7 @@ class Record:
 
     def resumed(self, step: int, changes: dict[str, Any], world_size: int) -> None:
         """Write down that the run went on, and what is different from before."""
-        found = environment()
+        found = runtime.environment()
         where = {key: found[key] for key in ("scratchlm", "torch", "commit", "processor", "threads")}
         self.add({"kind": "resume", "step": step, "changes": changes, "world_size": world_size} | where)
 
@@ -175,21 +178,35 @@ class Record:
         if judgement.spike is not None:
             row |= judgement.spike._asdict()
         for name, value in (("loss", result.loss), ("grad_norm", result.grad_norm)):
-            row[name] = value if math.isfinite(value) else str(value)  # JSON has no NaN
+            row[name] = _plain(value)
         self.add(row | {"data_step": result.step - 1 + data_offset, "rows": self.config.rows_per_step})
         what = "kept" if kind == "spike" else "left out, nothing was touched"
         self.say(f"Step {result.step}: {judgement.reason}; {what}.")
 
 
-def batch_of(result: StepResult, loader: Batches, *, data_offset: int) -> dict[str, Any]:
-    """Everything that a step read, as plain values: which rows, and their ids."""
-    data_step = result.step - 1 + data_offset
-    rows, names = loader.rows(data_step, 0, loader.rows_per_step), {"inputs": "ids"}
-    return {
-        "step": result.step,
-        "reason": result.judgement.reason,
-        "data_step": data_step,
-        "starts": [loader.start(data_step, row) for row in range(loader.rows_per_step)]
-        if hasattr(loader, "start")
-        else None,
-    } | {names.get(name, name): tensor.tolist() for name, tensor in rows._asdict().items()}
+def write_batches(path: Path, left_out: Sequence[LeftOut], loader: Batches) -> None:
+    """Write what steps read into a new file, a line of JSON each: step, reason, starts and ids of the rows.
+
+    A batch that cannot be made again (answers that weights wrote which have changed since) has no ids.
+    """
+    with runtime.replace_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for left in left_out:
+            file.write(json.dumps(left._asdict() | _read(loader, left.data_step)) + "\n")
+
+
+def _read(loader: Batches, step: int) -> dict[str, Any]:
+    """What a step read, as plain values."""
+    found: dict[str, Any] = {"starts": None, "ids": None}
+    if isinstance(loader, StartLoader):
+        found["starts"] = [loader.start(step, row) for row in range(loader.rows_per_step)]
+    batch = loader.again(step)
+    for name, rows in batch._asdict().items() if batch is not None else ():
+        found["ids" if name == "inputs" else name] = _plain(rows.tolist())
+    return found
+
+
+def _plain(values: Any) -> Any:
+    """Numbers, or lists of them, that JSON can write: it has no NaN."""
+    if isinstance(values, list):
+        return [_plain(value) for value in values]
+    return values if math.isfinite(values) else str(values)

@@ -36,7 +36,7 @@ from scratchlm.train.events import OnEvent, Saved
 from scratchlm.train.examine import Examiner, Floor
 from scratchlm.train.folder import RunFolder
 from scratchlm.train.plan import Plan, execution
-from scratchlm.train.record import Record, batch_of
+from scratchlm.train.record import Record, write_batches
 from scratchlm.train.settled import choose_plan, remember
 from scratchlm.train.signals import StopSignals
 from scratchlm.train.snapshot import Progress
@@ -234,17 +234,16 @@ class Session:
         return True
 
     def _give_up(self, result: StepResult) -> None:
-        """Leave the batch for inspection and a checkpoint of the last good parameters, and stop."""
-        path = self.folder.path / f"unusable-batch-{result.step:07d}.json"
+        """Leave the batches for inspection and a checkpoint of the last good parameters, and stop."""
+        path = self.folder.path / f"unusable-batches-{result.step:07d}.jsonl"
         if self.processes.first:
-            batch = batch_of(result, self.trainer.batches.loader, data_offset=self.trainer.data_offset)
-            runtime.write_text_atomically(path, json.dumps(batch) + "\n")
+            write_batches(path, self.trainer.guard.left_out, self.trainer.batches.loader)
         self._save(wait=True)
         self.processes.barrier()  # a launcher ends all when one has left: not before the checkpoint is whole
         raise NonFiniteLossError(
             f"step {result.step}: {result.judgement.reason}. The parameters are those of the last good step, "
-            f"and saved; the batch is in {path}. Lower optimizer.lr, lengthen the schedule's warmup or lower "
-            "train.grad_clip."
+            f"and saved; what the steps read is in {path}. Lower optimizer.lr, lengthen the schedule's "
+            "warmup or lower train.grad_clip."
         )
 
     def examine(self) -> None:

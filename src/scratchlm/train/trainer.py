@@ -134,7 +134,7 @@ class Trainer:
         self.model.train()
         lr = set_learning_rate(self.optimizer, self.schedule(step))
         loss, grad_norm = self._gradients(step)
-        judgement = self.guard.judge(loss, grad_norm)
+        judgement = self.guard.judge(loss, grad_norm, step=step + 1, data_step=step + self.data_offset)
         if judgement.action == "apply":
             with self._naming():
                 self.optimizer.step()
