@@ -88,7 +88,7 @@ def ours(shape: Shape, precision: str, *, compiled: bool) -> Callable[[], None]:
         end_of_text_id=0,
     )
     parameters = list(model.parameters())
-    compute = torch.compile(compute, dynamic=False) if compiled else compute
+    compute = torch.compile(compute, **runtime.COMPILING) if compiled else compute
     return stepper(shape, compute, optimizer, lambda: clip_gradients_(parameters, 1.0))
 
 

@@ -281,6 +281,16 @@ def test_help_costs_little_more_than_the_library_that_prints_it(tmp_path):
     assert min(ours for ours, _ in pairs) < 2.5 * min(theirs for _, theirs in pairs)
 
 
+def test_what_only_reads_a_model_imports_no_compiler():
+    code = (
+        "import sys, scratchlm.evaluate, scratchlm.generate, scratchlm.interop, scratchlm.serve; "
+        "from scratchlm.train import folder, run; from scratchlm.distributed.engine import ENGINES; "
+        "ENGINES.names(); print(*{'torch._dynamo', 'torch.distributed.fsdp', 'sympy'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_importing_the_package_draws_no_random_numbers_and_touches_no_device():
     code = (
         "import random, sys; state = random.getstate(); import scratchlm, scratchlm.runtime; "

@@ -207,3 +207,22 @@ def test_the_environment_says_what_a_run_was_made_with():
     assert found["torch"] == torch.__version__
     assert json.loads(json.dumps(found)) == found
     assert runtime.num_cores() >= 1
+
+
+@pytest.mark.compile
+@pytest.mark.skipif(runtime.has_compiler() is None, reason="no C++ compiler on this machine")
+def test_compiling_does_not_try_out_the_instructions_of_the_processor(tmp_path):
+    code = """
+import torch
+from torch._inductor.cpu_vec_isa import VecISA
+from scratchlm import runtime
+built = []
+VecISA.check_build = lambda self, code: built.append(code) or True
+double = torch.compile(lambda x: torch.relu(2 * x), **runtime.COMPILING)
+print(double(torch.full((64,), 1.5)).sum().item(), built.count(VecISA._avx_code))
+"""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["192.0", "0"]

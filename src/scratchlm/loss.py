@@ -113,10 +113,13 @@ def chunked_cross_entropy(
     )
 
 
-@torch.compiler.assume_constant_result
 def _name_on_gpu(op: str, device: torch.device) -> str:
     """What "auto" takes on this GPU; a compiler takes it as given instead of reading how it is found."""
     return choose(op, device=device).name
+
+
+# what torch.compiler.assume_constant_result does; that one imports the compiler, a second for every command
+_name_on_gpu._dynamo_marked_constant = True
 
 
 def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: int) -> float:

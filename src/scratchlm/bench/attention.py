@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from scratchlm import runtime
 from scratchlm.bench import clock
 from scratchlm.bench.cases import Precision
 from scratchlm.bench.tables import Status
@@ -287,7 +288,9 @@ def _prepared(case: AttentionCase, device: torch.device) -> Iterator[_Work]:
             warnings.simplefilter("ignore")  # torch explains every backend that it does not take
             yield _Work(case, device, choose("attention", "sdpa").function)
     elif case.way == COMPILED:
-        yield _Work(case, device, torch.compile(choose("attention", "reference").function, dynamic=False))
+        yield _Work(
+            case, device, torch.compile(choose("attention", "reference").function, **runtime.COMPILING)
+        )
     else:
         yield _Work(case, device, choose("attention", case.way, device).function)
 

@@ -24,6 +24,7 @@ from scratchlm.model.sizes import SIZES, named_size
 from scratchlm.optim import OPTIMIZERS
 from scratchlm.optim.groups import parameter_groups
 from scratchlm.registry import UnknownNameError, unknown
+from scratchlm.runtime import COMPILING
 from scratchlm.train.config import TrainConfig
 from scratchlm.train.objective import Objective
 
@@ -126,7 +127,7 @@ class Workbench:
             compiled=case.compiled,
             end_of_text_id=0,
         )
-        self.objective = torch.compile(objective, dynamic=False) if case.compiled else objective
+        self.objective = torch.compile(objective, **COMPILING) if case.compiled else objective
 
     def forward(self) -> torch.Tensor:
         """Compute the loss; with gradients to come unless the case is forward only."""

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from scratchlm.distributed.process import Processes
 from scratchlm.registry import Family
+from scratchlm.runtime import COMPILING
 
 ENGINES: Family["Engine"] = Family("distributed", package="scratchlm.distributed")
 """How several processes train one model together: called as its setting is."""
@@ -164,7 +165,7 @@ class Engine:
 
     def _take(self, work: Work, processes: Processes) -> None:
         self.model, self.processes = work.model, processes
-        compiled = torch.compile(work.objective, dynamic=False) if work.compiled else work.objective
+        compiled = torch.compile(work.objective, **COMPILING) if work.compiled else work.objective
         self.loss: Callable[..., Tensor] = compiled
 
 

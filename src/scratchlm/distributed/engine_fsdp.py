@@ -27,17 +27,11 @@ Source: Zhao et al. 2023, "PyTorch FSDP", https://arxiv.org/abs/2304.11277, sect
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
 from torch.nn import Module, ModuleList, Parameter
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim import Optimizer
@@ -46,7 +40,10 @@ from scratchlm.distributed.buckets import take_from_first
 from scratchlm.distributed.engine import ENGINES, Engine, Groups, Place, Work
 from scratchlm.distributed.engine_matrices import ShardedMatrices
 from scratchlm.distributed.process import Processes
-from scratchlm.runtime import autocast
+from scratchlm.runtime import COMPILING, autocast
+
+if TYPE_CHECKING:  # half a second, and every command that reads a run's settings knows this engine
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
 
 class Root(Module):
@@ -123,13 +120,15 @@ class FSDP2(Engine):
 
     def wrap(self, work: Work, processes: Processes) -> None:
         """Deal out what was not yet; parameters that several groups have become those of the first."""
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
         self.model = model = work.model
         self._join(next(model.parameters()).device, work.precision, processes)
         for buffer in model.buffers():
             take_from_first(buffer)
         for block in blocks_of(model):
             if work.compiled:
-                block.compile(dynamic=False)
+                block.compile(**COMPILING)
             self._shard(block)
         self.loss: Root = Root(work.objective)
         fully_shard(self.loss, mesh=self._mesh)
@@ -229,7 +228,7 @@ class FSDP2(Engine):
             for block, call in zip(blocks, compiled, strict=True):
                 block._compiled_call_impl = call
             for module in self.loss.modules():
-                if isinstance(module, FSDPModule):
+                if is_sharded(module):
                     module.reshard()
 
     def _join(self, device: torch.device, precision: str, processes: Processes) -> None:
@@ -243,7 +242,9 @@ class FSDP2(Engine):
         self._replica = mesh.get_local_rank("replicate") if mesh.ndim == 2 else 0
 
     def _shard(self, block: Module) -> None:
-        if isinstance(block, FSDPModule) or next(block.parameters(), None) is None:
+        from torch.distributed.fsdp import fully_shard
+
+        if is_sharded(block) or next(block.parameters(), None) is None:
             return
         fully_shard(
             block,
@@ -275,11 +276,20 @@ class FSDP2(Engine):
         return rows
 
 
-def policy(precision: str) -> MixedPrecisionPolicy:
+def is_sharded(module: Module) -> bool:
+    """Whether torch gathers the module's parameters before it is called."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def policy(precision: str) -> "MixedPrecisionPolicy":
     """In which format blocks are gathered, and their gradients added up.
 
     What enters a block stays as it is: under autocast the sums from block to block are kept in float32.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
     if precision == "float32":
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(

@@ -30,7 +30,7 @@ from scratchlm.hardware import synchronize
 from scratchlm.loss import token_losses
 from scratchlm.model import MODELS, ModelConfig
 from scratchlm.optim.clip import clip_gradients_
-from scratchlm.runtime import autocast, keeping_freed_memory, log, release_freed_memory
+from scratchlm.runtime import COMPILING, autocast, keeping_freed_memory, log, release_freed_memory
 from scratchlm.train.build import build_optimizer
 from scratchlm.train.config import RunConfig
 from scratchlm.train.objective import Objective
@@ -122,7 +122,7 @@ def _measure(config: RunConfig, settings: ModelConfig, execution: Execution) -> 
         compiled=execution.compile,
         end_of_text_id=0,
     )
-    objective = torch.compile(eager, dynamic=False) if execution.compile else eager
+    objective = torch.compile(eager, **COMPILING) if execution.compile else eager
     ids = torch.randint(settings.vocab_size, (execution.micro_rows, settings.context_length + 1))
     batch = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
     compiling = 0.0
@@ -186,7 +186,7 @@ def _time_steps(
 def _time_compiling(eager: Objective, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
     """Seconds of compiling once more, as the run will: most of the work is found on disk by then."""
     torch.compiler.reset()
-    again = torch.compile(eager, dynamic=False)
+    again = torch.compile(eager, **COMPILING)
     started = time.perf_counter()
     again(*batch).backward()
     return time.perf_counter() - started
