@@ -119,8 +119,8 @@ def test_validations_count_where_the_size_of_the_split_is_known(took):
     config = tiny("train.eval_every=40", "train.eval_tokens=512")
     assert make_plan(config, probe=True).validation_seconds is None
     made = make_plan(config, probe=True, train_tokens=51200, valid_tokens=2560)
-    # after steps 40 and 80 a part of the split, at the end all of it
-    assert made.validation_seconds == pytest.approx((512 + 512 + 2560) * 1e-4)
+    # after steps 40, 80 and 100 a part of the split, at the end all of it, too
+    assert made.validation_seconds == pytest.approx((3 * 512 + 2560) * 1e-4)
     assert made.epochs == pytest.approx(0.5)
 
 

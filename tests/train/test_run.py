@@ -130,6 +130,9 @@ def best_and_saved(tmp_path, monkeypatch, losses, *settings):
         ([9.0, 8.0, 5.0, 7.0, 6.0, 8.0], ("train.save_best=false",), 8, [8, 12]),
         ([1.0, 8.0, 9.0, 9.0, 9.0, 9.0], (), 4, [4, 12]),  # the first was before anything is saved
         ([9.0, 8.0, 7.0, 6.0, 5.0, 4.0], (), 12, [12]),
+        # a part of the split on the way: the last one of a part, then the whole, which is harder or easier
+        ([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 8.0], ("train.eval_tokens=64",), 12, [12]),
+        ([9.0, 8.0, 5.0, 7.0, 6.0, 5.5, 4.0], ("train.eval_tokens=64",), 6, [6, 12]),
     ],
 )
 def test_the_best_validated_checkpoint_is_there(tmp_path, monkeypatch, losses, settings, best, kept):

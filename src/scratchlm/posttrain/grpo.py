@@ -62,6 +62,7 @@ from scratchlm.posttrain.tasks import EXERCISES
 from scratchlm.posttrain.tasks.exercise import Problem
 from scratchlm.runtime import log
 from scratchlm.train.aim import Groups, Measured
+from scratchlm.train.config import RunConfig
 from scratchlm.train.events import OnEvent
 from scratchlm.train.examine import Examiner
 from scratchlm.train.trainer import Execution
@@ -206,6 +207,10 @@ class Grpo(Stage):
         # a step in which nothing teaches has a gradient of 0, and not none
         chosen = teaching or mine[:1]
         return rollout, sorted(chosen, key=lambda row: (-_length(rollout.answers[row]), row)), weights
+
+    def measures_a_part(self, config: RunConfig) -> bool:
+        """Whether only some of the held-out problems are solved on the way."""
+        return self.config.eval_problems not in (None, self.config.valid_problems)
 
     def held_out(self, examiner: Examiner, *, everything: bool) -> Measured:
         """Solve held-out problems, always taking the likeliest token; `loss` is the share not solved."""

@@ -14,6 +14,7 @@ import torch
 
 from scratchlm.checkpoint import latest, load_checkpoint, save_checkpoint
 from scratchlm.model import MODELS
+from scratchlm.model.linear import no_initial_values
 from scratchlm.posttrain.base import FOLDER
 from scratchlm.posttrain.lora_files import SETTINGS, add_adapters
 from scratchlm.runtime import write_text_atomically
@@ -44,7 +45,8 @@ def merge_runs(runs: Mapping[Path, float], out: Path) -> Path:
             )
     source, target = RunFolder(first), RunFolder(out)
     config, tokenizer = read_config(source), load_tokenizer(source.tokenizer)
-    model = MODELS.get(config.model.name)(config.model.with_vocabulary(tokenizer.vocab_size))
+    with no_initial_values():
+        model = MODELS.get(config.model.name)(config.model.with_vocabulary(tokenizer.vocab_size))
     model.load_state_dict(start)
     add_adapters(model, {run / "adapter": weight for run, weight in runs.items()})
     out.mkdir(parents=True)

@@ -79,6 +79,10 @@ class Aim(ABC):
     def measure(self, examiner: "Examiner", *, everything: bool) -> Measured:
         """Measure held-out data; `everything` at the end, else perhaps a part."""
 
+    def measures_a_part(self, config: RunConfig) -> bool:
+        """Whether measurements on the way take less than the one at the end does."""
+        return config.train.eval_tokens is not None
+
     @abstractmethod
     def write(self, examiner: "Examiner", model: torch.nn.Module) -> Iterator[Written]:
         """Let `model` write the texts that the record shows."""

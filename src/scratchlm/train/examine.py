@@ -20,7 +20,6 @@ from scratchlm import runtime
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.engine import Engine
-from scratchlm.distributed.process import Processes
 from scratchlm.optim.ema import EMA
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.train.config import RunConfig
@@ -62,6 +61,14 @@ class Dictated(torch.nn.Module):
         return self._engine.from_first(self.model.head(hidden))
 
 
+class Validation(NamedTuple):
+    """What was measured, and what is compared with the measurements on the way."""
+
+    measured: "Measured"
+    comparable: float
+    """The loss on as much as is measured on the way: one on more or less would say nothing about the best."""
+
+
 class Examiner:
     """Validates and samples, and writes down what it found."""
 
@@ -91,14 +98,17 @@ class Examiner:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def validate(self, progress: Progress, processes: Processes, *, everything: bool) -> "Measured":
+    def validate(self, progress: Progress, *, everything: bool) -> Validation:
         """Measure the validation split, or `eval_tokens` of it, together; `progress` keeps the best loss."""
-        step = progress.done_steps
+        step, part = progress.done_steps, None
         with self._averaged():
+            if everything and self.aim.measures_a_part(self.config):
+                part = self.aim.measure(self, everything=False)
             found = self.aim.measure(self, everything=everything)
-        best = found.loss < progress.best_loss
+        comparable = (part or found).loss
+        best = comparable < progress.best_loss
         if best:
-            progress.best_loss = found.loss
+            progress.best_loss = comparable
         tokens = self.aim.tokens(self.config, step).so_far
         row = {"kind": "valid", "step": step, "tokens": tokens, "loss": found.loss}
         bits = found.likelihood.bits_per_byte if found.likelihood else None
@@ -106,7 +116,7 @@ class Examiner:
         self.record.add(row | {"seconds": progress.training_seconds} | found.figures)
         floor = self.floor.loss if self.floor else None
         self.record.tell(Validated(step, found.loss, bits, floor, best, found.figures))
-        return found
+        return Validation(found, comparable)
 
     def sample(self, step: int) -> None:
         """Let the model write."""

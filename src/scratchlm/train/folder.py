@@ -28,6 +28,7 @@ from scratchlm.checkpoint.manifest import folder_name, step_of
 from scratchlm.checkpoint.retention import checkpoint_folders
 from scratchlm.config import load
 from scratchlm.model.config import reading_on
+from scratchlm.model.linear import no_initial_values
 from scratchlm.model.transformer import TransformerLM
 from scratchlm.runtime import choose_device, log
 from scratchlm.tokenizer import Tokenizer, load_tokenizer
@@ -129,7 +130,8 @@ def load_run(
     longer = reading_on(config.model, context_length or 0)
     tokenizer = load_tokenizer(folder.tokenizer)
     saved = read_checkpoint(folder, checkpoint)
-    model = build_model(config.model_copy(update={"model": longer}), tokenizer).to(choose_device(device))
+    with no_initial_values():
+        model = build_model(config.model_copy(update={"model": longer}), tokenizer).to(choose_device(device))
     model.load_state_dict(saved.tensors["model"])
     if "ema" in saved.tensors:
         averages = {

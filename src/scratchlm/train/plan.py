@@ -267,6 +267,6 @@ def _validation_seconds(draft: Draft, timing: Timing, valid_tokens: int | None) 
     if timing.probed is None or valid_tokens is None:
         return None
     train = draft.config.train
-    between = (train.steps - 1) // train.eval_every
-    tokens = between * min(train.eval_tokens or valid_tokens, valid_tokens) + valid_tokens
+    times = (train.steps - 1) // train.eval_every + (train.eval_tokens is not None)  # at the end once more
+    tokens = times * min(train.eval_tokens or valid_tokens, valid_tokens) + valid_tokens
     return timing.probed.validation_seconds * tokens

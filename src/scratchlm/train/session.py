@@ -30,10 +30,10 @@ from scratchlm.distributed.process import Processes
 from scratchlm.optim.ema import EMA
 from scratchlm.tokenizer import Tokenizer
 from scratchlm.train import build, snapshot
-from scratchlm.train.aim import Aim, Measured, Pretraining
+from scratchlm.train.aim import Aim, Pretraining
 from scratchlm.train.config import RunConfig
 from scratchlm.train.events import OnEvent, Saved
-from scratchlm.train.examine import Examiner, Floor
+from scratchlm.train.examine import Examiner, Floor, Validation
 from scratchlm.train.folder import RunFolder
 from scratchlm.train.plan import Plan, execution
 from scratchlm.train.record import Record, write_batches
@@ -146,10 +146,10 @@ class Session:
                 self._save(wait=True)  # first of all: whoever sent SIGTERM may not wait for more
             final = self._validate(everything=finished)
             if finished:
-                self._is_best(final)
+                self._is_best(final.comparable)
                 self._sample()
                 self._save(wait=True)
-            return summarise(self, final, stopped_early=not finished)
+            return summarise(self, final.measured, stopped_early=not finished)
 
     def _one_step(self) -> bool:
         """One step and what follows it; False ends the loop."""
@@ -195,7 +195,7 @@ class Session:
         if self._measures_layers(step):
             ids = self.trainer.batches.loader.rows(step, 0, 1).inputs
             self.examiner.measure_layers(step, ids)
-        best = step % train.eval_every == 0 and self._is_best(self._validate(everything=False))
+        best = step % train.eval_every == 0 and self._is_best(self._validate(everything=False).comparable)
         if step % train.sample_every == 0 or step == train.first_sample:
             self._sample()
         if step % train.save_every == 0 or best:
@@ -251,22 +251,22 @@ class Session:
         self._validate(everything=True)
         self._sample()
 
-    def _validate(self, *, everything: bool) -> Measured:
+    def _validate(self, *, everything: bool) -> Validation:
         runtime.release_freed_memory()
-        found = self.examiner.validate(self.progress, self.processes, everything=everything)
+        found = self.examiner.validate(self.progress, everything=everything)
         runtime.release_freed_memory()
         return found
 
-    def _is_best(self, found: Measured) -> bool:
+    def _is_best(self, loss: float) -> bool:
         """Whether this step's checkpoint shall be the best validated one; if so, it has to be saved."""
         train, step = self.config.train, self.progress.done_steps
         # early on nearly every validation is the best so far: such a run need not save at each
         saved = step % train.save_every == 0 or step == train.steps
-        best = found.loss < self.progress.best_saved_loss
+        best = loss < self.progress.best_saved_loss
         best = best and (saved or (train.save_best and step > train.save_every))
         best = self.processes.any(best)  # all save, or none
         if best:
-            self.progress.best_saved_loss, self.progress.best_step = found.loss, step
+            self.progress.best_saved_loss, self.progress.best_step = loss, step
         return best
 
     def _sample(self) -> None:
