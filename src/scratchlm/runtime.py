@@ -280,9 +280,9 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o644)
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -296,10 +296,10 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o755)
         for file in temporary.iterdir():
-            _flush(file)
-        _flush(temporary)
+            flush(file)
+        flush(temporary)
         temporary.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -310,7 +310,8 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file, or which files a folder has, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

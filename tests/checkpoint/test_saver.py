@@ -99,13 +99,30 @@ def test_an_error_in_the_background_is_raised_when_asked_next_and_once(tmp_path,
     (tmp_path / "file").touch()
     opened = Saver(folder, newest=1)
     opened.save(7, {}, {})
-    with pytest.raises(NotADirectoryError, match=r"step 7 was not saved: Not a .*step-0000007"):
+    step = 8 if ask == "save" else 7  # the next save tries, and does not say that the one before failed
+    with pytest.raises(NotADirectoryError, match=rf"step {step} was not saved: Not a .*step-000000{step}"):
         opened.save(8, {}, {}) if ask == "save" else getattr(opened, ask)()
     opened.wait()
     (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
     opened.save(9, {}, {})
     opened.close()
     assert names_in(folder) == ["step-0000009"]
+
+
+def test_a_disk_that_was_full_for_a_moment_costs_one_checkpoint_and_not_the_run(tmp_path, caplog):
+    folder = tmp_path / "run" / "checkpoints"
+    with Saver(folder, newest=2) as opened:
+        opened.save(7, {}, {})  # the folder above is missing
+        opened._thread.join()
+        (tmp_path / "run").mkdir()
+        opened.save(8, {}, {})
+        assert names_in(folder) == ["step-0000008"], "written when save returns"
+        opened.save(9, {}, {})
+    assert names_in(folder) == ["step-0000008", "step-0000009"]
+    (record,) = caplog.records
+    assert "the checkpoint of step 7 was not saved" in record.getMessage()
+    assert record.getMessage().endswith("the checkpoint of step 8 was written.")
 
 
 def test_an_error_at_the_end_is_raised_by_the_with(tmp_path):

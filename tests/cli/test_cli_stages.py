@@ -88,7 +88,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(cli, tmp_path, monkeypatch):
     def fill(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runtime, "_flush", fill)
+    monkeypatch.setattr(runtime, "flush", fill)
     error = cli("corpus", "write", "stories", "-n", 3, "a.txt").error
     assert error.startswith("error: a.txt: no space left on device; free some space")
     assert names(tmp_path) == []

@@ -217,6 +217,7 @@ def _watch(seen, harm):
     """A model that notes what it reads and does harm; a session that saves again what it has read."""
     from scratchlm.model import MODELS
     from scratchlm.model.transformer import TransformerLM
+    from scratchlm.train import session as sessions
     from scratchlm.train.session import Session
 
     @MODELS.register("watched")
@@ -249,10 +250,10 @@ def _watch(seen, harm):
             for part in (self.token_embeddings, self.layers[0], self.layers[-1].attn):
                 part.requires_grad_(False)
 
-    restore, begin = Session._restore, Session.__init__
+    resume, begin = sessions.restore, Session.__init__
 
     def restore_and_save(session, changes):
-        restore(session, changes)
+        resume(session, changes)
         session.last_saved = -1
         session._save(wait=True)
 
@@ -263,7 +264,7 @@ def _watch(seen, harm):
         }
         torch.save(kept, folder.path.with_name(f"{folder.path.name}-first-{session.processes.rank}.pt"))
 
-    Session._restore, Session.__init__ = restore_and_save, note_first_weights
+    sessions.restore, Session.__init__ = restore_and_save, note_first_weights
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def test_a_run_goes_on_though_its_base_is_gone(data, tmp_path):
 def test_settings_that_change_what_a_run_is_are_refused_when_it_goes_on(finished, base_run, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
-    with pytest.raises(ValueError, match=r"seed: 0 -> 1.*the weights belong to the old settings"):
+    with pytest.raises(ValueError, match=r"seed: 0 -> 1.*weights and moments belong to the old settings"):
         run("sft", sft(base_run, data, "neftune_alpha=0.5", "seed=1"), folder, resume=True)
     with pytest.raises(
         ValueError, match=r"neftune_alpha: 0.5 -> 0.0: from here on the run would learn otherw"

@@ -26,11 +26,20 @@ def test_lengths_intervals_and_machine_may_change_and_are_told():
 
 @pytest.mark.parametrize(
     "override",
-    ["model.d_model=384", "tokenizer.vocab_size=900", "seed=7", "corpus.num_train=10", "batches=epochs"],
+    [
+        "model.d_model=384",
+        "tokenizer.vocab_size=900",
+        "seed=7",
+        "corpus.num_train=10",
+        "batches=epochs",
+        "optimizer=lion",
+    ],
 )
 def test_what_the_weights_belong_to_may_never_change(override):
     key, value = override.split("=")
-    with pytest.raises(ValueError, match=rf"{key}.*-> {value}.*the weights belong to the old settings"):
+    with pytest.raises(
+        ValueError, match=rf"{key}.*-> {value}.*weights and moments belong to the old settings"
+    ):
         check_changes(OLD, changed(override), Path("runs/a"), allow_learning=True)
 
 

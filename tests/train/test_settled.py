@@ -20,29 +20,29 @@ def folder(tmp_path) -> RunFolder:
 
 
 def test_a_resumed_run_takes_what_the_first_one_chose(folder):
-    config = with_settled(recipes.read("demo", TINY), settled_before(folder, 1))
+    config = with_settled(recipes.read("demo", TINY), settled_before(folder, 1, "cpu"))
     plan = make_plan(config)
     assert (plan.compile, plan.precision, plan.micro_batch_tokens) == (True, "float32", 512)
 
 
 def test_a_setting_that_is_given_counts_for_itself(folder):
     config = recipes.read("demo", [*TINY, "train.compile=false", "train.micro_batch_tokens=1024"])
-    train = with_settled(config, settled_before(folder, 1)).train
+    train = with_settled(config, settled_before(folder, 1, "cpu")).train
     assert (train.compile, train.precision, train.micro_batch_tokens) == (False, "float32", 1024)
 
 
 def test_another_number_of_processes_chooses_its_rows_anew(folder):
-    settled = settled_before(folder, 2)
+    settled = settled_before(folder, 2, "cpu")
     assert settled == {"compile": True, "precision": "float32"}
 
 
 def test_a_new_run_has_nothing_settled(tmp_path):
     config = recipes.read("demo", TINY)
-    assert settled_before(RunFolder(tmp_path), 1) == {}
+    assert settled_before(RunFolder(tmp_path), 1, "cpu") == {}
     assert with_settled(config, {}) == config
 
 
 def test_a_damaged_plan_is_named(folder):
     folder.plan.write_text('{"precision": 3}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"plan\.json: damaged .*remove it"):
-        settled_before(folder, 1)
+        settled_before(folder, 1, "cpu")

@@ -17,7 +17,6 @@ from all that theirs are on the disk.
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ from scratchlm.checkpoint.manifest import (
 from scratchlm.checkpoint.piece import Piece, own_pieces
 from scratchlm.checkpoint.tensor_file import DTYPES, check_size, write_tensors, write_text
 from scratchlm.distributed.process import ProcessError
-from scratchlm.runtime import folder_atomically
+from scratchlm.runtime import flush, folder_atomically
 
 SHARD_BYTES = 2**31
 """Largest tensor file: reading needs one of them twice in memory, and file systems with 4 GiB files exist."""
@@ -71,6 +70,8 @@ def save_checkpoint(
         OSError: The disk is full or not writable; nothing is left under the final name.
     """
     pieces = own_pieces(tensors)
+    with _naming(folder / folder_name(step), step):
+        _make_folder(folder)
     return write_checkpoint(folder, step, pieces, render_state(state), identity or {}, None, shard_bytes)
 
 
@@ -164,7 +165,7 @@ def _write_for_first(
                 )
             part = _write_part(temporary, step, pieces, shard_bytes, coordinator.rank, coordinator.world_size)
             for name in part.files:
-                _flush(temporary / name)  # each machine its own: none flushes what another has in memory
+                flush(temporary / name)  # each machine its own: none flushes what another has in memory
             coordinator.deliver(part.render())
         coordinator.wait_for_end()
     finally:
@@ -224,7 +225,9 @@ def _replacing(target: Path) -> Iterator[Path]:
     puts the old one back when the process died in it.
     """
     aside = replaced_name(target)
-    _make_folder(target.parent)
+    if not target.parent.is_dir():
+        target.parent.mkdir()  # not those above it: in a run folder that was moved away it would lie alone
+        flush(target.parent.parent)
     try:
         with folder_atomically(target) as temporary:
             yield temporary
@@ -244,15 +247,7 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):  # a file of that name fails when something is put below it
         folder.mkdir()
-    _flush(folder.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(folder.parent)
 
 
 @contextlib.contextmanager

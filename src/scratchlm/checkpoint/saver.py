@@ -5,9 +5,10 @@
     save(200, ...)        waits for the one before, tells its error, copies, ...
 
 What a checkpoint holds is decided before `save` returns: tensors are copied and the state is made text, so no
-later step leaks in. An error of the disk is not lost in the thread: the next `save`, `wait` or `close` raises
-it. `close` (or leaving the `with`) waits for the thread, but a KeyboardInterrupt does not: then the process
-ends in the middle of a write, which costs that checkpoint alone.
+later step leaks in. An error of the disk is not lost in the thread: `wait` and `close` raise it; the next
+`save` first tries once more, and waits for it, since a disk that was full for a moment need not end a run.
+`close` (or leaving the `with`) waits for the thread, but a KeyboardInterrupt does not: then the process ends
+in the middle of a write, which costs that checkpoint alone.
 
 Several processes that train together each have a saver and save the same steps; none waits for another's disk
 in the trainer. What all of them hold is shared out among them, so they copy and write a part each. When one
@@ -27,6 +28,7 @@ from scratchlm.checkpoint.folder import render_state, write_checkpoint
 from scratchlm.checkpoint.manifest import folder_name
 from scratchlm.checkpoint.piece import Piece, own_pieces
 from scratchlm.checkpoint.retention import discard_after, keep_only, remove_leftovers
+from scratchlm.distributed.process import ProcessError
 from scratchlm.runtime import log
 
 JOIN_SECONDS = 1.0
@@ -49,7 +51,8 @@ class Saver:
         """Open the folder; what killed saves left in it is removed.
 
         Args:
-            folder: Where checkpoints lie; made when missing. No other run may write there (`run_lock`).
+            folder: Where checkpoints lie; made when missing, but not the folder above it. No other run may
+                write there (`run_lock`).
             newest: How many of the newest stay.
             every: Steps that are multiples of it stay too.
             background: Whether a thread writes; otherwise `save` returns when all is on the disk.
@@ -86,20 +89,22 @@ class Saver:
             protect: Steps whose checkpoints stay, such as the best.
 
         Raises:
-            OSError: This write (in the foreground) or the one before (in the background) failed; the message
-                names the checkpoint. Checkpoints before it are untouched.
+            OSError: This write failed, in the foreground or after the one before had; the message names the
+                checkpoint. Checkpoints before it are untouched.
             TypeError: The state holds something that JSON has no form for.
             ValueError: A piece reaches beyond its tensor.
         """
-        self.wait()
+        failed = self._failure_before()
+        background = self.background and failed is None
         together = self.coordinator
         text = "" if together and not together.first else render_state(state)
         names, protected = dict(identity or {}), set(protect)
         pieces = own_pieces(tensors, together.rank, together.world_size) if together else own_pieces(tensors)
-        if together is None and not self.background:
+        if together is None and not background:
             self._write(step, pieces, text, names, protected)
+            _tell(failed, step)
             return
-        copies = _copied(pieces) if self.background else pieces
+        copies = _copied(pieces) if background else pieces
         self._thread = threading.Thread(
             target=self._write_and_report,
             args=(step, copies, text, names, protected),
@@ -107,8 +112,9 @@ class Saver:
             daemon=True,
         )
         self._thread.start()
-        if not self.background:
+        if not background:
             self.wait()  # and not in this thread: a store that does not answer would keep it for ever
+            _tell(failed, step)
 
     def wait(self) -> None:
         """Wait until the checkpoint before is on the disk.
@@ -128,6 +134,16 @@ class Saver:
         error = self._outcome.pop()
         if error is not None:
             raise error
+
+    def _failure_before(self) -> OSError | None:
+        """Why the checkpoint before could not be written, if it is worth to try again."""
+        try:
+            self.wait()
+        except ProcessError:
+            raise  # somebody is lost
+        except OSError as error:
+            return error
+        return None
 
     def close(self) -> None:
         """Wait for the last checkpoint, as `wait`, and take part in no other."""
@@ -152,8 +168,7 @@ class Saver:
         except OSError as failed:
             if error is None:
                 raise
-            said = f"{failed.filename}: {failed.strerror}" if failed.filename else str(failed)
-            log.warning("%s", said)  # the error that got us here comes first
+            log.warning("%s", _said(failed))  # the error that got us here comes first
 
     def _write_and_report(self, *arguments: Any) -> None:
         try:
@@ -181,6 +196,15 @@ class Saver:
             log.warning("%s: an old checkpoint could not be removed (%s).", error.filename, error.strerror)
         if self.on_saved is not None:
             self.on_saved(step, path)
+
+
+def _said(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+def _tell(failed: OSError | None, step: int) -> None:
+    if failed is not None:
+        log.warning("%s; the checkpoint of step %d was written.", _said(failed), step)
 
 
 def _copied(pieces: Mapping[str, Mapping[str, Piece]]) -> dict[str, dict[str, Piece]]:

@@ -17,7 +17,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -209,7 +208,7 @@ class ShardWriter:
             if self.folder.is_dir():
                 self.folder.rmdir()  # empty, as checked at the start; the system refuses otherwise
             self.partial.rename(self.folder)
-            _flush(self.folder.parent)
+            runtime.flush(self.folder.parent)
         return manifest
 
     def __enter__(self) -> "ShardWriter":
@@ -282,7 +281,7 @@ class ShardWriter:
 
     def _flush_later(self, shard: Shard) -> None:
         for name in (shard.tokens, shard.starts):
-            self._flushed.append(self._flusher.submit(_flush, self.partial / name))
+            self._flushed.append(self._flusher.submit(runtime.flush, self.partial / name))
 
     def _note_position(self, skip_tokens: int) -> None:
         position = Position(
@@ -322,15 +321,6 @@ class ShardWriter:
             and hash_file(self.partial / shard.starts) == shard.starts_sha256
             for shard in shards
         )
-
-
-def _flush(path: Path) -> None:
-    """Make sure that a file or a folder's names survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

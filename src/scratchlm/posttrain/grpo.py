@@ -208,9 +208,10 @@ class Grpo(Stage):
         chosen = teaching or mine[:1]
         return rollout, sorted(chosen, key=lambda row: (-_length(rollout.answers[row]), row)), weights
 
-    def measures_a_part(self, config: RunConfig) -> bool:
-        """Whether only some of the held-out problems are solved on the way."""
-        return self.config.eval_problems not in (None, self.config.valid_problems)
+    def part_measured(self, config: RunConfig) -> int | None:
+        """How many of the held-out problems are solved on the way."""
+        few = self.config.eval_problems
+        return None if few == self.config.valid_problems else few
 
     def held_out(self, examiner: Examiner, *, everything: bool) -> Measured:
         """Solve held-out problems, always taking the likeliest token; `loss` is the share not solved."""

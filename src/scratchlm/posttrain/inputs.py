@@ -54,7 +54,8 @@ def inputs_of(config: PosttrainConfig) -> dict[str, Input]:
     if isinstance(config, DistillConfig) and config.learn_from == "logits":
         teacher = RunFolder(config.teacher)
         if teacher.config.is_file():
-            weights = read_checkpoint(teacher, config.teacher_checkpoint).tensors["model"]
+            with read_checkpoint(teacher, config.teacher_checkpoint) as saved:
+                weights = {name: saved.read("model", name) for name in saved.names("model")}
             found["teacher"] = Input(str(teacher.path), fingerprint(weights))
     return found
 

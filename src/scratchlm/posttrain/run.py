@@ -12,6 +12,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from scratchlm.posttrain.stage import Stage, stage_file
 from scratchlm.registry import UnknownNameError, unknown
 from scratchlm.train import build
 from scratchlm.train.changes import Change, check_changes
+from scratchlm.train.config import RunConfig
 from scratchlm.train.events import Finished, OnEvent, PhaseEnded, PhaseStarted, ignore
 from scratchlm.train.folder import RunFolder
 from scratchlm.train.session import Session
@@ -40,6 +42,7 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "posttrain"
 MEANING = (
     *("base", "checkpoint", "seed", "chat", "context_length", "adapter", "data", "rows", "too_long"),
     *("base_documents", "prompts_per_step", "group_size", "steps_per_rollout", "passes"),
+    "optimizer.name",
 )
 """Settings that decide what the weights are or what a step reads: a run never goes on with others."""
 
@@ -123,7 +126,8 @@ def run(
         base, made = _make(stage, folder, config, on_event)
         stack.callback(made.close)  # also where no session begins
         settings = made.run_config()
-        runtime.write_text_atomically(folder.config, settings.to_json())
+        if not resume:
+            _settle(stage, folder, config, settings)
         session = Session(
             folder,
             settings,
@@ -136,7 +140,8 @@ def run(
             Processes(),
             made,
         )
-        summary = session.run(resume=resume, changes=changes)
+        settle = partial(_settle, stage, folder, config, settings)
+        summary = session.run(resume=resume, changes=changes, settle=settle)
         if isinstance(made.adapter, LowRank):
             save_adapter(session.model, made.adapter, path / "adapter")
         runtime.write_text_atomically(
@@ -194,7 +199,15 @@ def _claim(
         raise ValueError(
             f"{folder.path}: holds a run already; continue it with --resume or choose another folder."
         )
-    tree = {"stage": stage} | config.model_dump(mode="json")
-    runtime.write_text_atomically(file, json.dumps(tree, indent=2) + "\n")
-    write_inputs(folder.path, inputs)
+    if not resume:  # a run that goes on has its settings until it stands that it can have others
+        _settle(stage, folder, config)
     return changes
+
+
+def _settle(stage: str, folder: RunFolder, config: PosttrainConfig, run: RunConfig | None = None) -> None:
+    """Write the settings, and what they name; `run`: also those by which other commands know the run."""
+    tree = {"stage": stage} | config.model_dump(mode="json")
+    runtime.write_text_atomically(stage_file(folder.path), json.dumps(tree, indent=2) + "\n")
+    write_inputs(folder.path, inputs_of(config))
+    if run is not None:
+        runtime.write_text_atomically(folder.config, run.to_json())

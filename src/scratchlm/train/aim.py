@@ -79,9 +79,9 @@ class Aim(ABC):
     def measure(self, examiner: "Examiner", *, everything: bool) -> Measured:
         """Measure held-out data; `everything` at the end, else perhaps a part."""
 
-    def measures_a_part(self, config: RunConfig) -> bool:
-        """Whether measurements on the way take less than the one at the end does."""
-        return config.train.eval_tokens is not None
+    def part_measured(self, config: RunConfig) -> int | None:
+        """How much of what the last measurement takes those on the way take; None: all of it."""
+        return config.train.eval_tokens
 
     @abstractmethod
     def write(self, examiner: "Examiner", model: torch.nn.Module) -> Iterator[Written]:

@@ -2,7 +2,7 @@
 
     harmless     lengths, intervals, names, machine, guards     allowed, and written into the record
     learning     optimizer, schedule, clipping, sampling ...    allowed when asked for (--allow-changes)
-    meaning      corpus, tokenizer, model, seed, batches        never: the weights belong to the old ones
+    meaning      corpus, tokenizer, model, optimizer, seed      never: weights and moments belong to old ones
 
 A setting that stands in no list is one that changes the result: whoever adds one need not think of this file.
 """
@@ -46,9 +46,13 @@ HARMLESS = (
     "prompts",
     "base_tokens",
 )
-"""Settings that decide how long, where and what is shown, but not what a step computes beyond rounding."""
-MEANING = ("seed", "corpus", "tokenizer", "data.chunk_size", "model", "batches", "train.batch_tokens")
-"""Settings that decide what the weights are, or which rows a step reads."""
+"""Settings that decide how long, where and what is shown. What a step computes they change by rounding only,
+but for train.steps, over which schedules reach their end."""
+MEANING = (
+    *("seed", "corpus", "tokenizer", "data.chunk_size", "model", "batches", "train.batch_tokens"),
+    "optimizer.name",
+)
+"""Settings that decide what weights and moments are, or which rows a step reads."""
 
 Change = tuple[Any, Any]
 """Before and after."""
@@ -79,8 +83,8 @@ def check_changes(
     learning = [key for key in changes if not _in(key, meaning) and not _in(key, HARMLESS)]
     if never:
         raise ValueError(
-            f"{path}: {_describe(changes, never)}: the weights belong to the old settings; resume without "
-            "these changes, or start a new folder."
+            f"{path}: {_describe(changes, never)}: weights and moments belong to the old settings; resume "
+            "without these changes, or start a new folder."
         )
     if learning and not allow_learning:
         raise ValueError(

@@ -4,7 +4,7 @@ Batch sizes are in tokens. A step is always `batch_tokens` tokens, on any machin
 memory at once is computed in micro-batches whose gradients add up.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,7 +38,7 @@ class TrainConfig(Config):
     """Optimizer steps."""
     batch_tokens: int = Field(ge=1)
     """Tokens per optimizer step; a multiple of the model's context_length."""
-    micro_batch_tokens: int | Literal["auto"] = "auto"
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Tokens computed at once; "auto" chooses by memory and device."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
@@ -64,11 +64,11 @@ class TrainConfig(Config):
     """Steps between rows of metrics.jsonl."""
     eval_every: int = Field(default=250, ge=1)
     """Steps between validations; the last step is always validated."""
-    eval_tokens: int | None = None
+    eval_tokens: int | None = Field(default=None, ge=1)
     """Tokens of the validation split measured each time; all by default, and always all at the end."""
     sample_every: int = Field(default=250, ge=1)
     """Steps between sample texts."""
-    first_sample: int | None = None
+    first_sample: int | None = Field(default=None, ge=1)
     """A first sample after this many steps, however early."""
     save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""

@@ -102,7 +102,7 @@ class Examiner:
         """Measure the validation split, or `eval_tokens` of it, together; `progress` keeps the best loss."""
         step, part = progress.done_steps, None
         with self._averaged():
-            if everything and self.aim.measures_a_part(self.config):
+            if everything and self.aim.part_measured(self.config) is not None:
                 part = self.aim.measure(self, everything=False)
             found = self.aim.measure(self, everything=everything)
         comparable = (part or found).loss

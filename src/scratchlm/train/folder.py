@@ -8,8 +8,11 @@
     checkpoints/step-0000100/
     metrics.jsonl                training and validation, a row each time
     samples.jsonl                texts that the model wrote on the way
+    tracking.json                what trackers have shown, where there are some
+    unusable-batches-*.jsonl     what the last steps read of a run that stopped since they were not usable
     summary.json                 the result
     report.html                  the same for people
+    .run.lock                    who is writing here
 
 results.md, a table of all runs, lies beside the run folders.
 """
@@ -23,7 +26,7 @@ from typing import Any
 import torch
 
 from scratchlm import runtime
-from scratchlm.checkpoint import Checkpoint, CheckpointError, latest, load_checkpoint
+from scratchlm.checkpoint import CheckpointError, CheckpointReader, latest, open_checkpoint
 from scratchlm.checkpoint.manifest import folder_name, step_of
 from scratchlm.checkpoint.retention import checkpoint_folders
 from scratchlm.config import load
@@ -129,15 +132,14 @@ def load_run(
     config = read_config(folder)
     longer = reading_on(config.model, context_length or 0)
     tokenizer = load_tokenizer(folder.tokenizer)
-    saved = read_checkpoint(folder, checkpoint)
     with no_initial_values():
         model = build_model(config.model_copy(update={"model": longer}), tokenizer).to(choose_device(device))
-    model.load_state_dict(saved.tensors["model"])
-    if "ema" in saved.tensors:
-        averages = {
-            name: saved.tensors["ema"][name] for name, p in model.named_parameters() if p.requires_grad
+    with read_checkpoint(folder, checkpoint) as saved:  # weights only: moments are twice as much
+        averages = {name for name, p in model.named_parameters() if p.requires_grad} & {*saved.names("ema")}
+        weights = {
+            name: saved.read("ema" if name in averages else "model", name) for name in saved.names("model")
         }
-        model.load_state_dict(averages, strict=False)
+    model.load_state_dict(weights)
     model.eval()
     summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
     return LoadedRun(folder, config, model, tokenizer, saved.step, summary)
@@ -161,8 +163,8 @@ def read_config(folder: RunFolder) -> RunConfig:
         raise ValueError("\n".join(lines)) from None
 
 
-def read_checkpoint(folder: RunFolder, which: str = "newest") -> Checkpoint:
-    """A checkpoint that verifies: "newest", "best" (the best validated one) or a step's number.
+def read_checkpoint(folder: RunFolder, which: str = "newest") -> CheckpointReader:
+    """A checkpoint, open for reading: "newest", "best" (the best validated one) or a step's number.
 
     Before the first validation of a step that was saved the newest is the best that is known.
 
@@ -170,19 +172,22 @@ def read_checkpoint(folder: RunFolder, which: str = "newest") -> Checkpoint:
         CheckpointError: There is none, or not this one.
         ValueError: `which` is none of these.
     """
+    if which not in ("newest", "best") and not which.isdecimal():
+        raise ValueError(f"checkpoint {which!r}: is newest, best or the number of a step.")
+    if which.isdecimal() and (path := folder.checkpoints / folder_name(int(which))).is_dir():
+        return open_checkpoint(path)
     path = latest(folder.checkpoints)
     if path is None:
         raise CheckpointError(f"{folder.checkpoints}: holds no complete checkpoint; train the run first.")
-    newest = load_checkpoint(path)
+    newest = open_checkpoint(path)
     if which == "newest":
         return newest
-    if which != "best" and not which.isdecimal():
-        raise ValueError(f"checkpoint {which!r}: is newest, best or the number of a step.")
     step = int(newest.state["best_step"] if which == "best" else which)
     if which == "best" and step == 0:
         log.warning("%s: no checkpoint was validated yet; the newest is taken.", folder.path)
     if step == newest.step or (which == "best" and step == 0):
         return newest
+    newest.close()
     wanted = folder.checkpoints / folder_name(step)
     if not wanted.is_dir():
         steps = ", ".join(f"{step_of(path):,}" for path in checkpoint_folders(folder.checkpoints))
@@ -190,4 +195,4 @@ def read_checkpoint(folder: RunFolder, which: str = "newest") -> Checkpoint:
         raise CheckpointError(
             f"{folder.path}: the checkpoint of step {step:,}{best} is not there; those of step {steps} are."
         )
-    return load_checkpoint(wanted)
+    return open_checkpoint(wanted)

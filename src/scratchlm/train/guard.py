@@ -96,12 +96,23 @@ class Guard:
             self.norms.append(grad_norm)
             self.left_out = []
         elif judgement.action in ("skip", "stop"):
-            self.left_out.append(LeftOut(step, data_step, judgement.reason))
-            self.num_skipped += 1
-            if len(self.left_out) >= self.config.max_skipped:
-                reason = f"{judgement.reason}, the last of {len(self.left_out)} steps left out in a row"
-                return Judgement("stop", reason, judgement.spike)
+            return self.leave_out(judgement, step=step, data_step=data_step)
         return judgement
+
+    def leave_out(self, judgement: Judgement, *, step: int, data_step: int) -> Judgement:
+        """Count a step that is left out; too many in a row are a reason to stop.
+
+        Args:
+            judgement: "skip" or "stop"; "rollback" where there was nothing to go back to.
+            step: The step's number; the first is 1.
+            data_step: The step, from 0, whose batch it read.
+        """
+        self.left_out.append(LeftOut(step, data_step, judgement.reason))
+        self.num_skipped += 1
+        if len(self.left_out) >= self.config.max_skipped:
+            reason = f"{judgement.reason}, the last of {len(self.left_out)} steps left out in a row"
+            return Judgement("stop", reason, judgement.spike)
+        return judgement._replace(action="skip") if judgement.action == "rollback" else judgement
 
     def _judge(self, loss: float, grad_norm: float) -> Judgement:
         for what, value in (("loss", loss), ("gradient norm", grad_norm)):

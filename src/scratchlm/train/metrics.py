@@ -9,9 +9,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from scratchlm.runtime import write_text_atomically
+
+BLOCK = 2**16
+"""Bytes that are looked through at once for the end of a line."""
 
 
 class JsonLines:
@@ -30,13 +33,7 @@ class JsonLines:
         """All whole rows; a torn last line is left out."""
         if not self.path.is_file():
             return []
-        rows = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # a line torn by a killed run, that a later row was written behind
-        return rows
+        return _parsed(self.path.read_text(encoding="utf-8", errors="replace"))
 
     def sync(self) -> int:
         """Bring the rows to the disk and return the file's length in bytes: what a checkpoint remembers."""
@@ -46,14 +43,41 @@ class JsonLines:
             os.fsync(stream.fileno())
             return stream.tell()
 
-    def cut(self, num_bytes: int) -> None:
-        """Forget everything behind the first `num_bytes`: rows that will come again; also a torn line."""
-        if self.path.is_file():
-            with self.path.open("r+b") as stream:
-                kept = stream.read(num_bytes)
-                stream.truncate(kept.rfind(b"\n") + 1)
+    def cut(self, num_bytes: int) -> list[dict[str, Any]]:
+        """Forget everything behind the first `num_bytes`, also a torn line, and return the rows that went."""
+        if not self.path.is_file():
+            return []
+        with self.path.open("r+b") as stream:
+            end = _end_of_line(stream, min(num_bytes, stream.seek(0, os.SEEK_END)))
+            stream.seek(end)
+            behind = stream.read().decode("utf-8", errors="replace")
+            stream.truncate(end)
+        return _parsed(behind)
 
     def cut_after(self, step: int) -> None:
         """Keep the rows up to and including `step`, for a checkpoint that does not know the length."""
         kept = [row for row in self.rows() if row["step"] <= step]
         write_text_atomically(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+def _parsed(text: str) -> list[dict[str, Any]]:
+    """The rows of whole lines, up to one that a killed run tore and a later row was written behind."""
+    rows = []
+    for line in text.split("\n")[:-1]:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _end_of_line(stream: BinaryIO, before: int) -> int:
+    """Where the last whole line ends that ends at `before` or earlier."""
+    while before > 0:
+        start = max(0, before - BLOCK)
+        stream.seek(start)
+        found = stream.read(before - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        before = start
+    return 0

@@ -10,7 +10,7 @@ Only the first of several processes writes and tells.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,15 +152,27 @@ class Record:
         where = {key: found[key] for key in ("scratchlm", "torch", "commit", "processor", "threads")}
         self.add({"kind": "resume", "step": step, "changes": changes, "world_size": world_size} | where)
 
-    def take_back(self, step: int, lengths: dict[str, int]) -> None:
-        """Forget the rows behind those that a checkpoint of `step` remembers; they will be written again."""
+    def take_back(
+        self,
+        step: int,
+        lengths: dict[str, int],
+        keep: Callable[[Mapping[str, Any]], bool] = lambda row: False,
+    ) -> None:
+        """Forget the rows behind those that a checkpoint of `step` remembers; they will be written again.
+
+        Args:
+            step: The checkpoint's.
+            lengths: What `lengths` said then.
+            keep: Which of these rows stay: what no later step will write again.
+        """
         if not self.writes:
             return
         for name, lines in (("metrics", self.metrics), ("samples", self.samples)):
-            if name in lengths:
-                lines.cut(lengths[name])
-            else:
+            if name not in lengths:
                 lines.cut_after(step)  # a checkpoint of format 1 knows no lengths
+                continue
+            for row in filter(keep, lines.cut(lengths[name])):
+                lines.append(row)
 
     def lengths(self) -> dict[str, int]:
         """Bring both records to the disk and return their bytes."""

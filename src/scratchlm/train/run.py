@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def run(
         data = {"training data": train_set.fingerprint, "validation data": valid_set.fingerprint}
         processes.agree("corpus", {"tokenizer": tokenizer.fingerprint} | data)
         session = Session(folder, config, *parts, on_event, processes)
-        summary = session.run(resume=resume, changes=changes)
+        summary = session.run(resume=resume, changes=changes, settle=partial(_write, folder, config))
         if processes.first:
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             runtime.write_text_atomically(folder.summary, text)
@@ -96,8 +97,13 @@ def _claim(folder: RunFolder, config: RunConfig, *, resume: bool, allow_changes:
         raise ValueError(
             f"{folder.path}: holds a run already; continue it with --resume or choose another folder."
         )
-    runtime.write_text_atomically(folder.config, config.to_json())
+    if not resume:  # a run that goes on has its settings until it stands that it can have others
+        _write(folder, config)
     return changes
+
+
+def _write(folder: RunFolder, config: RunConfig) -> None:
+    runtime.write_text_atomically(folder.config, config.to_json())
 
 
 def _prepare(

@@ -10,20 +10,12 @@ the records and tells.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from scratchlm import runtime
-from scratchlm.checkpoint import (
-    CheckpointError,
-    CheckpointReader,
-    Coordinator,
-    Saver,
-    latest,
-    of_later_version,
-    open_checkpoint,
-)
+from scratchlm.checkpoint import Coordinator, Saver
 from scratchlm.data.corpora import Corpus
 from scratchlm.data.shards import TokenDataset
 from scratchlm.distributed.process import Processes
@@ -37,6 +29,7 @@ from scratchlm.train.examine import Examiner, Floor, Validation
 from scratchlm.train.folder import RunFolder
 from scratchlm.train.plan import Plan, execution
 from scratchlm.train.record import Record, write_batches
+from scratchlm.train.restore import restore, take_back
 from scratchlm.train.settled import choose_plan, remember
 from scratchlm.train.signals import StopSignals
 from scratchlm.train.snapshot import Progress
@@ -117,16 +110,26 @@ class Session:
             aim=self.aim,
         )
         self.progress, self.last_saved = Progress(), -1
+        self.part = self.aim.part_measured(config)
+        self.validated: tuple[int, Validation] | None = None
         self.saver: Saver | None = None
 
-    def run(self, *, resume: bool, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        *,
+        resume: bool,
+        changes: dict[str, Any] | None = None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         """Train to the end or to a signal; return the summary.
 
         Args:
             resume: Go on from the newest valid checkpoint.
             changes: Settings that differ from those the run had, for the record.
+            settle: Called in the first process once the run goes on: its new settings are good.
 
         Raises:
+            CheckpointError, ValueError: It cannot go on; nothing was changed.
             NonFiniteLossError: Too many steps in a row were not usable.
             StepImpossibleError: A step has no batch; those before it are saved.
             OSError: A checkpoint could not be written.
@@ -135,20 +138,23 @@ class Session:
         with self._writing(), self.signals:
             self.aim.attach(self)
             if resume:
-                self._restore(changes or {})
+                restore(self, changes or {})
+                if self.processes.first:
+                    settle()
             if self.progress.done_steps == 0 and self.last_saved < 0:
                 self.aim.begin(self)
             self.record.say(self.aim.describe(describe(self.plan, self.config, self.processes)))
             while self.progress.done_steps < steps and self._one_step():
                 pass
             finished = self.progress.done_steps >= steps
-            if not finished:
-                self._save(wait=True)  # first of all: whoever sent SIGTERM may not wait for more
+            lengths = self.record.lengths()
+            self._save(wait=not finished)  # first of all: whoever sent SIGTERM may not wait for more
             final = self._validate(everything=finished)
             if finished:
-                self._is_best(final.comparable)
+                best = self._is_best(final.comparable)
                 self._sample()
-                self._save(wait=True)
+                # a run that ends before its summary is written looks again: no row shall stand twice
+                self._save(wait=True, again=lengths if best else None)
             return summarise(self, final.measured, stopped_early=not finished)
 
     def _one_step(self) -> bool:
@@ -168,8 +174,12 @@ class Session:
             raise
         self.aim.after_step(result)
         self.progress.training_seconds += result.seconds
-        if result.judgement.action == "rollback" and self._roll_back(result):
-            return True
+        if result.judgement.action == "rollback":
+            if self._roll_back(result):
+                return True
+            place = {"step": result.step, "data_step": self._data_step(result)}
+            left = self.trainer.guard.leave_out(result.judgement, **place)
+            result = result._replace(judgement=left)
         self.progress.done_steps = result.step
         if result.judgement.action == "apply" and self.average is not None:
             self.average.update_()
@@ -180,6 +190,8 @@ class Session:
             tokens=self.aim.tokens(self.config, result.step),
             figures=self.aim.figures(),
         )
+        if self._measures_layers(result.step):
+            self._measure_layers(result)
         if result.judgement.action == "stop":
             self._give_up(result)
         if result.step < self.config.train.steps:
@@ -192,9 +204,6 @@ class Session:
 
     def _at_intervals(self, step: int) -> None:
         train = self.config.train
-        if self._measures_layers(step):
-            ids = self.trainer.batches.loader.rows(step, 0, 1).inputs
-            self.examiner.measure_layers(step, ids)
         best = step % train.eval_every == 0 and self._is_best(self._validate(everything=False).comparable)
         if step % train.sample_every == 0 or step == train.first_sample:
             self._sample()
@@ -207,6 +216,17 @@ class Session:
             return False
         return self.processes.first or not self.trainer.engine.whole
 
+    def _measure_layers(self, result: StepResult) -> None:
+        if result.judgement.action != "apply":
+            self.examiner.statistics.forget()
+            return
+        ids = self.trainer.batches.loader.rows(self._data_step(result), 0, 1).inputs
+        self.examiner.measure_layers(result.step, ids)
+
+    def _data_step(self, result: StepResult) -> int:
+        """The step, from 0, whose batch a step read."""
+        return result.step - 1 + self.trainer.data_offset
+
     def _roll_back(self, result: StepResult) -> bool:
         """Go back to the newest checkpoint and skip the data since then; False when there is none."""
         if self.saver is not None:
@@ -214,7 +234,7 @@ class Session:
         self.processes.barrier()
         trainer, before = self.trainer, self.progress
         next_batch, guard = result.step + trainer.data_offset, trainer.guard.state()
-        saved = self._take_back()
+        saved = take_back(self, rolling_back=True)
         if saved is None:
             self.record.say(
                 f"Step {result.step}: {result.judgement.reason}; there is no checkpoint to go back to."
@@ -236,9 +256,12 @@ class Session:
     def _give_up(self, result: StepResult) -> None:
         """Leave the batches for inspection and a checkpoint of the last good parameters, and stop."""
         path = self.folder.path / f"unusable-batches-{result.step:07d}.jsonl"
-        if self.processes.first:
-            write_batches(path, self.trainer.guard.left_out, self.trainer.batches.loader)
         self._save(wait=True)
+        if self.processes.first:
+            try:
+                write_batches(path, self.trainer.guard.left_out, self.trainer.batches.loader)
+            except OSError as error:  # of two errors the loss is the one to be told
+                runtime.log.warning("%s could not be written (%s).", path, error.strerror)
         self.processes.barrier()  # a launcher ends all when one has left: not before the checkpoint is whole
         raise NonFiniteLossError(
             f"step {result.step}: {result.judgement.reason}. The parameters are those of the last good step, "
@@ -252,9 +275,13 @@ class Session:
         self._sample()
 
     def _validate(self, *, everything: bool) -> Validation:
+        step = self.progress.done_steps
+        if self.validated and self.validated[0] == step and not everything:
+            return self.validated[1]  # stopped right behind a validation
         runtime.release_freed_memory()
         found = self.examiner.validate(self.progress, everything=everything)
         runtime.release_freed_memory()
+        self.validated = (step, found)
         return found
 
     def _is_best(self, loss: float) -> bool:
@@ -277,65 +304,21 @@ class Session:
             if self.processes.first:
                 self.examiner.sample(self.progress.done_steps)
 
-    def _save(self, *, wait: bool = False) -> None:
+    def _save(self, *, wait: bool = False, again: dict[str, int] | None = None) -> None:
+        """Save a step once; or `again`, when it became the best one, as if its records had those lengths."""
         step = self.progress.done_steps
         if self.saver is None:
             return
-        if self.last_saved != step:
-            tensors, state = snapshot.take(self.trainer, self.progress, self.average, self.record.lengths())
+        if self.last_saved != step or again:
+            lengths = again or self.record.lengths()
+            tensors, state = snapshot.take(self.trainer, self.progress, self.average, lengths)
             tensors |= self.aim.tensors(self.trainer.engine)
-            state["aim"] = self.aim.state()
+            state |= {"aim": self.aim.state(), "steps": self.config.train.steps, "part": self.part}
             identity = snapshot.identity(self.trainer, self.tokenizer.fingerprint)
             self.saver.save(step, tensors, state, identity, protect=(self.progress.best_step,))
             self.last_saved = step
         if wait:
             self.saver.wait()
-
-    def _restore(self, changes: dict[str, Any]) -> None:
-        self._refuse_later_version()
-        saved = self._take_back()
-        if saved is None:
-            self.record.say("No checkpoint yet: training starts at the first step.")
-            self.record.take_back(0, {"metrics": 0, "samples": 0})
-            return
-        self.record.resumed(saved.step, changes, self.processes.world_size)
-        self.record.say(f"Continuing at step {saved.step} of {self.config.train.steps}.")
-
-    def _take_back(self) -> CheckpointReader | None:
-        """Be what the newest checkpoint is, its records included; return it, or None where there is none."""
-        # the first looks: a file system may show the others something older
-        newest = latest(self.folder.checkpoints) if self.processes.first else None
-        name = self.processes.from_first(newest.name if newest is not None else "")
-        if not name:
-            return None
-        with open_checkpoint(self.folder.checkpoints / name) as saved:
-            self._check_identity(saved)
-            self.progress = snapshot.put_back(saved, self.trainer, self.average, self.aim.load_weights)
-            self.aim.restore(saved, saved.state.get("aim", {}))
-        self.last_saved = saved.step
-        self.record.take_back(saved.step, saved.state.get("records", {}))
-        self.processes.barrier()
-        return saved
-
-    def _refuse_later_version(self) -> None:
-        """The run would go on from a checkpoint before it, and remove it when it saves."""
-        newer = of_later_version(self.folder.checkpoints) if self.processes.first else None
-        name = self.processes.from_first(newer.name if newer is not None else "")
-        if name:
-            raise CheckpointError(
-                f"{self.folder.checkpoints / name}: a later version of scratchlm wrote it; update scratchlm "
-                "to go on from there, or move it elsewhere to go on from the checkpoint before it."
-            )
-
-    def _check_identity(self, saved: CheckpointReader) -> None:
-        wanted = snapshot.identity(self.trainer, self.tokenizer.fingerprint)
-        for what in ("tokenizer", "data"):
-            had = saved.identity.get(what, wanted[what])
-            if had != wanted[what]:
-                raise CheckpointError(
-                    f"{saved.path}: was trained with {what} {str(had)[:12]}, but what the run would read now "
-                    f"is {str(wanted[what])[:12]}; put the run's own {what} back."
-                )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -2,15 +2,17 @@
 
 Precision, compilation and the rows computed at once are chosen by what the machine measures at that moment.
 All three change the last bits. A run that goes on takes the choices that it began with, whatever the machine
-measures now; a setting that is not "auto" counts for itself, and another number of processes chooses its rows
-anew.
+measures now; a setting that is not "auto" counts for itself, another number of processes chooses its rows
+anew, and on another kind of device (a GPU's run that goes on on a CPU) all three are chosen anew.
 """
 
 import json
 from typing import Any
 
+import torch
+
 from scratchlm.distributed.process import Processes
-from scratchlm.runtime import log, write_text_atomically
+from scratchlm.runtime import choose_device, log, write_text_atomically
 from scratchlm.train.config import RunConfig
 from scratchlm.train.folder import RunFolder
 from scratchlm.train.plan import Plan, make_plan, probe_pays
@@ -30,7 +32,7 @@ def choose_plan(config: RunConfig, folder: RunFolder, processes: Processes, **kn
         known: Sizes that make_plan takes: vocab_size, train_tokens, valid_tokens.
     """
     known["world_size"] = processes.world_size
-    settled = settled_before(folder, processes.world_size)
+    settled = settled_before(folder, processes.world_size, choose_device(config.train.device).type)
     if processes.world_size > 1:
         chosen = processes.from_first(_choices(config, settled, known) if processes.first else {})
         return make_plan(with_settled(config, chosen), **known)
@@ -47,8 +49,8 @@ def remember(folder: RunFolder, plan: Plan, world_size: int) -> None:
     write_text_atomically(folder.plan, text + "\n")
 
 
-def settled_before(folder: RunFolder, world_size: int) -> dict[str, Any]:
-    """What was chosen when the run in `folder` began; empty for a new one.
+def settled_before(folder: RunFolder, world_size: int, device: str) -> dict[str, Any]:
+    """What was chosen when the run in `folder` began; empty for a new one, or on another kind of device.
 
     Raises:
         ValueError: plan.json is damaged.
@@ -59,7 +61,9 @@ def settled_before(folder: RunFolder, world_size: int) -> dict[str, Any]:
         found = json.loads(folder.plan.read_text(encoding="utf-8"))
         settled = {name: found[name] for name in AUTOMATIC}
         same = found["world_size"] == world_size
-    except (ValueError, KeyError, TypeError) as error:
+        if torch.device(found["device"]).type != device:
+            return {}
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{folder.plan}: damaged ({error!r}); remove it and the run chooses anew, equal to rounding."
         ) from None

@@ -51,6 +51,10 @@ class Statistics:
         """Copy the weights before the optimizer's step; the next `collect` compares with them."""
         self._before = {name: parameter.clone() for name, parameter in self._kept.items()}
 
+    def forget(self) -> None:
+        """Let go of that copy: the step was left out."""
+        self._before = {}
+
     @torch.no_grad()
     def collect(
         self,

@@ -26,7 +26,7 @@ def summarise(session: "Session", final: Measured, *, stopped_early: bool) -> di
     tokens = session.aim.tokens(config, progress.done_steps).so_far
     parameters = accounting.num_parameters(config.model.with_vocabulary(session.tokenizer.vocab_size))
     # a loss on a part of the split says nothing about the whole: then the last one counts
-    best = final.loss if session.aim.measures_a_part(config) else min(progress.best_loss, final.loss)
+    best = min(progress.best_loss, final.loss) if session.part is None else final.loss
     return {
         "name": config.name,
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
