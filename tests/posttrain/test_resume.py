@@ -86,6 +86,14 @@ def test_stopped_behind_any_step_of_a_cycle(base_run, tmp_path, whole, variant, 
     assert_same(tmp_path / "run", whole(variant))
 
 
+def test_looking_at_layers_asks_for_no_answers_of_the_next_cycle(base_run, tmp_path):
+    config = grpo_settings(base_run, *WORDS, "train.statistics_every=2", steps_per_rollout=2, passes=1)
+    assert run("grpo", config, tmp_path / "run", on_event=stop_behind(2))["steps"] == 2
+    saved = load_checkpoint(latest(tmp_path / "run" / "checkpoints"))
+    assert saved.step == 2
+    assert saved.state["aim"]["rollout"]["cycle"] == 0
+
+
 def test_stopped_in_the_middle_of_a_rollout(base_run, tmp_path, whole, monkeypatch):
     plain, asked = Grpo._roll, iter(range(100))
 

@@ -110,3 +110,13 @@ def test_a_guard_of_an_older_checkpoint_begins_its_row_anew():
     del older["left_out"]
     guard.restore(older)
     assert guard.left_out == []
+
+
+def test_a_rollback_to_nowhere_counts_as_a_step_left_out():
+    guard = filled(on_spike="rollback", max_skipped=2)
+    for step, action in ((11, "skip"), (12, "stop")):
+        judgement = judge(guard, 9.0, 1.0, step)
+        assert judgement.action == "rollback"
+        assert guard.leave_out(judgement, step=step, data_step=step).action == action
+    assert guard.num_skipped == 2
+    assert [left.step for left in guard.left_out] == [11, 12]

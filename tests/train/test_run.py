@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_runs import losses, tiny, weights
 
 from scratchlm.checkpoint import latest, load_checkpoint
 from scratchlm.evaluate.likelihood import Likelihood
@@ -22,30 +23,6 @@ from scratchlm.train.run import run
 from scratchlm.train.session import NonFiniteLossError
 from scratchlm.train.trainer import largest_divisor
 
-TINY = [
-    "corpus.num_train=120",
-    "corpus.num_valid=10",
-    "tokenizer.vocab_size=400",
-    "model.context_length=64",
-    "model.d_model=32",
-    "model.num_layers=2",
-    "model.num_heads=2",
-    "train.steps=12",
-    "train.batch_tokens=512",
-    "train.eval_every=4",
-    "train.sample_every=6",
-    "train.first_sample=2",
-    "train.save_every=4",
-    "train.log_every=1",
-    "train.compile=false",
-    "train.precision=float32",
-    "sampling.max_new_tokens=20",
-]
-
-
-def tiny(*overrides: str):
-    return recipes.read("demo", [*TINY, *overrides])
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
@@ -53,17 +30,6 @@ def finished(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     run(tiny(), path)
     return path
-
-
-def weights(path: Path, group: str = "model") -> dict[str, torch.Tensor]:
-    newest = latest(path / "checkpoints")
-    assert newest is not None
-    return load_checkpoint(newest).tensors[group]
-
-
-def losses(path: Path) -> list[tuple[str, int, float]]:
-    rows = JsonLines(path / "metrics.jsonl").rows()
-    return [(row["kind"], row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
 def test_the_run_folder_holds_the_whole_record(finished):

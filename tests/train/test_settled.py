@@ -46,3 +46,10 @@ def test_a_damaged_plan_is_named(folder):
     folder.plan.write_text('{"precision": 3}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"plan\.json: damaged .*remove it"):
         settled_before(folder, 1, "cpu")
+
+
+def test_on_another_kind_of_device_everything_is_chosen_anew(tmp_path):
+    folder = RunFolder(tmp_path)
+    remember(folder, make_plan(recipes.read("demo", [*TINY, "train.compile=false"])), 1)
+    assert settled_before(folder, 1, "cpu")["compile"] is False
+    assert settled_before(folder, 1, "cuda") == {}
