@@ -209,6 +209,27 @@ def test_the_environment_says_what_a_run_was_made_with():
     assert runtime.num_cores() >= 1
 
 
+def test_what_threads_cost_beside_other_programs_is_the_least_of_some_tries(monkeypatch):
+    took = iter([1.0, 30.0, 2.0, 5.0, 1.0, 20.0])
+    threads = []
+    monkeypatch.setattr(
+        runtime, "_product_seconds", lambda seconds: threads.append(torch.get_num_threads()) or next(took)
+    )
+    torch.set_num_threads(2)
+    assert runtime.slowed_by_threads() == 2.5
+    assert threads == [1, 2] * 3
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_waits_for_nobody(monkeypatch):
+    monkeypatch.delattr(runtime, "_product_seconds")
+    assert runtime.slowed_by_threads() == 1.0
+
+
+def test_a_product_takes_time():
+    assert 0 < runtime._product_seconds(0.001) < 10
+
+
 @pytest.mark.compile
 @pytest.mark.skipif(runtime.has_compiler() is None, reason="no C++ compiler on this machine")
 def test_compiling_does_not_try_out_the_instructions_of_the_processor(tmp_path):

@@ -15,6 +15,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -122,6 +123,52 @@ _USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
 
 _keepers = 0
 """How many `keeping_freed_memory` are open: the last one gives back."""
+
+
+def slowed_by_threads(seconds: float = 0.02, tries: int = 3) -> float:
+    """Return how many times as long small products take with this process's threads as with one, now.
+
+    Threads wait for each other behind each operation. Where other programs keep the cores busy one thread may
+    stand still, and the others wait for as long as the system leaves its core to somebody else: two threads
+    then take up to 30 times as long as one (measured on two cores beside five busy processes); undisturbed
+    they take less. The least of some tries counts, so that one disturbance is none.
+
+    Args:
+        seconds: What one measurement takes on a machine with nothing else to do.
+        tries: Pairs of measurements.
+    """
+    import torch
+
+    count, ratios = torch.get_num_threads(), []
+    if count == 1:
+        return 1.0
+    try:
+        for _ in range(tries):
+            torch.set_num_threads(1)
+            alone = _product_seconds(seconds)
+            torch.set_num_threads(count)
+            ratios.append(_product_seconds(seconds) / alone)
+    finally:
+        torch.set_num_threads(count)
+    return min(ratios)
+
+
+def _product_seconds(seconds: float) -> float:
+    """Mean time of a small product and what follows it; the first ones start the threads."""
+    import torch
+
+    rows, square = torch.ones(512, 256), torch.ones(256, 256)
+
+    def product() -> None:
+        torch.relu(rows @ square).sum()
+
+    for _ in range(3):
+        product()
+    number, started = 0, time.perf_counter()
+    while number < 3 or time.perf_counter() - started < seconds:
+        product()
+        number += 1
+    return (time.perf_counter() - started) / number
 
 
 @contextlib.contextmanager

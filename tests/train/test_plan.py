@@ -231,3 +231,11 @@ def test_only_a_long_run_that_may_choose_is_worth_a_probe(took, monkeypatch):
     assert probe_pays(make_plan(tiny("train.steps=1000000")))
     assert not probe_pays(make_plan(tiny("train.steps=1000000", "train.compile=false")))
     assert not probe_pays(make_plan(tiny("train.steps=1000000"), probe=True))
+
+
+@pytest.mark.parametrize(("slower", "said"), [(0.6, 0), (2.0, 0), (14.2, 1)])
+def test_a_machine_that_others_keep_busy_is_told(monkeypatch, caplog, slower, said):
+    monkeypatch.setattr(pace.runtime, "slowed_by_threads", lambda: slower)
+    pace.warn_if_crowded()
+    assert len(caplog.records) == said
+    assert not said or "are 14 times slower than one right now" in caplog.text

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from scratchlm import runtime
 from scratchlm.hardware import synchronize
 from scratchlm.model import ModelConfig, accounting
 from scratchlm.runtime import Precision, has_compiler, log
@@ -29,6 +30,22 @@ EAGER_SHARE = 0.36
 """The same without compilation."""
 COMPILE_SECONDS = 33.0
 """What torch.compile takes the first time on two cores (measured: 33 s with three layers, 38 s with four)."""
+
+
+CROWDED = 2.0
+"""How many times slower than one all threads are where it is worth a warning."""
+
+
+def warn_if_crowded() -> None:
+    """Say it when other programs keep the cores so busy that one thread would be faster than all."""
+    slower = runtime.slowed_by_threads()
+    if slower > CROWDED:
+        log.warning(
+            "Other programs keep this machine busy: %d threads are %.0f times slower than one right now. "
+            "Wait for them, or begin the run with OMP_NUM_THREADS=1 (the number decides its last bits).",
+            torch.get_num_threads(),
+            slower,
+        )
 
 
 @dataclass(frozen=True)

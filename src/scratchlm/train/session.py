@@ -27,6 +27,7 @@ from scratchlm.train.config import RunConfig
 from scratchlm.train.events import OnEvent, Saved
 from scratchlm.train.examine import Examiner, Floor, Validation
 from scratchlm.train.folder import RunFolder
+from scratchlm.train.pace import warn_if_crowded
 from scratchlm.train.plan import Plan, execution
 from scratchlm.train.record import Record, write_batches
 from scratchlm.train.restore import restore, take_back
@@ -75,6 +76,8 @@ class Session:
         )
         how = self.aim.execution(execution(self.plan, config.model.context_length))
         self.device, self.signals = how.device, StopSignals()
+        if how.device.type == "cpu" and processes.world_size == 1:
+            warn_if_crowded()
         engine = build.build_engine(config, processes)
         with engine.building(self.device, how.precision, processes):
             self.model = self.aim.build_model(config, tokenizer)
