@@ -23,6 +23,7 @@ def checkpoints(tmp_path):
 @pytest.fixture
 def of_two(tmp_path):
     """A folder of two checkpoints, each written by two processes."""
+    (tmp_path / "pair").mkdir()
     store = torch.distributed.HashStore()
 
     def work(rank):
