@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from scratchlm import config
-from scratchlm.config import Config, Part, load, parse_override, part_of, validate
+from scratchlm.config import Config, Part, choices_first, load, parse_override, part_of, validate
 from scratchlm.registry import Family
 
 ENGINES = Family("test engine", package="scratchlm.config")
@@ -183,3 +183,21 @@ def test_every_setting_of_a_run_is_documented():
             assert field.description, f"{kind.__name__}.{name} has no docstring line"
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 todo.append(field.annotation)
+
+
+def test_a_part_is_chosen_before_its_settings_in_whichever_order_they_are_typed():
+    words = [
+        "optimizer.lr=0.5",
+        "train.steps=3",
+        "optimizer.name=sgd",
+        "model.norm.eps=1e-3",
+        "model.norm=rmsnorm",
+    ]
+    assert choices_first(words) == [
+        "optimizer.name=sgd",
+        "model.norm=rmsnorm",
+        "optimizer.lr=0.5",
+        "train.steps=3",
+        "model.norm.eps=1e-3",
+    ]
+    assert choices_first(["a=true", "a=auto", "name=x", "b.c=1"]) == ["a=true", "a=auto", "name=x", "b.c=1"]

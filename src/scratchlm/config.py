@@ -27,7 +27,11 @@ class Config(BaseModel):
     """Base of every configuration section: frozen, strict about keys."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
     def to_json(self) -> str:
@@ -86,7 +90,7 @@ def load(
         kind: The `Config` class to build.
         path: A .toml or .json file, or None.
         overrides: Words such as "optimizer.lr=1e-3"; values are read as TOML, and as plain text where that
-            fails.
+            fails. They are laid over each other in this order.
         base: Settings underneath the file.
 
     Raises:
@@ -155,6 +159,26 @@ def parse_override(word: str) -> tuple[list[str], Any]:
     except tomllib.TOMLDecodeError:
         value = {"none": None, "null": None}.get(text.strip().lower(), text.strip())
     return keys, value
+
+
+def choices_first(words: Iterable[str]) -> list[str]:
+    """Put "optimizer.name=sgd" before "optimizer.lr=0.5": a new part drops the settings of the old one.
+
+    For words that somebody typed together, in any order.
+
+    Raises:
+        ValueError: As `parse_override`.
+    """
+    words = list(words)
+    keys_of = [parse_override(word)[0] for word in words]
+
+    def chooses(word: str) -> bool:
+        keys, value = parse_override(word)
+        part = keys[:-1] if len(keys) > 1 and keys[-1] == "name" else keys
+        others = (other for other in keys_of if other != keys and len(other) > len(part))
+        return isinstance(value, str) and any(other[: len(part)] == part for other in others)
+
+    return sorted(words, key=lambda word: not chooses(word))
 
 
 def _defaults(kind: type[BaseModel]) -> Tree:

@@ -16,6 +16,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -140,6 +141,8 @@ class Family(Generic[Part]):
                     if annotation is inspect.Parameter.empty
                     else TypeAdapter(annotation).validate_python(value)
                 )
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{where}.{key}={value}: must be a finite number.")
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
                 raise ValueError(f"{where}.{key}={value!r}: {reason} (a setting of {name!r}).") from None

@@ -123,7 +123,7 @@ def test_a_folder_is_read_in_the_order_of_names_without_hidden_and_unknown_files
     corpus = files(contents, valid_fraction=0.5)
     assert sorted(texts(corpus, "train") + texts(corpus, "valid")) == ["one", "three", "two"]
     assert texts(corpus, "train") == ["one", "three"]
-    assert "left out 1 files of other kinds, such as photo.png" in caplog.text
+    assert "left out 1 file of another kind, photo.png" in caplog.text
 
 
 def test_the_fingerprint_tells_texts_and_settings_apart(files):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from tiny_runs import losses, rows_of, tiny, weights
@@ -12,11 +13,14 @@ from scratchlm.checkpoint.reader import CheckpointReader
 from scratchlm.evaluate.likelihood import Likelihood
 from scratchlm.train import aim, session
 from scratchlm.train.events import StepEnded
-from scratchlm.train.folder import load_run
+from scratchlm.train.folder import RunFolder, load_run
 from scratchlm.train.guard import Guard, Judgement
 from scratchlm.train.metrics import JsonLines
+from scratchlm.train.record import Record, TokensRead
 from scratchlm.train.run import run
 from scratchlm.train.session import NonFiniteLossError
+from scratchlm.train.snapshot import Progress
+from scratchlm.train.trainer import StepResult
 
 
 class KilledError(BaseException):
@@ -201,6 +205,49 @@ def test_a_dump_that_cannot_be_written_hides_neither_the_loss_nor_the_checkpoint
     assert "unusable-batches-0000006.jsonl could not be written (No space left on device)" in caplog.text
 
 
+@pytest.mark.parametrize("words", ["schedule.floor=5", "optimizer.betas=[1, 2]"])
+def test_values_out_of_range_are_told_before_anything_is_prepared(tmp_path, words):
+    with pytest.raises(ValueError, match=r"floor=5\.0|betas"):
+        run(tiny(words), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_stopped_for_unusable_steps_may_try_as_many_again(tmp_path, monkeypatch):
+    bad = {number: Judgement("skip", "the loss is nan") for number in (6, 7)}
+    judging(monkeypatch, bad)
+    with pytest.raises(NonFiniteLossError):
+        run(tiny("train.guard.max_skipped=2"), tmp_path / "run")
+    monkeypatch.undo()
+    judging(monkeypatch, {1: bad[6]})
+    assert run(tiny("train.guard.max_skipped=2"), tmp_path / "run", resume=True)["skipped_steps"] == 3
+
+
+def test_a_finished_run_that_gets_more_steps_is_finished_no_more(tmp_path):
+    run(tiny("train.steps=6"), tmp_path / "run")
+    kill(tmp_path / "run", 9, resume=True)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_damaged_summary_costs_no_weights(tmp_path, caplog):
+    run(tiny("train.steps=2"), tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text("{", encoding="utf-8")
+    assert load_run(tmp_path / "run").summary == {}
+    assert "summary.json: damaged" in caplog.text
+
+
+def test_the_time_left_does_not_count_compiling_on_every_step(tmp_path):
+    left, plan = [], SimpleNamespace(compile=True, step_seconds=0.5, peak=None, parameters=1)
+
+    def watch(event):
+        left.append(event.seconds_left)
+
+    record = Record(RunFolder(tmp_path), tiny(), plan, watch, train_tokens=1, writes=True)
+    for step, seconds in ((1, 60.0), (2, 1.0), (3, 3.0)):
+        result = StepResult(step, 1.0, 1e-3, 1.0, seconds, Judgement("apply"))
+        record.step(result, Progress(done_steps=step), data_offset=0, tokens=TokensRead(1, 1), figures={})
+    assert left == [11 * 0.5, 10 * 1.0, 9 * 2.0]
+
+
 def test_a_folder_that_is_moved_away_is_not_made_again(tmp_path):
     def move(event):
         if isinstance(event, StepEnded) and event.step == 5:
@@ -235,7 +282,11 @@ def test_loading_reads_the_weights_that_are_taken_and_no_moments(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "words", ["train.eval_tokens=0", "train.micro_batch_tokens=0", "train.first_sample=-3"]
+    "words",
+    [
+        *("train.eval_tokens=0", "train.micro_batch_tokens=0", "train.first_sample=-3"),
+        *("optimizer.lr=inf", "train.z_loss=inf", "train.grad_clip=nan", f"seed={2**63}"),
+    ],
 )
 def test_settings_that_cannot_work_are_refused_by_their_name(words):
     with pytest.raises(ValueError, match=words.partition("=")[0]):

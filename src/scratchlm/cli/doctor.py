@@ -1,6 +1,7 @@
 """`scratchlm doctor`: what this machine offers, what will be chosen here, and why."""
 
 import contextlib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -144,7 +145,7 @@ def choices() -> list[Finding]:
     return [
         Finding("device", str(device), reasons.get(device.type, "")),
         Finding("precision", precision.name, precision.reason),
-        Finding("threads", str(runtime.num_cores()), "all cores that this process may use"),
+        Finding("threads", str(runtime.set_threads()), _why_threads()),
         Finding(
             "torch.compile",
             "when it pays" if can_compile else "no",
@@ -237,3 +238,8 @@ def _gpu_meaning() -> str:
 
 def _nothing() -> "contextlib.AbstractContextManager[None]":
     return contextlib.nullcontext()
+
+
+def _why_threads() -> str:
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return "OMP_NUM_THREADS says so" if asked else "all cores that this process may use"

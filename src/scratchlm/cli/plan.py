@@ -89,12 +89,14 @@ def _title(config: "RunConfig", settings: list[str] | None) -> str:
 
 def _read(recipe: str | None, settings: list[str] | None) -> tuple["RunConfig", Prepared]:
     """What was named: a recipe, a run folder, or a known model and nothing else."""
+    from scratchlm.config import choices_first
     from scratchlm.model.sizes import SIZES
     from scratchlm.train import recipes
 
     words = list(settings or ())
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         words, recipe = [recipe, *words], None
+    words = choices_first(words)
     chosen = [word.partition("=")[2] for word in words if word.startswith(("model=", "model.name="))]
     if recipe is None and chosen and chosen[-1] in SIZES:
         return recipes.for_size(chosen[-1], words), Prepared()

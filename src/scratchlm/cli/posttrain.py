@@ -110,6 +110,7 @@ def merge(
 def _post_train(request: Request) -> None:
     """Do the whole run, report it, and say what to try next."""
     from scratchlm.cli.console import out
+    from scratchlm.config import choices_first
     from scratchlm.posttrain import run as posttrain
     from scratchlm.posttrain.config import ONE_PROCESS
     from scratchlm.study.report import write_report
@@ -117,7 +118,7 @@ def _post_train(request: Request) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
         raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: {ONE_PROCESS}")
     load_plugins(list(request.plugins))
-    recipe, words = request.words[0], request.settings or ()
+    recipe, words = request.words[0], choices_first(request.settings or ())
     config = posttrain.read(request.name, recipe, words)
     own = request.resume and Path(recipe).is_dir()
     base = request.folder or (Path(recipe) if own else Path("runs") / config.name)

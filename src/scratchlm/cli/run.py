@@ -94,10 +94,12 @@ def demo(
     restartable: Restartable = False,
 ) -> None:
     """Make a small model in front of your eyes: the embedded stories, a few minutes on two CPU cores."""
+    from scratchlm.config import choices_first
     from scratchlm.train import recipes
 
+    settings = choices_first(settings or ())
     request = Request("demo", [], settings, folder, resume, restartable=restartable)
-    chosen = _go(request, folder or Path("demo"), lambda: recipes.read("demo", settings or ()))
+    chosen = _go(request, folder or Path("demo"), lambda: recipes.read("demo", settings))
     _print_end(
         chosen,
         [
@@ -119,11 +121,12 @@ def run(
     plugin: Plugin = None,
 ) -> None:
     """Train on your own files and folders; sizes follow the amount of text."""
+    from scratchlm.config import choices_first
     from scratchlm.train import recipes
 
     load_plugins(plugin)
     names, _ = split_settings(text)
-    settings = [word for word in text if word not in names]
+    settings = choices_first(word for word in text if word not in names)
     if not names:
         raise ValueError("no text named; give files or folders: scratchlm run book.txt notes/")
     config = recipes.for_text([Path(name) for name in names], settings)
@@ -150,7 +153,10 @@ def train(
 
     nproc=N starts N processes that share the work; torchrun -m scratchlm train does so on many machines.
     """
+    from scratchlm.config import choices_first
+
     load_plugins(plugin)
+    settings = choices_first(settings or ())
     config = read_recipe(recipe, settings)
     base = folder or (Path(recipe) if resume and Path(recipe).is_dir() else Path("runs") / config.name)
     request = Request(

@@ -202,14 +202,16 @@ def find_files(paths: tuple[str, ...]) -> list[Path]:
             raise ValueError(f"{path}: no file of a known kind in this folder; known: {_KNOWN}.")
         if len(known) < len(inside):
             other = next(file for file in inside if file not in known)
-            log.warning(
-                "%s: left out %d files of other kinds, such as %s.",
-                path,
-                len(inside) - len(known),
-                other.name,
-            )
+            _tell_once(path, len(inside) - len(known), other.name)
         found.update(dict.fromkeys(known))
     return list(found)
+
+
+@functools.cache
+def _tell_once(path: Path, number: int, name: str) -> None:
+    """Say what is left out, however often a folder is looked at."""
+    files = "1 file of another kind" if number == 1 else f"{number} files of other kinds, such as"
+    log.warning("%s: left out %s%s.", path, files, f", {name}" if number == 1 else f" {name}")
 
 
 _KNOWN = f"{', '.join(SUFFIXES)}, and {' or '.join(COMPRESSED)} after them"

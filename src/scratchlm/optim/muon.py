@@ -156,7 +156,7 @@ class Muon(Optimizer):
             lr: Step size of matrices; with scale="adamw" as for AdamW. At least 0.
             momentum: How much of the mean of gradients is kept per step; in [0, 1).
             weight_decay: Each step shrinks the parameter by lr * weight_decay of itself. At least 0.
-            scale: The length of a matrix's step, given its shape; the table above.
+            scale: The length of a matrix's step, given its shape; the table at the head of optim/muon.py.
             iterations: Newton-Schulz iterations; 5 bring singular values to 0.68 ... 1.21.
             precision: Number format of their products; "auto": bfloat16 where the hardware multiplies it.
             adamw_ratio: Learning rate of what is no matrix, as a multiple of `lr`. At least 0.

@@ -211,3 +211,4 @@ def _settle(stage: str, folder: RunFolder, config: PosttrainConfig, run: RunConf
     write_inputs(folder.path, inputs_of(config))
     if run is not None:
         runtime.write_text_atomically(folder.config, run.to_json())
+        folder.summary.unlink(missing_ok=True)

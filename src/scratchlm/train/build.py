@@ -81,6 +81,20 @@ def groups_of(config: RunConfig, named_parameters: Iterable[tuple[str, Any]]) ->
     return with_rates_of_width(groups, config.model.width_ratio, optimizer.name, optimizer.settings)
 
 
+def check_parts(config: RunConfig) -> None:
+    """Build what needs no data, so that a value out of its range is told before hours of preparation.
+
+    Raises:
+        ValueError: Optimizer or schedule does not take a value.
+    """
+    OPTIMIZERS.build(
+        config.optimizer.name,
+        [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}],
+        **config.optimizer.settings,
+    )
+    build_schedule(config)
+
+
 def build_schedule(config: RunConfig) -> Callable[[int], float]:
     """The schedule: step -> multiplier of the learning rate."""
     return SCHEDULES.build(config.schedule.name, config.train.steps, **config.schedule.settings)

@@ -94,7 +94,7 @@ class RunConfig(Config):
     """The run's name in tables."""
     description: str = ""
     """One line for people."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides initial weights, sample order, dropout and sample texts."""
     corpus: part_of(CORPORA)  # type: ignore[valid-type]
     """Where the text comes from."""

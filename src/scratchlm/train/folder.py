@@ -141,8 +141,18 @@ def load_run(
         }
     model.load_state_dict(weights)
     model.eval()
-    summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
-    return LoadedRun(folder, config, model, tokenizer, saved.step, summary)
+    return LoadedRun(folder, config, model, tokenizer, saved.step, _summary(folder))
+
+
+def _summary(folder: RunFolder) -> dict[str, Any]:
+    """The run's result; empty where there is none, or none that can be read: the weights are what counts."""
+    try:
+        return json.loads(folder.summary.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        log.warning("%s: damaged (%s); it is left out.", folder.summary, error)
+        return {}
 
 
 def read_config(folder: RunFolder) -> RunConfig:

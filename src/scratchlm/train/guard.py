@@ -150,6 +150,8 @@ class Guard:
         self.norms = deque(state["norms"], maxlen=self.config.window)
         # older checkpoints have only the number of those left out in a row: their row begins anew
         self.left_out = [LeftOut(**left) for left in state.get("left_out", [])]
+        if len(self.left_out) >= self.config.max_skipped:
+            self.left_out = []  # the run stopped for them; whoever goes on has changed something
         self.num_skipped = state["num_skipped"]
         self.num_spikes, self.num_rollbacks = state["num_spikes"], state["num_rollbacks"]
 

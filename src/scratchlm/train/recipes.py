@@ -99,6 +99,10 @@ def find(name_or_path: str) -> Path:
             return path
         raise UnknownNameError(f"{path}: no such file. Shipped recipes: {', '.join(names())}.")
     if name_or_path not in names():
+        if Path(name_or_path).exists():
+            raise ValueError(
+                f"{name_or_path}: is no recipe; for text of your own: scratchlm run {name_or_path}"
+            )
         raise UnknownNameError(unknown("recipe", name_or_path, names()))
     return next(path for suffix in SUFFIXES if (path := FOLDER / f"{name_or_path}{suffix}").is_file())
 

@@ -10,6 +10,8 @@ Only the first of several processes writes and tells.
 
 import json
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,9 @@ from scratchlm.train.plan import Plan
 from scratchlm.train.snapshot import Progress
 from scratchlm.train.track import Trackers, open_trackers
 from scratchlm.train.trainer import StepResult
+
+RECENT = 64
+"""Steps of which the usual one says how long the others will take."""
 
 
 class TokensRead(NamedTuple):
@@ -64,6 +69,8 @@ class Record:
         self.train_tokens, self.writes = train_tokens, writes
         self.metrics, self.samples = JsonLines(folder.metrics), JsonLines(folder.samples)
         self._trackers: Trackers | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._steps_seen = 0
 
     def tell(self, event: Event) -> None:
         """Let whoever watches know."""
@@ -105,9 +112,12 @@ class Record:
         """
         train = self.config.train
         speed = tokens.in_step / result.seconds
-        average = progress.training_seconds / max(1, progress.done_steps)
-        left = (train.steps - result.step) * min(average, result.seconds * 4)
         plan, epochs = self.plan, tokens.so_far / self.train_tokens
+        if self._steps_seen or not plan.compile:  # the first one contains compiling
+            self._recent.append(result.seconds)
+        self._steps_seen += 1
+        usual = statistics.median(self._recent) if self._recent else plan.step_seconds
+        left = (train.steps - result.step) * usual
         share = mfu(plan.flops_per_token, speed, plan.peak) if plan.peak else None
         self.tell(
             StepEnded(

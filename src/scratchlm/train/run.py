@@ -59,6 +59,7 @@ def run(
     """
     folder, processes = RunFolder(path), processes or Processes()
     build.check_sharing(config, processes.world_size)
+    build.check_parts(config)
     if processes.first:
         path.mkdir(parents=True, exist_ok=True)
     with run_lock(path) if processes.first else contextlib.nullcontext():
@@ -103,7 +104,9 @@ def _claim(folder: RunFolder, config: RunConfig, *, resume: bool, allow_changes:
 
 
 def _write(folder: RunFolder, config: RunConfig) -> None:
+    """Write the settings; a result that was there is not theirs."""
     runtime.write_text_atomically(folder.config, config.to_json())
+    folder.summary.unlink(missing_ok=True)
 
 
 def _prepare(

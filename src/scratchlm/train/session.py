@@ -76,8 +76,6 @@ class Session:
         )
         how = self.aim.execution(execution(self.plan, config.model.context_length))
         self.device, self.signals = how.device, StopSignals()
-        if how.device.type == "cpu" and processes.world_size == 1:
-            warn_if_crowded()
         engine = build.build_engine(config, processes)
         with engine.building(self.device, how.precision, processes):
             self.model = self.aim.build_model(config, tokenizer)
@@ -113,7 +111,6 @@ class Session:
             aim=self.aim,
         )
         self.progress, self.last_saved = Progress(), -1
-        self.part = self.aim.part_measured(config)
         self.validated: tuple[int, Validation] | None = None
         self.saver: Saver | None = None
 
@@ -138,6 +135,8 @@ class Session:
             OSError: A checkpoint could not be written.
         """
         steps = self.config.train.steps
+        if self.device.type == "cpu" and self.processes.world_size == 1:
+            warn_if_crowded()
         with self._writing(), self.signals:
             self.aim.attach(self)
             if resume:
@@ -159,6 +158,11 @@ class Session:
                 # a run that ends before its summary is written looks again: no row shall stand twice
                 self._save(wait=True, again=lengths if best else None)
             return summarise(self, final.measured, stopped_early=not finished)
+
+    @property
+    def part(self) -> int | None:
+        """How much of the held-out data validations on the way take; None: all of it."""
+        return self.aim.part_measured(self.config)
 
     def _one_step(self) -> bool:
         """One step and what follows it; False ends the loop."""
