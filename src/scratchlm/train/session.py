@@ -45,6 +45,9 @@ class NonFiniteLossError(ValueError):
 class Session:
     """One training run in one folder."""
 
+    validated: tuple[int, Validation] | None = None
+    """The last validation and the step behind which it was."""
+
     def __init__(
         self,
         folder: RunFolder,
@@ -111,7 +114,6 @@ class Session:
             aim=self.aim,
         )
         self.progress, self.last_saved = Progress(), -1
-        self.validated: tuple[int, Validation] | None = None
         self.saver: Saver | None = None
 
     def run(
