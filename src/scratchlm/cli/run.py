@@ -91,6 +91,7 @@ def demo(
     settings: Settings = None,
     folder: Folder = None,
     resume: Resume = False,
+    allow_changes: AllowChanges = False,
     restartable: Restartable = False,
 ) -> None:
     """Make a small model in front of your eyes: the embedded stories, a few minutes on two CPU cores."""
@@ -98,7 +99,7 @@ def demo(
     from scratchlm.train import recipes
 
     settings = choices_first(settings or ())
-    request = Request("demo", [], settings, folder, resume, restartable=restartable)
+    request = Request("demo", [], settings, folder, resume, allow_changes, restartable=restartable)
     chosen = _go(request, folder or Path("demo"), lambda: recipes.read("demo", settings))
     _print_end(
         chosen,
@@ -117,6 +118,7 @@ def run(
     ],
     folder: Folder = None,
     resume: Resume = False,
+    allow_changes: AllowChanges = False,
     restartable: Restartable = False,
     plugin: Plugin = None,
 ) -> None:
@@ -130,7 +132,8 @@ def run(
     if not names:
         raise ValueError("no text named; give files or folders: scratchlm run book.txt notes/")
     config = recipes.for_text([Path(name) for name in names], settings)
-    request = Request("run", names, settings, folder, resume, restartable=restartable, plugins=plugin or ())
+    options = {"restartable": restartable, "plugins": plugin or ()}
+    request = Request("run", names, settings, folder, resume, allow_changes, **options)
     _print_end(_go(request, folder or Path("runs") / config.name, lambda: config))
 
 

@@ -40,7 +40,9 @@ ROWS = 256
 ZSTANDARD_BITE = 256
 """Compressed bytes that are decompressed at once: at most 8 MiB of text."""
 
-_CONVERT = "convert the file to UTF-8, or set errors=replace to read it anyway."
+_CONVERT = (
+    "convert the file to UTF-8, or set errors=replace (for a run corpus.errors=replace) to read it anyway."
+)
 _UNTEXT = re.compile("[\0\ud800-\udfff]")
 _SAFE = re.compile(r".*[^\W_](?=[\s.,;:!?\u3002\u3001\uff0c\uff01\uff1f\uff1b\uff1a])", re.DOTALL)
 
@@ -201,7 +203,7 @@ def _decoded(path: Path, errors: Errors, start: int, stop: int | None) -> Iterat
         else:
             data = block
             if (nul := block.find(0)) >= 0:
-                raise ValueError(f"{path}: byte {offset + nul} is NUL: a binary file, not text. {_CONVERT}")
+                raise ValueError(f"{path}: byte {offset + nul} is NUL: a binary file, not text; {_CONVERT}")
         held = len(decoder.getstate()[0])
         try:
             text = decoder.decode(data, final=not block)

@@ -47,6 +47,10 @@ def restore(session: "Session", changes: dict[str, Any]) -> None:
     steps = session.config.train.steps
     session.record.resumed(saved.step, changes, session.processes.world_size)
     session.record.say(f"Continuing at step {saved.step} of {steps}.")
+    if "train.steps" in changes and saved.step < steps:
+        session.record.say(
+            "The learning rate follows its schedule over the new number of steps from here on."
+        )
 
 
 def take_back(session: "Session", *, rolling_back: bool = False) -> CheckpointReader | None:
