@@ -184,7 +184,7 @@ def test_what_a_loss_needs_and_does_not_get_is_named():
     ("name", "settings", "message"),
     [
         ("dpo", {"beta": 0.0}, "dpo: beta=0.0: must be above 0"),
-        ("simpo", {"beta": math.nan}, "simpo: beta=nan"),
+        ("simpo", {"beta": math.nan}, "beta=nan: must be a finite number"),
         ("dpo", {"label_smoothing": 0.5}, r"label_smoothing=0.5: .* in \[0, 0.5\)"),
         ("kto", {"desirable": 0.0, "undesirable": 0.0}, "weights are at least 0, one above"),
         ("simpo", {"gamma": -1.0}, "gamma=-1.0: the margin must be at least 0"),
