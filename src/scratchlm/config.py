@@ -170,12 +170,12 @@ def choices_first(words: Iterable[str]) -> list[str]:
         ValueError: As `parse_override`.
     """
     words = list(words)
-    keys_of = [parse_override(word)[0] for word in words]
+    parsed = {word: parse_override(word) for word in words}
 
     def chooses(word: str) -> bool:
-        keys, value = parse_override(word)
+        keys, value = parsed[word]
         part = keys[:-1] if len(keys) > 1 and keys[-1] == "name" else keys
-        others = (other for other in keys_of if other != keys and len(other) > len(part))
+        others = (other for other, _ in parsed.values() if other != keys and len(other) > len(part))
         return isinstance(value, str) and any(other[: len(part)] == part for other in others)
 
     return sorted(words, key=lambda word: not chooses(word))

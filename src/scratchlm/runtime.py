@@ -116,15 +116,6 @@ def set_threads(num_threads: int | None = None) -> int:
     return count
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-"""As mallopt(3) numbers them: free bytes that go back, which and how many blocks are mapped by themselves."""
-_USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
-"""What glibc comes to by itself in a process with large blocks; it adjusts nothing more once it was told."""
-
-_keepers = 0
-"""How many `keeping_freed_memory` are open: the last one gives back."""
-
-
 def slowed_by_threads(seconds: float = 0.02, tries: int = 3) -> float:
     """Return how many times as long small products take with this process's threads as with one, now.
 
@@ -169,6 +160,15 @@ def _product_seconds(seconds: float) -> float:
         product()
         number += 1
     return (time.perf_counter() - started) / number
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+"""As mallopt(3) numbers them: free bytes that go back, which and how many blocks are mapped by themselves."""
+_USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25, _MMAP_MAX: 2**16}
+"""What glibc comes to by itself in a process with large blocks; it adjusts nothing more once it was told."""
+
+_keepers = 0
+"""How many `keeping_freed_memory` are open: the last one gives back."""
 
 
 @contextlib.contextmanager

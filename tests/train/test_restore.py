@@ -99,10 +99,11 @@ def test_before_the_first_checkpoint_a_run_begins_at_the_first_step(tmp_path):
 )
 def test_a_refused_resume_leaves_the_settings_as_they_were(tmp_path, words, message):
     kill(tmp_path / "run", 9)
-    before = (tmp_path / "run" / "config.json").read_bytes()
+    files = [tmp_path / "run" / name for name in ("config.json", "plan.json")]
+    before = [file.read_bytes() for file in files]
     with pytest.raises(ValueError, match=message):
-        run(tiny(words), tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "config.json").read_bytes() == before
+        run(tiny(words, "train.compile=true"), tmp_path / "run", resume=True)
+    assert [file.read_bytes() for file in files] == before
     assert run(tiny(), tmp_path / "run", resume=True)["steps"] == 12
 
 
@@ -243,8 +244,8 @@ def test_the_time_left_does_not_count_compiling_on_every_step(tmp_path):
 
     record = Record(RunFolder(tmp_path), tiny(), plan, watch, train_tokens=1, writes=True)
     for step, seconds in ((1, 60.0), (2, 1.0), (3, 3.0)):
-        result = StepResult(step, 1.0, 1e-3, 1.0, seconds, Judgement("apply"))
-        record.step(result, Progress(done_steps=step), data_offset=0, tokens=TokensRead(1, 1), figures={})
+        result = StepResult(step, step - 1, 1.0, 1e-3, 1.0, seconds, Judgement("apply"))
+        record.step(result, Progress(done_steps=step), tokens=TokensRead(1, 1), figures={})
     assert left == [11 * 0.5, 10 * 1.0, 9 * 2.0]
 
 

@@ -2,7 +2,7 @@
 
     save(100, ...)   |copy|                       the trainer goes on with step 101
                           |---- write, flush, rename, remove old ones ----|
-    save(200, ...)        waits for the one before, tells its error, copies, ...
+    save(200, ...)        waits for the one before, copies, ...
 
 What a checkpoint holds is decided before `save` returns: tensors are copied and the state is made text, so no
 later step leaks in. An error of the disk is not lost in the thread: `wait` and `close` raise it; the next

@@ -210,8 +210,10 @@ def find_files(paths: tuple[str, ...]) -> list[Path]:
 @functools.cache
 def _tell_once(path: Path, number: int, name: str) -> None:
     """Say what is left out, however often a folder is looked at."""
-    files = "1 file of another kind" if number == 1 else f"{number} files of other kinds, such as"
-    log.warning("%s: left out %s%s.", path, files, f", {name}" if number == 1 else f" {name}")
+    files = (
+        f"1 file of another kind, {name}" if number == 1 else f"{number} files of other kinds, such as {name}"
+    )
+    log.warning("%s: left out %s.", path, files)
 
 
 _KNOWN = f"{', '.join(SUFFIXES)}, and {' or '.join(COMPRESSED)} after them"

@@ -87,11 +87,8 @@ def check_parts(config: RunConfig) -> None:
     Raises:
         ValueError: Optimizer or schedule does not take a value.
     """
-    OPTIMIZERS.build(
-        config.optimizer.name,
-        [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}],
-        **config.optimizer.settings,
-    )
+    groups = groups_of(config, [("matrix", torch.nn.Parameter(torch.zeros(2, 2)))])
+    OPTIMIZERS.build(config.optimizer.name, groups, **config.optimizer.settings)
     build_schedule(config)
 
 

@@ -184,25 +184,34 @@ def read_checkpoint(folder: RunFolder, which: str = "newest") -> CheckpointReade
     """
     if which not in ("newest", "best") and not which.isdecimal():
         raise ValueError(f"checkpoint {which!r}: is newest, best or the number of a step.")
-    if which.isdecimal() and (path := folder.checkpoints / folder_name(int(which))).is_dir():
-        return open_checkpoint(path)
+    if which.isdecimal():
+        return _open_step(folder, int(which))
     path = latest(folder.checkpoints)
     if path is None:
-        raise CheckpointError(f"{folder.checkpoints}: holds no complete checkpoint; train the run first.")
+        raise _nothing_complete(folder)
     newest = open_checkpoint(path)
     if which == "newest":
         return newest
-    step = int(newest.state["best_step"] if which == "best" else which)
-    if which == "best" and step == 0:
+    step = int(newest.state["best_step"])
+    if step == 0:
         log.warning("%s: no checkpoint was validated yet; the newest is taken.", folder.path)
-    if step == newest.step or (which == "best" and step == 0):
+    if step in (0, newest.step):
         return newest
     newest.close()
+    return _open_step(folder, step, " (the best)")
+
+
+def _open_step(folder: RunFolder, step: int, what: str = "") -> CheckpointReader:
     wanted = folder.checkpoints / folder_name(step)
-    if not wanted.is_dir():
-        steps = ", ".join(f"{step_of(path):,}" for path in checkpoint_folders(folder.checkpoints))
-        best = " (the best)" if which == "best" else ""
-        raise CheckpointError(
-            f"{folder.path}: the checkpoint of step {step:,}{best} is not there; those of step {steps} are."
-        )
-    return open_checkpoint(wanted)
+    if wanted.is_dir():
+        return open_checkpoint(wanted)
+    steps = ", ".join(f"{step_of(path):,}" for path in checkpoint_folders(folder.checkpoints))
+    if not steps:
+        raise _nothing_complete(folder)
+    raise CheckpointError(
+        f"{folder.path}: the checkpoint of step {step:,}{what} is not there; those of step {steps} are."
+    )
+
+
+def _nothing_complete(folder: RunFolder) -> CheckpointError:
+    return CheckpointError(f"{folder.checkpoints}: holds no complete checkpoint; train the run first.")

@@ -97,7 +97,6 @@ class Record:
         result: StepResult,
         progress: Progress,
         *,
-        data_offset: int,
         tokens: TokensRead,
         figures: Mapping[str, float],
     ) -> None:
@@ -106,7 +105,6 @@ class Record:
         Args:
             result: What it did.
             progress: How far the run is.
-            data_offset: How many steps of data were skipped.
             tokens: How many were read.
             figures: Further numbers of this step.
         """
@@ -136,7 +134,7 @@ class Record:
             )
         )
         if result.judgement.reason:
-            self._unusual(result, data_offset)
+            self._unusual(result)
         if result.judgement.action == "apply" and (
             result.step % train.log_every == 0 or result.step in (1, train.steps)
         ):
@@ -193,7 +191,7 @@ class Record:
         if self._trackers is not None:
             self._trackers.close()
 
-    def _unusual(self, result: StepResult, data_offset: int) -> None:
+    def _unusual(self, result: StepResult) -> None:
         judgement = result.judgement
         kind = "spike" if judgement.action == "apply" else "skip"
         row: dict[str, Any] = {"kind": kind, "step": result.step, "reason": judgement.reason}
@@ -201,7 +199,7 @@ class Record:
             row |= judgement.spike._asdict()
         for name, value in (("loss", result.loss), ("grad_norm", result.grad_norm)):
             row[name] = _plain(value)
-        self.add(row | {"data_step": result.step - 1 + data_offset, "rows": self.config.rows_per_step})
+        self.add(row | {"data_step": result.data_step, "rows": self.config.rows_per_step})
         what = "kept" if kind == "spike" else "left out, nothing was touched"
         self.say(f"Step {result.step}: {judgement.reason}; {what}.")
 

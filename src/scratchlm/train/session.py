@@ -145,6 +145,8 @@ class Session:
                 restore(self, changes or {})
                 if self.processes.first:
                     settle()
+            if self.processes.first:
+                remember(self.folder, self.plan, self.processes.world_size)
             if self.progress.done_steps == 0 and self.last_saved < 0:
                 self.aim.begin(self)
             self.record.say(self.aim.describe(describe(self.plan, self.config, self.processes)))
@@ -186,8 +188,9 @@ class Session:
         if result.judgement.action == "rollback":
             if self._roll_back(result):
                 return True
-            place = {"step": result.step, "data_step": self._data_step(result)}
-            left = self.trainer.guard.leave_out(result.judgement, **place)
+            left = self.trainer.guard.leave_out(
+                result.judgement, step=result.step, data_step=result.data_step
+            )
             result = result._replace(judgement=left)
         self.progress.done_steps = result.step
         if result.judgement.action == "apply" and self.average is not None:
@@ -195,7 +198,6 @@ class Session:
         self.record.step(
             result,
             self.progress,
-            data_offset=self.trainer.data_offset,
             tokens=self.aim.tokens(self.config, result.step),
             figures=self.aim.figures(),
         )
@@ -229,12 +231,8 @@ class Session:
         if result.judgement.action != "apply":
             self.examiner.statistics.forget()
             return
-        ids = self.trainer.batches.loader.rows(self._data_step(result), 0, 1).inputs
+        ids = self.trainer.batches.loader.rows(result.data_step, 0, 1).inputs
         self.examiner.measure_layers(result.step, ids)
-
-    def _data_step(self, result: StepResult) -> int:
-        """The step, from 0, whose batch a step read."""
-        return result.step - 1 + self.trainer.data_offset
 
     def _roll_back(self, result: StepResult) -> bool:
         """Go back to the newest checkpoint and skip the data since then; False when there is none."""
@@ -341,7 +339,6 @@ class Session:
             if self.processes.first:
                 text = json.dumps(runtime.environment(), indent=2) + "\n"
                 runtime.write_text_atomically(self.folder.environment, text)
-                remember(self.folder, self.plan, self.processes.world_size)
             saver = Saver(
                 self.folder.checkpoints,
                 newest=train.keep_checkpoints,

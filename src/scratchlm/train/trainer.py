@@ -42,6 +42,8 @@ class StepResult(NamedTuple):
 
     step: int
     """Steps that are done now."""
+    data_step: int
+    """The step, from 0, whose batch it read."""
     loss: float
     """Mean over the batch before the update, in nats per token (with z-loss and smoothing, if on)."""
     lr: float
@@ -134,11 +136,13 @@ class Trainer:
         self.model.train()
         lr = set_learning_rate(self.optimizer, self.schedule(step))
         loss, grad_norm = self._gradients(step)
-        judgement = self.guard.judge(loss, grad_norm, step=step + 1, data_step=step + self.data_offset)
+        data_step = step + self.data_offset
+        judgement = self.guard.judge(loss, grad_norm, step=step + 1, data_step=data_step)
         if judgement.action == "apply":
             with self._naming():
                 self.optimizer.step()
-        return StepResult(step + 1, loss, lr, grad_norm, time.perf_counter() - started, judgement)
+        seconds = time.perf_counter() - started
+        return StepResult(step + 1, data_step, loss, lr, grad_norm, seconds, judgement)
 
     def _gradients(self, step: int) -> tuple[float, float]:
         """Leave the clipped gradient in the parameters; return the loss and the norm before clipping."""
